@@ -129,7 +129,7 @@ class Page:
     pictures: Mapping[str, str] = field(default_factory=dict)  # description -> SVG
     extra: str = ""  # Markdown after the claims
 
-    def text(self, results: Results, command: str) -> str:
+    def text(self, results: Results) -> str:
         """The page as Markdown."""
         body = [
             [label, *(column.text(results.estimate(arm, column.figure)) for column in self.columns)]
@@ -137,7 +137,7 @@ class Page:
         ]
         blocks = [
             f"# {self.title}",
-            f"Written by `{command}`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
+            f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
             self.intro.strip(),
             markdown_table(["", *(column.label for column in self.columns)], body),
             "## What was claimed, and what was found",
@@ -200,9 +200,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tables are small: threads of several processes only wait for one another
 
 
-def finish(run: Run, page: Page, results: Results, *, target: str, command: str, is_quick: bool = False) -> None:
+def finish(run: Run, page: Page, results: Results, *, target: str, is_quick: bool = False) -> None:
     """Print the page, keep it with its pictures in the run folder and where the user wants it, and sum up."""
-    text = page.text(results, command)
+    text = page.text(results)
     text += "\nA smoke test: the numbers mean nothing.\n" if is_quick else ""
     files = dict(zip(page.files, page.pictures.values(), strict=True))
     publish(run, text, run.path / f"{page.name}.md", target, files)
