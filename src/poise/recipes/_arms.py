@@ -95,9 +95,18 @@ class Results:
         """The mean over seeds with its interval."""
         return student_mean(self.values(arm, figure))
 
+    def estimates(self, arm: str, columns: Sequence[Column]) -> dict[str, Estimate]:
+        """The figures of an arm that it has."""
+        has = self.outcomes[arm][0].figures
+        return {column.figure: self.estimate(arm, column.figure) for column in columns if column.figure in has}
+
     def difference(self, arm: str, other: str, figure: str) -> Estimate:
         """How much higher the figure of an arm is than that of another, seed by seed."""
         return student_mean(self.values(arm, figure) - self.values(other, figure))
+
+    def contrast(self, arm: str, figure: str, other: str) -> Estimate:
+        """How much higher one figure of an arm is than another one, seed by seed."""
+        return student_mean(self.values(arm, figure) - self.values(arm, other))
 
     def mean_curve(self, arm: str, name: str) -> np.ndarray:
         """A curve averaged over seeds [T]."""
@@ -131,10 +140,11 @@ class Page:
 
     def text(self, results: Results) -> str:
         """The page as Markdown."""
-        body = [
-            [label, *(column.text(results.estimate(arm, column.figure)) for column in self.columns)]
-            for arm, label in self.rows.items()
-        ]
+        body = []
+        for arm, label in self.rows.items():
+            found = results.estimates(arm, self.columns)
+            cells = [column.text(found[column.figure]) if column.figure in found else "–" for column in self.columns]
+            body.append([label, *cells])
         blocks = [
             f"# {self.title}",
             f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
@@ -206,9 +216,7 @@ def finish(run: Run, page: Page, results: Results, *, target: str, is_quick: boo
     text += "\nA smoke test: the numbers mean nothing.\n" if is_quick else ""
     files = dict(zip(page.files, page.pictures.values(), strict=True))
     publish(run, text, run.path / f"{page.name}.md", target, files)
-    figures = {
-        arm: {column.figure: results.estimate(arm, column.figure) for column in page.columns} for arm in page.rows
-    }
+    figures = {arm: results.estimates(arm, page.columns) for arm in page.rows}
     claims = [asdict(claim) | {"verdict": claim.verdict} for claim in page.claims]
     run.finish({"seeds": results.seeds, "claims": claims, "figures": figures})
 
