@@ -51,7 +51,8 @@ class Column:
         text = f"{scale * estimate.value + 0.0:.{digits}f}" + " %" * self.is_share
         if estimate.low is None or estimate.high is None:
             return text
-        return f"{text} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+        low, high = (min(max(edge, 0.0), 1.0) if self.is_share else edge for edge in (estimate.low, estimate.high))
+        return f"{text} [{scale * low + 0.0:.{digits}f}, {scale * high + 0.0:.{digits}f}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
