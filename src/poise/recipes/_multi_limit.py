@@ -131,7 +131,7 @@ COLUMNS = (
         Column(
             figure=rule.figure,
             label=f"{rule.label} (at most {rule.at_most:g})",
-            digits=3 if rule.figure == "length" else 3,
+            digits=2 if rule.figure == "length" else 3,
             is_share=rule.figure != "length",
         )
         for rule in RULES
@@ -177,8 +177,8 @@ def page(results: Results, *, steps: int) -> Page:
             for arm in ("one-limit", "penalty")
         ),
         Claim(
-            text="Dual ascent misses its worst limit by more than PID",
-            difference=results.difference("five-limits-ascent", "five-limits", "worst"),
+            text="PID earns more of the optimum's reward than dual ascent",
+            difference=results.difference("five-limits", "five-limits-ascent", "share"),
             is_papers=False,
         ),
     ]
