@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import null_space
 from scipy.optimize import minimize
 from scipy.special import expit
 
@@ -36,10 +37,12 @@ SETTINGS = {
     "verbose": Setting(verbose, "trust", 0.2, "verbose, trust 0.2"),
     "verbose-trusting": Setting(verbose, "trust", 0.5, "verbose, trust 0.5"),
 }
+AUDITED = 0.1  # share of the comparisons in which the judge is shown everything, where runs are audited
 METHODS = {
     "sees-all": "judge sees everything",
     "naive": "judge sees the log; taken at its word",
     "aware": "judge sees the log; belief modelled",
+    "audited": "the same, and a tenth of the comparisons audited",
 }
 LABELS = {
     f"{setting}-{method}": f"{SETTINGS[setting].label}: {text}" for setting in SETTINGS for method, text in METHODS.items()
@@ -52,6 +55,7 @@ COLUMNS = (
     Column(figure="underestimation", label="underestimated by", digits=2),
     Column(figure="inflation", label="deceptive inflation, seeds", is_share=True, digits=2),
     Column(figure="overjustification", label="overjustification, seeds", is_share=True, digits=2),
+    Column(figure="open", label="directions left open", digits=0),
 )
 
 
@@ -65,13 +69,15 @@ def attempt(arm: str, seed: int, *, comparisons: int) -> Outcome:
     """Sample comparisons, fit rewards of states to them, and take the best policy under these rewards."""
     setting, method = next((s, m) for s in SETTINGS for m in METHODS if arm == f"{s}-{m}")
     world, generator = world_of(setting), np.random.default_rng(seed)
-    judged = (world.returns if method == "sees-all" else world.observed_returns).numpy()
-    pairs = generator.integers(len(judged), size=(comparisons, 2))
-    is_first = generator.random(comparisons) < expit(RATIONALITY * (judged[pairs[:, 0]] - judged[pairs[:, 1]]))
+    pairs = generator.integers(len(world.trajectories), size=(comparisons, 2))
+    is_audited = generator.random(comparisons) < {"sees-all": 1.0, "audited": AUDITED}.get(method, 0.0)
+    margins = [returns.numpy()[pairs] @ [1.0, -1.0] for returns in (world.returns, world.observed_returns)]
+    is_first = generator.random(comparisons) < expit(RATIONALITY * np.where(is_audited, *margins))
     visits = state_visits(world)
-    seen = believed(world) @ visits if method == "aware" else visits
-    learned = visits @ fitted(seen, pairs, is_first)
-    return Outcome(figures=_measured(world, best_for(world, learned)))
+    seen = visits if method in ("sees-all", "naive") else believed(world) @ visits
+    rows = np.where(is_audited[:, None], *(table[pairs[:, 0]] - table[pairs[:, 1]] for table in (visits, seen)))
+    policy = best_for(world, visits @ fitted(rows, is_first))
+    return Outcome(figures=_measured(world, policy) | {"open": float(open_directions(rows, visits))})
 
 
 def state_visits(world: ObservedWorld) -> Floats:
@@ -90,17 +96,22 @@ def believed(world: ObservedWorld) -> Floats:
     return table
 
 
-def fitted(visits: Floats, pairs: np.ndarray, is_first: np.ndarray) -> Floats:
-    """Rewards of states [S] by Bradley-Terry on returns: sums of the rewards of the states visited [N, S]."""
-    sign = np.where(is_first, 1.0, -1.0)
-    rows = RATIONALITY * sign[:, None] * (visits[pairs[:, 0]] - visits[pairs[:, 1]])
+def fitted(rows: Floats, is_first: np.ndarray) -> Floats:
+    """Rewards of states [S] by Bradley-Terry, from differences of visits [P, S] and which side was preferred [P]."""
+    rows = np.where(is_first, RATIONALITY, -RATIONALITY)[:, None] * rows
 
     def loss(rewards: Floats) -> tuple[float, Floats]:
         margins = rows @ rewards
         value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * rewards @ rewards
         return float(value), -(rows * expit(-margins)[:, None]).mean(0) + RIDGE * rewards
 
-    return minimize(loss, np.zeros(visits.shape[1]), jac=True, method="L-BFGS-B").x
+    return np.asarray(minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B").x)
+
+
+def open_directions(rows: Floats, visits: Floats) -> int:
+    """In how many directions the returns of trajectories can differ while all comparisons [P, S] look the same."""
+    kernel = null_space(np.unique(rows, axis=0), rcond=1e-9)
+    return int(np.linalg.matrix_rank((visits - visits[0]) @ kernel, tol=1e-6)) if kernel.size else 0
 
 
 def best_for(world: ObservedWorld, learned: Floats) -> Policy:
@@ -140,16 +151,18 @@ def page(results: Results, *, comparisons: int) -> Page:
         ),
         *(
             Claim(
-                text=f"{name.capitalize()}: modelling the belief is better than taking the judge at their word",
-                difference=results.difference(f"{name}-aware", f"{name}-naive", "value"),
+                text=f"{SETTINGS[name].label.capitalize()}: modelling the belief{how} is better than naive reading",
+                difference=results.difference(f"{name}-{method}", f"{name}-naive", "value"),
+                is_papers=False,
             )
             for name in ("hiding", "verbose", "verbose-trusting")
+            for method, how in (("aware", " alone"), ("audited", ", with audits,"))
         ),
     ]
     return Page(
         name="partial-observability",
         title="What is learned from judges who see part of what happens",
-        intro=_INTRO.format(comparisons=comparisons, rationality=RATIONALITY),
+        intro=_INTRO.format(comparisons=comparisons, rationality=RATIONALITY, audited=AUDITED),
         columns=COLUMNS,
         rows=LABELS,
         claims=claims,
@@ -179,12 +192,12 @@ def _swept(make: Callable[..., ObservedWorld], belief: str, results: Results) ->
         Series(label="seems, exact", y=[float(v.learned.observed_value) for v in verdicts], **exact),
         *(
             Series(
-                label=METHODS[method].replace("judge sees the log; ", ""),
+                label={"naive": "taken at its word", "audited": "belief and audits"}[method],
                 x=list(points.values()),
                 y=[results.estimate(f"{name}-{method}", "value").value for name in points],
                 is_line=False,
             )
-            for method in ("naive", "aware")
+            for method in ("naive", "audited")
         ),
     ]
 
@@ -194,11 +207,15 @@ The two examples of [arXiv:2402.17747](https://arxiv.org/abs/2402.17747) ([world
 {comparisons:,} comparisons of random trajectories by a judge who prefers one with probability sigmoid({rationality:g} x
 difference of returns), rewards of states fitted by Bradley-Terry, and the best policy under them. Taken at their word,
 judges teach the return that they observe. With the belief modelled, the fit predicts what they would observe of the
-trajectories that look alike, so that the rewards of states are the true ones.
+trajectories that look alike. With audits, the judge is shown everything in {audited:.0%} of the comparisons.
 """
 
 _EXTRA = """
 The failures are the paper's: deceptive inflation is to look better by being overestimated more than the best policy,
-overjustification to give up return in order to be underestimated less. To model the belief one must know it: with the
-judge's suspicion unknown, the rewards behind one observation cannot be told apart.
+overjustification to give up return in order to be underestimated less.
+
+Modelling the belief does not suffice here: the paper shows that the return is then known up to what feedback leaves
+open, and in both worlds one direction is left open. The reward of the driver can be shifted against that of what follows
+without any comparison looking different, and which of the equals the fit takes is an accident of its ridge. A few
+comparisons under full sight close it.
 """
