@@ -40,7 +40,14 @@ def test_losses_named_are_those_of_the_recipe() -> None:
 
 
 def test_every_paper_in_the_code_is_on_the_page() -> None:
-    parts = ("functional", "train", "worlds", "evaluate", "recipes")  # papers of data sets stand in docs/data.md
+    parts = (
+        "functional",
+        "models",
+        "train",
+        "worlds",
+        "evaluate",
+        "recipes",
+    )  # papers of data sets stand in docs/data.md
     code = "".join(path.read_text("utf-8") for part in parts for path in (ROOT / "src" / "poise" / part).rglob("*.py"))
     missing = set(re.findall(r"arXiv:(\d{4}\.\d{5})", code)) - set(re.findall(r"abs/(\d{4}\.\d{5})", PAGE))
     assert not missing

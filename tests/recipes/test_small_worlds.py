@@ -73,7 +73,8 @@ def test_differences_are_paired_by_seed():
     assert RESULTS.estimate("a", "gain").low < 0 < RESULTS.estimate("a", "gain").high
     line = RESULTS.series("a", "x", "y")
     assert (line.x, line.y) == ([0.0, 1.0], [2.0, 4.0])
-    assert line.low[0] < 1.0 < 3.0 < line.high[0]
+    assert line.low[0] < 1.0
+    assert line.high[0] > 3.0
 
 
 @pytest.mark.parametrize(
@@ -145,5 +146,3 @@ def test_the_reward_model_finds_what_most_pairs_prefer():
     model = physics.fitted(world, physics.ranked(world, 4000, seed=1))
     assert float((model.table.argmax(-1) == 0).float().mean()) > 0.8  # the right choice is the first
     assert physics.divergence(world.start.softmax(-1), world.start.softmax(-1)) == 0.0
-
-

@@ -42,9 +42,7 @@ def test_right_formulas_are_right():
 def test_problems_are_answered_by_their_tags():
     rows = problems(40, seed=3)
     assert {row.tags["kind"] for row in rows} == {kind.name for kind in KINDS}
-    answers = [
-        Completion(prompt_id=row.id, text=f"about {row.tags['answer']:.4g} {row.tags['unit']}.") for row in rows
-    ]
+    answers = [Completion(prompt_id=row.id, text=f"about {row.tags['answer']:.4g} {row.tags['unit']}.") for row in rows]
     assert all(scores.values["reward"] == 1.0 for scores in PhysicsScorer().score(rows, answers))
     assert rows == problems(40, seed=3) != problems(40, seed=4)
 

@@ -25,7 +25,6 @@ SMALL = Table(
 
 
 def test_two_limits_are_worked_by_hand():
-    """Cost at most 0 in context a, length at most 5: one unit of reward for 4 of length from refusing, 2 for 4 above."""
     in_a = SMALL.weights_of("cost", lambda prompt: prompt.text == "a")
     found = exact.best_under_limits(SMALL, [(in_a, 0.0), (SMALL.weights_of("length"), 5.0)])
     # a: only the second and the third arm; b: the first. Half of 9 and half of the rest must be 5 or less: rest 1

@@ -166,9 +166,7 @@ class Page:
         return [f"{self.name}{'' if i == 0 else f'-{i + 1}'}.svg" for i in range(len(self.pictures))]
 
 
-def measure(
-    run: Run, attempt: Attempt, arms: Sequence[str], *, seeds: int, workers: int, **settings: Any
-) -> Results:
+def measure(run: Run, attempt: Attempt, arms: Sequence[str], *, seeds: int, workers: int, **settings: Any) -> Results:
     """Run every arm from every seed; an arm is a stage, so that a stopped run continues with the next."""
     found: dict[str, list[Outcome]] = {}
     with pool(workers) as run_all:

@@ -150,9 +150,7 @@ def page(results: Results, *, steps: int) -> Page:
 def _picture(results: Results) -> str:
     fine = np.linspace(0, PENALTIES[-1], 61)
     series = [
-        Series(
-            label=f"{label}, exact", x=fine.tolist(), y=[best(float(p))[figure] for p in fine], is_dashed=True
-        )
+        Series(label=f"{label}, exact", x=fine.tolist(), y=[best(float(p))[figure] for p in fine], is_dashed=True)
         for figure, label in (("hard", "hard domain"), ("shifted", "hard domain common"))
     ]
     arms = {0.0: "adaptive-kl"} | {penalty: f"invariant-{penalty:g}" for penalty in PENALTIES}

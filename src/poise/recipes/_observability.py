@@ -45,7 +45,9 @@ METHODS = {
     "audited": "the same, and a tenth of the comparisons audited",
 }
 LABELS = {
-    f"{setting}-{method}": f"{SETTINGS[setting].label}: {text}" for setting in SETTINGS for method, text in METHODS.items()
+    f"{setting}-{method}": f"{SETTINGS[setting].label}: {text}"
+    for setting in SETTINGS
+    for method, text in METHODS.items()
 }
 
 COLUMNS = (

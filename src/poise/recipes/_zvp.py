@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
+from poise.evaluate.figures import chart
 from poise.functional.advantages import Advantages
 from poise.functional.groups import in_varied_group
 from poise.recipes._arms import Claim, Column, Outcome, Page, Results
-from poise.evaluate.figures import chart
 from poise.train.algorithms import DAPO, Algorithm, Collection, zvp
 from poise.train.estimators import Advantage, Experience
 from poise.train.objectives import Unconstrained
