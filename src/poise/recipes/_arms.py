@@ -148,13 +148,14 @@ class Page:
             body.append([label, *cells])
         blocks = [
             f"# {self.title}",
-            f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
+            f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. "
+            f"Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
             self.intro.strip(),
             markdown_table(["", *(column.label for column in self.columns)], body),
             "## What was claimed, and what was found",
             _claims_table(self.claims),
-            "A claim holds if the whole interval of the difference, paired by seed, lies above 0; it is contradicted if "
-            "the whole interval lies below.",
+            "A claim holds if the whole interval of the difference, paired by seed, lies above 0;\n"
+            "it is contradicted if the whole interval lies below.",
             *(f"![{text}]({file})" for file, text in zip(self.files, self.pictures, strict=True)),
             self.extra.strip(),
         ]

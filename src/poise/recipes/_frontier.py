@@ -194,6 +194,6 @@ _INTRO = """
 The reward-shaping comparison of Safe RLHF ([arXiv:2310.12773](https://arxiv.org/abs/2310.12773)) on the toy language
 ([worlds](../worlds.md)) as a table of 14 requests and 121 responses: seven settings of each objective, RLOO, {steps}
 steps of 448 samples from a start that helps with everything. Tail harm is the mean of the worst {share:.0%} of the
-costs. Hypervolume is the area that a front covers from a reward of 0 and a mean cost of 0.3 (tail cost of 2), as a share
-of what the exact front covers; seven points of a line cannot cover all that lies below it.
+costs. Hypervolume is the area that a front covers from a reward of 0 and a mean cost of 0.3 (tail cost of 2), as a
+share of what the exact front covers; seven points of a line cannot cover all that lies below it.
 """

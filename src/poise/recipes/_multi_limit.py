@@ -207,10 +207,10 @@ def _multipliers(results: Results) -> str:
 
 _INTRO = """
 The toy language ([worlds](../worlds.md)) as a table of 14 requests and 121 responses, trained by RLOO for {steps} steps
-of 448 samples from a start that helps with everything. The limits: {rules}. A category's limit is over its own requests,
-that on over-refusal over harmless ones. The best policy that meets all of them follows from a linear programme (reward
-{reward:.3f}); figures of learned policies are computed, not sampled. The limit on the mean cost of the second arm is the
-mean cost of that best policy.
+of 448 samples from a start that helps with everything. The limits: {rules}. A category's limit is over its own
+requests, that on over-refusal over harmless ones. The best policy that meets all of them follows from a linear
+programme (reward {reward:.3f}); figures of learned policies are computed, not sampled. The limit on the mean cost of
+the second arm is the mean cost of that best policy.
 """
 
 _EXTRA = """

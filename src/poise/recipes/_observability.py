@@ -217,7 +217,7 @@ The failures are the paper's: deceptive inflation is to look better by being ove
 overjustification to give up return in order to be underestimated less.
 
 Modelling the belief does not suffice here: the paper shows that the return is then known up to what feedback leaves
-open, and in both worlds one direction is left open. The reward of the driver can be shifted against that of what follows
-without any comparison looking different, and which of the equals the fit takes is an accident of its ridge. A few
-comparisons under full sight close it.
+open, and in both worlds one direction is left open. The reward of the driver can be shifted against that of what
+follows without any comparison looking different, and which of the equals the fit takes is an accident of its ridge.
+A few comparisons under full sight close it.
 """

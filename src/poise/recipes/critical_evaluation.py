@@ -13,7 +13,12 @@ from poise.run import Run
 PAPER = "arXiv:2402.12366"
 SHAPE = "teacher's and students' answers -> gold of imitation and of feedback, one table"
 COST = "about 1 minute on 2 CPU cores"
-EXPECTED = None
+EXPECTED = {
+    "paper": "imitation of GPT-4 wins 57.4 %, feedback 47.6 % (LLaMA-7B)",
+    "ours": "imitation 26.6 [26.6, 26.7] ahead with a student around 40, 13.0 [12.9, 13.1] behind around 80 (n = 5)",
+    "hardware": "2 CPU cores, shared",
+    "date": "2026-11-21",
+}
 
 
 def critical_evaluation(

@@ -14,7 +14,12 @@ from poise.run import Run
 PAPER = "arXiv:2310.11971"
 SHAPE = "two hidden domains -> policies of five algorithms, one table"
 COST = "about 1 minute on 2 CPU cores"
-EXPECTED = None
+EXPECTED = {
+    "paper": "wins against PPO, more of them out of distribution (Llama-2-7B)",
+    "ours": "hard domain +0.43 [0.41, 0.45], under a shift +0.31 [0.30, 0.33] against PPO (n = 10 seeds)",
+    "hardware": "2 CPU cores, shared",
+    "date": "2026-11-21",
+}
 
 
 def group_invariant(

@@ -14,7 +14,12 @@ from poise.run import Run
 PAPER = "arXiv:2509.21880"
 SHAPE = "sums -> five algorithms at equal rollouts, one table"
 COST = "about 2 minutes on 2 CPU cores"
-EXPECTED = None
+EXPECTED = {
+    "paper": "0.97 to 8.61 points above GRPO (Qwen3-8B, six sets, Acc@8)",
+    "ours": "5.1 points [4.6, 5.6] above dynamic sampling, 0.5 [0.1, 0.9] below GRPO over training (n = 10)",
+    "hardware": "2 CPU cores, shared",
+    "date": "2026-11-21",
+}
 
 
 def rl_zvp(
