@@ -44,6 +44,7 @@ class Column:
     label: str  # with its unit
     digits: int = 3
     is_share: bool = False  # shown in per cent
+    is_bounded: bool = True  # a share that cannot be above 1, so that its interval is not either
 
     def text(self, estimate: Estimate) -> str:
         """The value with its interval."""
@@ -51,7 +52,9 @@ class Column:
         text = f"{scale * estimate.value + 0.0:.{digits}f}" + " %" * self.is_share
         if estimate.low is None or estimate.high is None:
             return text
-        low, high = (min(max(edge, 0.0), 1.0) if self.is_share else edge for edge in (estimate.low, estimate.high))
+        low, high = estimate.low, estimate.high
+        if self.is_share and self.is_bounded:
+            low, high = max(low, 0.0), min(high, 1.0)
         return f"{text} [{scale * low + 0.0:.{digits}f}, {scale * high + 0.0:.{digits}f}]"
 
 

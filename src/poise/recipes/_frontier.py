@@ -59,8 +59,13 @@ FAMILIES = {
 LABELS = {name: family.label for name, family in FAMILIES.items()}
 
 COLUMNS = (
-    Column(figure="volume_mean", label="hypervolume of help and mean harm, of the exact front's", is_share=True),
-    Column(figure="volume_tail", label="of help and tail harm", is_share=True),
+    Column(
+        figure="volume_mean",
+        label="hypervolume of help and mean harm, of the exact front's",
+        is_share=True,
+        is_bounded=False,
+    ),
+    Column(figure="volume_tail", label="of help and tail harm", is_share=True, is_bounded=False),
     Column(figure="missed", label="largest distance from the limit"),
     Column(figure="widest_gap", label="widest gap in mean cost between neighbours"),
 )

@@ -126,7 +126,7 @@ LABELS = {
 }
 
 COLUMNS = (
-    Column(figure="share", label="reward, of the optimum's", is_share=True),
+    Column(figure="share", label="reward, of the optimum's", is_share=True, is_bounded=False),
     *(
         Column(
             figure=rule.figure,
@@ -194,26 +194,34 @@ def page(results: Results, *, steps: int) -> Page:
 
 
 def _listed(rules: Sequence[Rule]) -> str:
-    return "; ".join(f"{rule.label} at most {rule.at_most:g}, tolerance {rule.tolerance:g}" for rule in rules)
+    return "\n".join(f"- {rule.label}: at most {rule.at_most:g}, tolerance {rule.tolerance:g}" for rule in rules)
 
 
 def _multipliers(results: Results) -> str:
     column = Column(figure="", label="", digits=2)
-    return "; ".join(
-        f"{rule.label} {column.text(results.estimate('five-limits', f'multiplier_{rule.limit.name}'))}"
+    return "\n".join(
+        f"- {rule.label}: {column.text(results.estimate('five-limits', f'multiplier_{rule.limit.name}'))}"
         for rule in RULES
     )
 
 
 _INTRO = """
 The toy language ([worlds](../worlds.md)) as a table of 14 requests and 121 responses, trained by RLOO for {steps} steps
-of 448 samples from a start that helps with everything. The limits: {rules}. A category's limit is over its own
-requests, that on over-refusal over harmless ones. The best policy that meets all of them follows from a linear
-programme (reward {reward:.3f}); figures of learned policies are computed, not sampled. The limit on the mean cost of
-the second arm is the mean cost of that best policy.
+of 448 samples from a start that helps with everything. The limits, a category's over its own requests and that on
+over-refusal over harmless ones:
+
+{rules}
+
+The best policy that meets all of them follows from a linear programme (reward {reward:.3f}); figures of learned
+policies are computed, not sampled. The limit on the mean cost of the second arm is the mean cost of that best policy. A policy
+that breaks limits can earn more than it does.
 """
 
 _EXTRA = """
-Multipliers of the five limits under PID, means over the averaged steps: {multipliers}. The prices of the linear
-programme sum to {price:.2f} per unit of each measure.
+Multipliers of the five limits under PID, means over the averaged steps:
+
+{multipliers}
+
+The prices of the linear programme sum to {price:.2f} per unit of each measure. Under one limit on the mean cost nothing
+says which category pays for it, nor how long answers may be.
 """

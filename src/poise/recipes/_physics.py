@@ -232,7 +232,6 @@ a start, problems and feedback of its own.
 
 _EXTRA = """
 The paper reports PPO (on Mistral) as its best model; the tests above ask for that order at equal KL, which the paper
-does not hold fixed. The picture shows why the distance matters: on the reward model the share of right answers rises,
-turns and falls while the fitted reward goes on rising, and with the checker as the reward it does not. How far a method
-should go is as much part of it as its gradient.
+does not hold fixed. Look in the picture at where right answers stop rising: a reward model can be followed too far, the
+checker cannot. How far a method should go is as much part of it as its gradient.
 """
