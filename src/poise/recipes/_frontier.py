@@ -46,13 +46,13 @@ FAMILIES = {
     "mean": Family(
         label="limit on the mean",
         settings=MEANS,
-        objective=partial(_limit, measure=MEAN, gain=0.5),
+        objective=partial(_limit, measure=MEAN, gain=1.5),
         limited="cost",
     ),
     "cvar": Family(
         label="limit on the tail (CVaR)",
         settings=TAILS,
-        objective=partial(_limit, measure=cvar(TAIL), gain=0.25),
+        objective=partial(_limit, measure=cvar(TAIL), gain=0.75),
         limited="tail",
     ),
 }
@@ -163,7 +163,8 @@ def page(results: Results, *, steps: int) -> Page:
             "Reward against mean cost": _picture(results, "cost", "mean cost"),
             "Reward against tail cost": _picture(results, "tail", f"mean of the worst {TAIL:.0%} of the costs"),
         },
-        extra="## Every setting\n\n" + _points(results),
+        extra="Why a limit on the tail may be missed: its plateaus ([worlds](../worlds.md)).\n\n"
+        "## Every setting\n\n" + _points(results),
     )
 
 

@@ -213,8 +213,8 @@ over-refusal over harmless ones:
 {rules}
 
 The best policy that meets all of them follows from a linear programme (reward {reward:.3f}); figures of learned
-policies are computed, not sampled. The limit on the mean cost of the second arm is the mean cost of that best policy. A policy
-that breaks limits can earn more than it does.
+policies are computed, not sampled. The limit on the mean cost of the second arm is the mean cost of that best policy.
+A policy that breaks limits can earn more than it does.
 """
 
 _EXTRA = """
