@@ -28,12 +28,12 @@ COLUMNS = (
 )
 
 
-def attempt(arm: str, seed: int, *, answers: int, beta: float) -> Outcome:
+def attempt(arm: str, seed: int, *, answers: int, beta: float, steps: int) -> Outcome:
     """Imitate the teacher, or learn from true comparisons of a student's answers; gold is computed exactly."""
     if arm == "teacher":
-        return Outcome(figures=_imitated(seed, answers))
+        return Outcome(figures=_imitated(seed, answers, 2 * steps))
     world = TeacherStudent(student_centre=float(arm.removeprefix("feedback-")))
-    reward = world.fitted_reward(world.compare(pairs=answers, seed=seed))
+    reward = world.fitted_reward(world.compare(pairs=answers, seed=seed), steps=steps)
     gold, start = world.reward_of(world.feedback(reward, beta=beta)), world.reward_of(world.student)
     seen = world.student > COVERED
     figures = {
@@ -46,9 +46,9 @@ def attempt(arm: str, seed: int, *, answers: int, beta: float) -> Outcome:
     return Outcome(figures=figures, curves={"reward": (reward - reward[seen].mean()).tolist()})
 
 
-def _imitated(seed: int, answers: int) -> dict[str, float]:
+def _imitated(seed: int, answers: int, steps: int) -> dict[str, float]:
     world = TeacherStudent()
-    gold, uniform = world.reward_of(world.imitation(world.demonstrate(answers=answers, seed=seed))), 49.5
+    gold, uniform = world.reward_of(world.imitation(world.demonstrate(answers=answers, seed=seed), steps=steps)), 49.5
     return {"gold": gold, "start": uniform, "gain": gold - uniform}
 
 
@@ -71,7 +71,7 @@ def teacher_gold() -> float:
     return TeacherStudent().reward_of(TeacherStudent().teacher)
 
 
-def page(results: Results, *, answers: int, beta: float) -> Page:
+def page(results: Results, *, answers: int, beta: float, steps: int) -> Page:
     """What was found."""
     claims = [
         Claim(
@@ -97,7 +97,7 @@ def page(results: Results, *, answers: int, beta: float) -> Page:
     return Page(
         name="critical-evaluation",
         title="What feedback can teach a weak student, and what a strong teacher's answers can",
-        intro=_INTRO.format(answers=answers, beta=beta, teacher=teacher_gold()),
+        intro=_INTRO.format(answers=answers, beta=beta, steps=steps, teacher=teacher_gold()),
         columns=COLUMNS,
         rows=LABELS,
         claims=claims,
@@ -128,7 +128,7 @@ _INTRO = """
 The bandit of [arXiv:2402.12366](https://arxiv.org/abs/2402.12366), section 5 ([worlds](../worlds.md)): of a hundred
 arms, arm i is worth i. The teacher's answers lie around arm 80 (mean gold {teacher:.2f}). Imitation fits {answers:,} of
 them. Feedback compares {answers:,} pairs of a student's own answers without a single wrong label, fits a reward by
-Bradley-Terry and tilts the student by it (beta {beta:g}). The paper's student lies around 40.
+Bradley-Terry and tilts the student by it (beta {beta:g}), the reward after {steps:,} steps of descent. The paper's student lies around 40.
 """
 
 _EXTRA = """

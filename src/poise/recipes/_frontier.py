@@ -10,7 +10,8 @@ import numpy as np
 
 from poise.evaluate.figures import Series, chart
 from poise.evaluate.frontier import front, hypervolume
-from poise.recipes._arms import Claim, Column, Outcome, Page, Results, markdown_table
+from poise.recipes._arms import Claim, Column, Outcome, Page, Results
+from poise.recipes._real_report import markdown_table
 from poise.recipes._toy import controller, learn
 from poise.train.objectives import MEAN, Lagrangian, Limit, Measure, Objective, Penalty, cvar
 from poise.worlds import optimum as exact

@@ -8,6 +8,8 @@ bandit by which the paper explains its findings, with the sizes of its public co
 
 from __future__ import annotations
 
+from typing import Any
+
 from poise.run import Run
 
 PAPER = "arXiv:2402.12366"
@@ -25,6 +27,7 @@ def critical_evaluation(
     *,
     answers: int = 250_000,
     beta: float = 0.1,
+    steps: int = 7_500,
     seeds: int = 5,
     workers: int = 2,
     page: str = "",
@@ -36,6 +39,7 @@ def critical_evaluation(
     Args:
         answers: demonstrations of the teacher, and pairs of a student's answers.
         beta: weight of the KL to the student when it is tilted by the fitted reward.
+        steps: descent steps of the reward; the imitation takes twice as many.
         seeds: seeds of each arm.
         workers: processes.
         page: a Markdown file to write the results to as well, its pictures beside it.
@@ -45,8 +49,8 @@ def critical_evaluation(
     from poise.recipes import _critical as critical
     from poise.recipes._arms import finish, measure
 
-    seeds, answers, workers = (2, 2_000, 1) if quick else (seeds, answers, workers)
-    settings = {"answers": answers, "beta": beta}
+    seeds, answers, steps, workers = (2, 2_000, 200, 1) if quick else (seeds, answers, steps, workers)
+    settings: dict[str, Any] = {"answers": answers, "beta": beta, "steps": steps}
     with Run.open(folder, recipe="critical-evaluation", arguments={**settings, "seeds": seeds, "quick": quick}) as run:
         results = measure(run, critical.attempt, tuple(critical.LABELS), seeds=seeds, workers=workers, **settings)
         finish(run, critical.page(results, **settings), results, target=page, is_quick=quick)

@@ -9,6 +9,8 @@ trained on additions, whose success is known exactly.
 
 from __future__ import annotations
 
+from typing import Any
+
 from poise.run import Run
 
 PAPER = "arXiv:2509.21880"
@@ -47,7 +49,7 @@ def rl_zvp(
     from poise.recipes._arms import finish, measure
 
     seeds, rollouts, workers = (2, 640, 1) if quick else (seeds, rollouts, workers)
-    settings = {"alpha": alpha, "rollouts": rollouts}
+    settings: dict[str, Any] = {"alpha": alpha, "rollouts": rollouts}
     with Run.open(folder, recipe="rl-zvp", arguments={**settings, "seeds": seeds, "quick": quick}) as run:
         results = measure(run, zvp.attempt, tuple(zvp.arms(alpha)), seeds=seeds, workers=workers, **settings)
         finish(run, zvp.page(results, **settings), results, target=page, is_quick=quick)
