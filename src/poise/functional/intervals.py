@@ -117,6 +117,29 @@ def bootstrap_mean(
     return Estimate(value=mean, n=len(array), unit=unit, low=low, high=high, level=level, method=method)
 
 
+def student_mean(values: ArrayLike, *, level: float = 0.95, unit: str = "") -> Estimate:
+    """Estimate a mean of a few independent values, such as one of each seed, by Student's distribution.
+
+        mean +- t_{n-1} s / sqrt(n)
+
+    Of five values a bootstrap interval would be too narrow. One value alone has no interval.
+    Source: Student (1908), "The probable error of a mean".
+
+    values  [N] finite, in `unit`
+
+    >>> str(student_mean([1.0, 2.0, 3.0]))
+    '2.00 [-0.48, 4.48] (n=3)'
+    """
+    from scipy.special import stdtrit
+
+    array = finite_vector(values)
+    n, mean = len(array), float(array.mean())
+    if n == 1:
+        return Estimate(value=mean, n=1, unit=unit, level=level, method="one value")
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(array.std(ddof=1)) / math.sqrt(n)
+    return Estimate(value=mean, n=n, unit=unit, low=mean - half, high=mean + half, level=level, method="Student")
+
+
 def paired_difference(
     before: ArrayLike,
     after: ArrayLike,

@@ -1,9 +1,9 @@
-"""On-policy training of a table of logits: the trainer of language models, one token per response and no model.
+"""On-policy training of a table of logits: the trainer of language models, a few tokens per response and no model.
 
 What an algorithm and an objective do is the trainer's own code: `step`, `estimate`, `select` and `update` are
-inherited. Only the edges differ: a response is an arm drawn from the table, its scores come from a world, and a critic
-is a number for each context and channel. A step takes milliseconds, so that every algorithm can be held against a known
-optimum.
+inherited. Only the edges differ: a response is an arm drawn from the table, or one arm for each of its tokens, its
+scores come from a world, and a critic is a number for each context and channel. A step takes milliseconds, so that
+every algorithm can be held against a known optimum.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from poise.models.shared_rows import SharedRows
 from poise.train.algorithms import Algorithm
+from poise.train.collection import kept_rows
 from poise.train.objectives import Objective
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
-from poise.types import Prompt, RolloutBatch
+from poise.types import Completion, Prompt, RolloutBatch
 
 
 class TabularWorld(Protocol):
@@ -36,18 +37,20 @@ class TabularWorld(Protocol):
         ...
 
     def sample(self, contexts: Tensor, arms: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Scores [B] by channel of playing `arms` [B] in `contexts` [B]."""
+        """Scores [B] by channel of playing `arms` in `contexts` [B]: [B], or [B, T] if a response has T tokens."""
         ...
 
 
 class TablePolicy:
-    """A softmax policy with a logit for each context and arm, and the one it began with as its reference.
+    """A softmax policy with a logit for each context, token and arm, and the one it began with as its reference.
 
-    It has what the trainer asks of a policy; a prompt is one token, its context, and a response another, its arm.
+    It has what the trainer asks of a policy; a prompt is one token, its context, and a response T others, its arms.
+    They are drawn independently of one another.
     """
 
     def __init__(self, start: Tensor):
-        self.start, self.logits, self.version = start, nn.Parameter(start.clone()), 0
+        self.start = start[:, None] if start.dim() == 2 else start  # [X, T, A]
+        self.logits, self.version = nn.Parameter(self.start.clone()), 0
         self.trunk = SimpleNamespace(width=len(start))
         self.backbone = SimpleNamespace(device=start.device, renderer=lambda **_: None)
 
@@ -56,21 +59,22 @@ class TablePolicy:
         return {"logits": self.logits}
 
     def logprobs(self, rows: SharedRows, *, reference: bool = False, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [B, 1] in nats of the arms played."""
+        """Log-probabilities and entropies [B, T] in nats of the arms played."""
         table = self.start if reference else self.logits
         logprobs = (table[rows.prompt_ids[rows.owner, 0]] / temperature).log_softmax(-1)
-        entropies = -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
-        return logprobs.gather(-1, rows.response_ids), entropies.detach()
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, rows.response_ids[..., None]).squeeze(-1), entropies.detach()
 
 
 QUICK = Optimisation(lr=0.2, critic_lr=0.2, critic_steps=1, max_norm=None)
 
 
 class TabularTrainer(OnPolicyTrainer):
-    """Steps of any algorithm under any objective on a table that begins with `start` [X, A], or with equal logits.
+    """Steps of any algorithm under any objective on a table that begins with `start`, or with equal logits.
 
-    `samples_per_step` responses are drawn in a step: `algorithm.samples_per_prompt` for each prompt, and every context
-    equally often. Prompts that an algorithm does not keep are left out and not replaced.
+    `start` is [X, A], or [X, T, A] where a response has T tokens. `samples_per_step` responses are drawn in a step:
+    `algorithm.samples_per_prompt` for each prompt, and every context equally often. Prompts that an algorithm does not
+    keep are left out, and replaced by random ones as often as its collection draws. `played` counts all responses.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class TabularTrainer(OnPolicyTrainer):
     ):
         contexts = len(world.prompts)
         prompts = tuple(world.prompts) * max(1, samples_per_step // algorithm.samples_per_prompt // contexts)
-        self.world, self.generator = world, torch.Generator().manual_seed(seed)
+        self.world, self.generator, self.played = world, torch.Generator().manual_seed(seed), 0
         self.table = TablePolicy(torch.zeros(contexts, world.num_arms) if start is None else start)
         edges: dict[str, Any] = {"policy": self.table, "engine": None, "scorers": ()}  # `collect` stands in for them
         super().__init__(
@@ -98,39 +102,75 @@ class TabularTrainer(OnPolicyTrainer):
             optimisation=optimisation,
             seed=seed,
         )
+        self.of_prompts = self._scored_by_prompt()
 
     @property
     def probabilities(self) -> Tensor:
-        """The policy [X, A]."""
-        return self.table.logits.detach().softmax(-1)
+        """The policy [X, A], or [X, T, A] where a response has several tokens."""
+        return self.table.logits.detach().softmax(-1).squeeze(1)
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt]) -> RolloutBatch:
-        """Play an arm for every sample of every prompt, and score it."""
-        samples, probabilities = self.algorithm.samples_per_prompt, self.probabilities
-        contexts = torch.tensor([prompt.tags["context"] for prompt in prompts]).repeat_interleave(samples)
-        arms = torch.multinomial(probabilities[contexts], 1, generator=self.generator)
+        """Play the arms of every sample of every prompt, and score them."""
+        wanted, samples = len(prompts), self.algorithm.samples_per_prompt
+        drawn, arms, scores = self._play(torch.tensor([prompt.tags["context"] for prompt in prompts]))
+        for _ in range(1, self.algorithm.collection.draws):
+            group = torch.arange(len(drawn) // samples).repeat_interleave(samples)
+            kept = kept_rows(self.algorithm.collection, self.objective.shape(scores), group)
+            if (missing := wanted - len(group[kept].unique())) <= 0:
+                break
+            more = self._play(torch.randint(len(self.world.prompts), (missing,), generator=self.generator))
+            drawn, arms = torch.cat([drawn, more[0]]), torch.cat([arms, more[1]])
+            scores = {name: torch.cat([values, more[2][name]]) for name, values in scores.items()}
+        batch = self._rollouts(drawn, arms, scores)
+        if not self.algorithm.collection.greedy:
+            return self._completed(batch, {})
+        best = self.table.logits[drawn].argmax(-1)
+        return self._completed(batch, self._score(drawn, best))
+
+    def _play(self, contexts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Contexts [B] of all samples of prompts with these contexts, the arms [B, T] played and their scores [B]."""
+        contexts = contexts.repeat_interleave(self.algorithm.samples_per_prompt)
+        probabilities = self.table.logits.softmax(-1)[contexts]
+        arms = torch.multinomial(probabilities.flatten(0, 1), 1, generator=self.generator).view(len(contexts), -1)
+        self.played += len(contexts)
+        return contexts, arms, self._score(contexts, arms)
+
+    def _score(self, contexts: Tensor, arms: Tensor) -> dict[str, Tensor]:
+        played = arms[:, 0] if self.table.start.shape[1] == 1 else arms
+        scores = self.world.sample(contexts, played, self.generator)
+        return scores | {name: values[contexts] for name, values in self.of_prompts.items()}
+
+    def _scored_by_prompt(self) -> dict[str, Tensor]:
+        """The scores [X] of the objective's own scorers, which look at prompts alone."""
+        prompts = self.world.prompts
+        answers = [Completion(prompt_id=prompt.id, text="") for prompt in prompts]
+        found: dict[str, Tensor] = {}
+        for scorer in self.objective.scorers:
+            rows = [scores.values for scores in scorer.score(prompts, answers)]
+            found |= {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        return found
+
+    def _rollouts(self, contexts: Tensor, arms: Tensor, scores: dict[str, Tensor]) -> RolloutBatch:
+        num_contexts = len(self.table.start)
         rows = SharedRows(
-            prompt_ids=torch.arange(len(probabilities))[:, None],
-            prompt_lengths=torch.ones(len(probabilities), dtype=torch.long),
+            prompt_ids=torch.arange(num_contexts)[:, None],
+            prompt_lengths=torch.ones(num_contexts, dtype=torch.long),
             response_ids=arms,
             response_mask=torch.ones_like(arms, dtype=torch.bool),
             owner=contexts,
         )
-        features = nn.functional.one_hot(contexts, 2 * len(probabilities)).float()[:, None]
-        batch = RolloutBatch(
+        features = nn.functional.one_hot(contexts, 2 * num_contexts).float()[:, None].expand(-1, arms.shape[1], -1)
+        samples = self.algorithm.samples_per_prompt
+        return RolloutBatch(
             token_ids=torch.cat([contexts[:, None], arms], 1),
-            attention_mask=torch.ones(len(arms), 2, dtype=torch.bool),
+            attention_mask=torch.ones(len(arms), 1 + arms.shape[1], dtype=torch.bool),
             prompt_lengths=torch.ones_like(contexts),
             response_mask=rows.response_mask,
-            group=torch.arange(len(prompts)).repeat_interleave(samples),
+            group=torch.arange(len(contexts) // samples).repeat_interleave(samples),
             old_logprobs=self.table.logprobs(rows)[0],
             ref_logprobs=self.table.logprobs(rows, reference=True)[0],
-            scores=self.world.sample(contexts, arms[:, 0], self.generator),
+            scores=scores,
             values=self.critics(features) if self._has_critics else {},
             extra_inputs={"rows": rows, "critic_features": features},
         )
-        if not self.algorithm.collection.greedy:
-            return self._completed(batch, {})
-        best = probabilities[contexts].argmax(-1)
-        return self._completed(batch, self.world.sample(contexts, best, self.generator))

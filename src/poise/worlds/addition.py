@@ -5,8 +5,9 @@ samples with equal rewards has no spread, so that group-normalised advantages ar
 gives its starting policy (97 % on easy sums, 50 % on fair ones, 3 % on hard ones) that is so for most groups of eight,
 and nothing is learned from them (`zero_variance_share`).
 
-The same problems come as text, for a language model (`prompts`, `demonstrations`, `AdditionScorer`), and as a table of
-candidate answers (`num_arms`, `sample`, `start`), for a trainer of tables.
+The same problems come as text, for a language model (`prompts`, `demonstrations`, `AdditionScorer`), and as tables for
+a trainer of tables: of candidate answers (`Addition`), or digit by digit (`AdditionByDigits`), so that a wrong answer
+has sure and unsure tokens.
 """
 
 from __future__ import annotations
@@ -117,6 +118,49 @@ class Addition:
     def reward_of(self, policy: Floats) -> float:
         """The mean reward of a policy [X, A], exactly."""
         return float(policy[range(len(self.prompts)), self.right.numpy()].mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdditionByDigits:
+    """The same problems, answered by five digits: a table [X, T, A] of problems, places and digits, drawn one by one.
+
+    An answer is right if all of its digits are. The starting policy is as often right as that of `Addition`. It is
+    surest of the outer digits; in the middle, where digits are carried, it is least sure, and nine tenths of its
+    mistakes are the digit one below: a carry forgotten.
+    """
+
+    problems: Addition = Addition()
+    doubt: tuple[float, ...] = (1.0, 2.0, 4.0, 2.0, 1.0)  # how the chance to be wrong is shared by the places
+    num_arms: int = 10
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The problems; the tag `context` is the number of one."""
+        return self.problems.prompts
+
+    @cached_property
+    def right(self) -> Tensor:
+        """The right digits [X, T], the first place first."""
+        answers = [f"{prompt.tags['answer']:0{len(self.doubt)}d}" for prompt in self.prompts]
+        return torch.tensor([[int(digit) for digit in answer] for answer in answers])
+
+    @cached_property
+    def start(self) -> Tensor:
+        """Logits [X, T, A] of the starting policy."""
+        shares = torch.tensor(self.doubt) / sum(self.doubt)
+        right = torch.tensor(self.problems.success)[:, None] ** shares  # [X, T], their product is the success
+        wrong = (1 - right)[..., None]
+        table = (0.1 * wrong / (self.num_arms - 2)).expand(-1, -1, self.num_arms).clone()
+        table.scatter_(-1, (self.right[..., None] - 1) % self.num_arms, 0.9 * wrong)
+        return table.scatter_(-1, self.right[..., None], right[..., None]).log()
+
+    def sample(self, contexts: Tensor, arms: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Rewards [B] of answering the problems `contexts` [B] by the digits [B, T]; nothing is random in it."""
+        return {"reward": (self.right[contexts] == arms).all(-1).float()}
+
+    def success_of(self, policy: Tensor) -> Tensor:
+        """How often a policy [X, T, A] is right on each problem [X], exactly."""
+        return policy.gather(-1, self.right[..., None]).squeeze(-1).prod(-1)
 
 
 def _number(generator: random.Random, digits: int) -> int:
