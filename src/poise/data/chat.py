@@ -2,7 +2,8 @@
 
 A conversation becomes `prompt ids + response ids`. The prompt is the tokenizer's own chat template with the
 assistant's turn opened; the response is the plain text, closed by the template's end-of-turn token when it is
-finished. `TextRenderer` renders texts and their continuations instead. Which tokens belong to the response is known from lengths alone, so pad = eos cannot do harm.
+finished. `TextRenderer` renders texts and their continuations instead. Which tokens belong to the response is known
+from lengths alone, so pad = eos cannot do harm.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def _resampled(size: int, clusters: Clusters | None, resamples: int, seed: int) 
         groups.setdefault(label, []).append(row)
     members = [np.array(rows) for rows in groups.values()]
     random = np.random.default_rng(seed)
-    return [np.concatenate([members[i] for i in random.integers(len(members), size=len(members))]) for _ in range(resamples)]
+    return [
+        np.concatenate([members[i] for i in random.integers(len(members), size=len(members))]) for _ in range(resamples)
+    ]
 
 
 def _estimate(
@@ -124,5 +126,11 @@ def _estimate(
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     method = f"percentile bootstrap over {'rows' if clusters is None else f'{len(set(clusters))} prompts'}"
     return Estimate(
-        value=value, n=n, unit=unit, low=min(float(low), value), high=max(float(high), value), level=level, method=method
+        value=value,
+        n=n,
+        unit=unit,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        level=level,
+        method=method,
     )

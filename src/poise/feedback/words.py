@@ -1,4 +1,4 @@
-"""A linear classifier on words and word pairs: a reward that costs nothing to ask, and a second opinion on any other."""
+"""A linear classifier on words and word pairs: a reward that costs nothing to ask, or a second opinion on another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ class WordClassifier:
 
         truth = np.asarray(labels, dtype=float)
         if len(texts) != len(truth) or set(truth) != {0.0, 1.0}:
-            raise DataError(f"a classifier needs texts with both labels, got {len(texts)} texts, {set(truth)} as labels")
+            raise DataError(
+                f"a classifier needs texts with both labels, got {len(texts)} texts, {set(truth)} as labels"
+            )
         holders = Counter(gram for text in texts for gram in set(_grams(text)))
         places = {gram: place for place, gram in enumerate(sorted(g for g, count in holders.items() if count > 1))}
         counts = np.array([holders[gram] for gram in places], dtype=float)
@@ -91,7 +94,7 @@ class TextScorer:
 
 def _grams(text: str) -> list[str]:
     words = _WORD.findall(text.lower())
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
 
 
 def _vectors(texts: Sequence[str], places: dict[str, int], rarity: Any) -> Any:

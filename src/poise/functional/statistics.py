@@ -32,7 +32,6 @@ from poise.functional.ratings import (
     elo_estimate,
     elo_expected,
 )
-
 from poise.types import Estimate
 
 __all__ = [

@@ -2,8 +2,8 @@
 
     rows -> signal | judge | train | test      (by a hash of the text, so that no row is on two sides)
 
-The signal is what a policy is trained on: a linear classifier on words. The judge decides: a linear head on the features
-of the frozen start model, fitted to other rows, and never trained against.
+The signal is what a policy is trained on: a linear classifier on words. The judge decides: a linear head on the
+features of the frozen start model, fitted to other rows, and never trained against.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _judge(
     )
     labels = [SafetyLabel(prompt=_BEFORE_TEXT, response=text.whole, safe=text.good) for text in task.read["judge"]]
     table = FeedbackTable(model, (), labels)  # one prompt, so that every step sees all rows
-    trainer = ScoreTrainer(model=model, table=table, steps=20 if quick else 300)
+    trainer = ScoreTrainer(model=model, table=table, steps=20 if quick else 150, weight_decay=5.0, regularisation=0.01)
     for index in range(trainer.steps):
         trainer.step_at(index)
 

@@ -135,11 +135,8 @@ class TextStudy:
             stage.finish(self.readers.worth)
         return {name: Estimate(**value) for name, value in stage.result.items()}
 
-    def outcomes(self, arm: str) -> list[Outcome]:
-        """What an arm came to, for each seed."""
-        return [self._outcome(arm, seed) for seed in self.settings.seeds]
-
-    def _outcome(self, arm: str, seed: int) -> Outcome:
+    def outcome(self, arm: str, seed: int) -> Outcome:
+        """What an arm came to from a seed."""
         stage = self.run.stage(f"{self.name}-{arm}-seed-{seed}")
         if not stage.finished:
             policy = Policy(self.start, Lora(top=0.5), adapter=stage.name, seed=seed)
@@ -167,6 +164,16 @@ class TextStudy:
         )
         shown = ("reward", "kept", "sequence_kl", "tokens_per_s")
         fit(trainer, run=self.run, stage=stage, steps=settings.steps, save_every=5, shown=shown)
+
+
+def measure(studies: Sequence[TextStudy]) -> dict[tuple[str, str], list[Outcome]]:
+    """Every arm of every task from every seed; all arms of a seed before the next."""
+    found: dict[tuple[str, str], list[Outcome]] = {(study.name, arm): [] for study in studies for arm in ARMS}
+    for study in studies:
+        for seed in study.settings.seeds:
+            for arm in ARMS:
+                found[study.name, arm].append(study.outcome(arm, seed))
+    return found
 
 
 def load_text_model(name: str) -> Backbone:

@@ -74,7 +74,10 @@ def claims(tasks: Sequence[str], results: Results) -> list[Claim]:
         for task in tasks
         for gap in results.values(f"{task}-ra-rlhf", "hard_reward") - results.values(f"{task}-rlhf", "hard_reward")
     ]
-    return [*found, Claim(text="all tasks: reward on the hardest prompts above RLHF's", difference=student_mean(pooled))]
+    return [
+        *found,
+        Claim(text="all tasks: reward on the hardest prompts above RLHF's", difference=student_mean(pooled)),
+    ]
 
 
 def verdict(tasks: Sequence[str], results: Results) -> str:

@@ -27,15 +27,15 @@ def ra_rlhf(
     tasks: tuple[str, ...] = ("imdb-gen", "jigsaw-gen", "realtoxicityprompts-gen"),
     algorithm: Literal["ppo", "rloo"] = "rloo",
     alpha: float = 0.4,
-    warm_up: int = 4,
-    end: float = 0.8,
-    steps: int = 24,
+    warm_up: int = 3,
+    end: float = 0.75,
+    steps: int = 16,
     samples_per_step: int = 64,
-    response_tokens: int = 24,
-    supervised_steps: int = 24,
+    response_tokens: int = 20,
+    supervised_steps: int = 16,
     lr: float = 1e-3,
     kl_coef: float = 0.02,
-    evaluated: int = 320,
+    evaluated: int = 240,
     seeds: tuple[int, ...] = (0, 1, 2),
     page: str = "",
     folder: str | None = None,
@@ -68,7 +68,6 @@ def ra_rlhf(
     settings = risk.RiskSettings.of(locals())
     with Run.open(folder, recipe="ra-rlhf", arguments=settings.arguments) as run:
         studies = [risk.TextStudy(run, settings, name) for name in settings.tasks]
-        outcomes = {(study.name, arm): study.outcomes(arm) for study in studies for arm in risk.ARMS}
-        worth = {study.name: study.worth for study in studies}
-        report.report(run, settings, outcomes, worth, target=page)
+        outcomes = risk.measure(studies)
+        report.report(run, settings, outcomes, {study.name: study.worth for study in studies}, target=page)
     return run
