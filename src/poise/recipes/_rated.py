@@ -24,9 +24,9 @@ from poise.evaluate.diversity import distinct_estimate
 from poise.functional.statistics import expected_calibration_error
 from poise.models.adapters import Lora
 from poise.models.heads import REWARD, ScoreModel
-from poise.models.load import Backbone, load_backbone
+from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.recipes._stages import feature_cache, sequence_kl
+from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.loop import fit
@@ -162,7 +162,7 @@ class RatedStudy:
     @cached_property
     def backbone(self) -> Backbone:
         """The start model; beginnings of texts are continued, requests are answered."""
-        return replace(load_backbone(self.settings.model), continues_text=self.name.startswith("odpo"))
+        return replace(load_recorded(self.run, self.settings.model), continues_text=self.name.startswith("odpo"))
 
     @cached_property
     def judge(self) -> ScoreModel:

@@ -1,4 +1,4 @@
-"""The stages of risk-averse RLHF on text: readers, supervised start, policies with and without risk, and their tails."""
+"""The stages of risk-averse RLHF on text: readers, supervised start, policies with and without risk, tails."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from poise.evaluate.diversity import distinct_estimate
 from poise.evaluate.tails import hardest, lower_tail, quantile_curve
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.adapters import Lora
-from poise.models.load import Backbone, load_backbone
+from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.recipes._arms import Outcome
 from poise.recipes._continuations import Readers, Task, learn_readers, task_named
 from poise.recipes._rollouts import write_rollouts
-from poise.recipes._stages import feature_cache, sequence_kl
+from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import PPO, RLOO, Algorithm, risk_averse
@@ -110,7 +110,7 @@ class TextStudy:
     @cached_property
     def readers(self) -> Readers:
         """The signal and the judge; the latter reads with the model as it was before any training."""
-        base = load_text_model(self.settings.model)
+        base = self._model(self.settings.model)
         return learn_readers(self.task, base, cache=feature_cache(self.run), quick=self.settings.quick)
 
     @cached_property
@@ -118,14 +118,17 @@ class TextStudy:
         """The model after supervised learning of good texts, where every policy begins."""
         stage = self.run.stage(f"{self.name}-supervised")
         if not stage.finished:
-            policy = Policy(load_text_model(self.settings.model), Lora(top=0.5), adapter="supervised")
+            policy = Policy(self._model(self.settings.model), Lora(top=0.5), adapter="supervised")
             demonstrations, steps = self.task.good_texts("train"), self.settings.supervised_steps
             batches = DemonstrationBatches(demonstrations, policy, per_step=32, finished=False)
             trainer = SupervisedTrainer(policy=policy, batches=batches, steps=steps)
             fit(trainer, run=self.run, stage=stage.name, steps=steps, save_every=8)
             policy.save_pretrained(stage.path / "model", merge=True)
             stage.finish({"steps": steps, "texts": len(demonstrations)})
-        return load_text_model(str((stage.path / "model").resolve()))
+        return self._model(str((stage.path / "model").resolve()))
+
+    def _model(self, name: str) -> Backbone:
+        return replace(load_recorded(self.run, name), continues_text=True)
 
     @cached_property
     def worth(self) -> dict[str, Estimate]:
@@ -174,11 +177,6 @@ def measure(studies: Sequence[TextStudy]) -> dict[tuple[str, str], list[Outcome]
             for arm in ARMS:
                 found[study.name, arm].append(study.outcome(arm, seed))
     return found
-
-
-def load_text_model(name: str) -> Backbone:
-    """A model that continues text."""
-    return replace(load_backbone(name), continues_text=True)
 
 
 def measured(

@@ -181,12 +181,17 @@ def _with_progress(parts: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
 
 def load_model(run: Run, settings: StudySettings) -> Backbone:
     """The start model, in the precision that its first loading chose: a resumed run must not change it."""
+    return load_recorded(run, settings.model, seed=settings.seed)
+
+
+def load_recorded(run: Run, name: str, *, seed: int = 0) -> Backbone:
+    """A model in the precision of this run, which its first model chose."""
     stage = run.stage("model")
     if not stage.finished:
-        backbone = load_backbone(settings.model, seed=settings.seed)
+        backbone = load_backbone(name, seed=seed)
         stage.finish({"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)})
         return backbone
-    return load_backbone(settings.model, seed=settings.seed, dtype=getattr(torch, stage.result["dtype"]))
+    return load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
 
 
 def fine_tune(run: Run, study: Study[Any]) -> None:
