@@ -42,8 +42,12 @@ class RealToxicityRow(Row):
 def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """The first half with the tag `toxicity`, and the second as a response that is safe below 0.5, where judged."""
     row = validate(RealToxicityRow, columns, place)
-    known = {"toxicity": row.prompt.toxicity, "continuation_toxicity": row.continuation.toxicity}
-    prompt = Prompt.of(row.prompt.text, **place.tags(challenging=row.challenging, **known))
+    tags = place.tags(
+        challenging=row.challenging,
+        toxicity=row.prompt.toxicity,
+        continuation_toxicity=row.continuation.toxicity,
+    )
+    prompt = Prompt.of(row.prompt.text, **tags)
     yield prompt
     if row.continuation.toxicity is not None:
         yield SafetyLabel(
