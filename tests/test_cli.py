@@ -237,7 +237,7 @@ def test_list_shows_each_recipe_with_its_last_verified_result(
     assert call("list") == 0
     text = one_line(capsys.readouterr().out)
     assert "tiny: Tiny: a recipe without a model. paper Nobody (2026)" in text
-    assert "cost 1 second on 1 core verified steps 3, date 2026-11-21" in text
+    assert "cost 1 second on 1 core verified steps 3 2026-11-21" in text
 
 
 def test_a_wrong_recipe_name_is_answered_with_the_closest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from poise.errors import DataError
 from poise.functional import statistics
+from poise.functional.intervals import student_mean
 from poise.functional.statistics import (
     arena_table,
     bootstrap_mean,
@@ -264,3 +265,14 @@ def test_a_ratio_of_sums_over_clusters_resamples_them_whole():
 def test_a_ratio_without_a_denominator_is_refused(above, below):
     with pytest.raises(DataError):
         ratio_of_sums(above, below)
+
+
+def test_the_mean_of_a_few_values_has_students_interval():
+    from scipy.stats import t
+
+    values = [1.0, 2.0, 4.0, 8.0, 9.0]
+    found = student_mean(values)
+    low, high = t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / np.sqrt(5))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (student_mean([3.0]).value, student_mean([3.0]).low) == (3.0, None)
+    assert (student_mean([3.0, 3.0]).low, student_mean([3.0, 3.0]).high) == (3.0, 3.0)

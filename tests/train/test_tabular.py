@@ -8,12 +8,12 @@ import torch
 from poise.functional.advantages import group_normalised
 from poise.functional.constraints import PIDGains
 from poise.models.shared_rows import SharedRows
-from poise.train.algorithms import GRPO, PPO, REMAX, RLOO, risk_averse
+from poise.train.algorithms import DAPO, GRPO, PPO, REMAX, RLOO, risk_averse
 from poise.train.estimators import compared_returns
-from poise.train.objectives import PID, Lagrangian, Limit, Unconstrained
+from poise.train.objectives import PID, Lagrangian, Limit, Unconstrained, among
 from poise.train.tabular import QUICK, TablePolicy, TabularTrainer
 from poise.worlds import optimum as exact
-from poise.worlds.addition import Addition
+from poise.worlds.addition import Addition, AdditionByDigits
 from poise.worlds.bandit import three_limits
 
 
@@ -97,3 +97,38 @@ def test_a_limit_is_spent_where_it_buys_most_only_if_channels_share_the_spread_o
     apart = replace(together, advantage=compared_returns(group_normalised))
     assert share_of_optimum(together) > 0.97
     assert share_of_optimum(apart) < 0.95  # a unit of cost has another price in every group
+
+
+def test_a_response_may_have_several_tokens():
+    world = AdditionByDigits(problems=Addition(easy=0, fair=3, hard=0))
+    before = world.success_of(world.start.softmax(-1)).mean()
+    trainer, _ = train(GRPO, steps=40, world=world, start=world.start, samples_per_step=48)
+    assert trainer.probabilities.shape == world.start.shape
+    assert float(world.success_of(trainer.probabilities).mean()) > float(before) + 0.3
+
+
+def test_prompts_that_are_not_kept_are_drawn_again_and_every_response_counts():
+    world = Addition(easy=4, fair=2, hard=0)
+    played = {}
+    for draws in (1, 3):
+        algorithm = replace(DAPO, samples_per_prompt=8, collection=replace(DAPO.collection, draws=draws))
+        trainer = TabularTrainer(world=world, algorithm=algorithm, objective=Unconstrained(), start=world.start)
+        batch = trainer.collect(trainer.prompts)
+        played[draws] = trainer.played
+        assert len(batch.scores["reward"]) == trainer.played == 8 * len(batch.group.unique())
+        assert batch.group.bincount().tolist() == [8] * len(batch.group.unique())
+    assert played[1] == 96 < played[3] <= 3 * 96
+
+
+def test_what_is_learned_in_one_context_is_done_in_all_if_the_table_is_shared():
+    trainer, _ = train(RLOO, steps=5, is_shared=True)
+    table = trainer.probabilities
+    assert torch.equal(table[0], table[1])
+    assert not torch.equal(table[0], torch.full((5,), 0.2))
+
+
+def test_a_limit_of_a_group_sees_its_prompts_alone():
+    objective = Lagrangian(Limit("cost", 0.0, measure=among("first", lambda prompt: prompt.tags["context"] == 0)))
+    trainer, _ = train(RLOO, objective, steps=2)
+    batch = trainer.collect(trainer.prompts)
+    assert torch.equal(batch.scores["in:first"], (batch.token_ids[:, 0] == 0).float())

@@ -63,3 +63,16 @@ def test_demonstrations_are_right_and_of_the_levels_asked_for():
 
 def test_examples_run():
     assert doctest.testmod(addition).failed == 0
+
+
+def test_digits_begin_as_right_as_the_table_of_answers():
+    world = addition.AdditionByDigits()
+    start = world.start.softmax(-1)
+    assert world.success_of(start).tolist() == pytest.approx(list(WORLD.success), abs=1e-5)
+    assert start.sum(-1) == pytest.approx(torch.ones(16, 5).numpy(), abs=1e-5)
+    entropy = torch.distributions.Categorical(probs=start).entropy()
+    assert bool((entropy[:, 2] > entropy[:, 0]).all())  # least sure in the middle
+    sampled = torch.tensor([0, 1])
+    right = world.sample(sampled, world.right[sampled], torch.Generator())["reward"]
+    wrong = world.sample(sampled, (world.right[sampled] + 1) % 10, torch.Generator())["reward"]
+    assert (right.tolist(), wrong.tolist()) == ([1.0, 1.0], [0.0, 0.0])

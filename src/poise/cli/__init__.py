@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +32,9 @@ app.add_typer(data_app, name="data")
 @app.command("list")
 def list_recipes() -> None:
     """Show all recipes: paper, shape, cost and the last verified result."""
+    width = min(120, shutil.get_terminal_size().columns)
     for path in recipe_files().values():
-        typer.echo(_card_text(read_card(path)) + "\n")
+        typer.echo(_card_text(read_card(path), width) + "\n")
     typer.echo("All options: poise run RECIPE --help. Your own copy: poise copy RECIPE FILE")
 
 
@@ -136,7 +138,26 @@ def _give_up(message: str, error: Exception, debug: bool) -> None:
     sys.exit(2)
 
 
-def _card_text(card: RecipeCard) -> str:
-    verified = ", ".join(f"{name} {value}" for name, value in (card.expected or {}).items()) or "not yet"
-    rows = {"paper": card.paper, "shape": card.shape, "cost": card.cost, "verified": verified}
-    return "\n".join([f"{card.name}: {card.title}", *(f"  {name:<9}{text}" for name, text in rows.items() if text)])
+def _card_text(card: RecipeCard, width: int) -> str:
+    """What a recipe says of itself, wrapped under its labels."""
+    found = dict(card.expected or {})
+    where = ", ".join(str(found.pop(name)) for name in ("hardware", "date") if name in found)
+    claimed = found.pop("paper", "")
+    rows = {
+        "paper": card.paper,
+        "shape": card.shape,
+        "cost": card.cost,
+        "claimed": claimed if claimed != card.paper else "",
+        "verified": "; ".join(str(value) if name == "ours" else f"{name} {value}" for name, value in found.items()),
+        "": where,
+    }
+    if card.expected is None:
+        rows["verified"] = "not yet"
+    title = textwrap.fill(f"{card.name}: {card.title}", width, subsequent_indent="  ")
+    return "\n".join([title, *(_row_text(name, str(text), width) for name, text in rows.items() if text)])
+
+
+def _row_text(label: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text, width, initial_indent=f"  {label:<10}", subsequent_indent=12 * " ", break_on_hyphens=False
+    )

@@ -85,7 +85,7 @@ def _drawn(panels: Mapping[str, Sequence[Series]], draw: Callable[[Axes, str, Se
 
     name = "; ".join(panels)
     with rc_context(STYLE | {"svg.hashsalt": name, "axes.titlesize": 9.5}):
-        figure = Figure(figsize=(1.6 * WIDTH, 3.2 * len(panels)), layout="constrained")
+        figure = Figure(figsize=(1.6 * WIDTH, 3.4 if len(panels) == 1 else 2.4 * len(panels)), layout="constrained")
         for number, (title, series) in enumerate(panels.items(), start=1):
             draw(figure.add_subplot(len(panels), 1, number), title, series)
         buffer = io.StringIO()

@@ -51,7 +51,8 @@ class Column:
         text = f"{scale * estimate.value + 0.0:.{digits}f}" + " %" * self.is_share
         if estimate.low is None or estimate.high is None:
             return text
-        return f"{text} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+        low, high = (min(max(edge, 0.0), 1.0) if self.is_share else edge for edge in (estimate.low, estimate.high))
+        return f"{text} [{scale * low + 0.0:.{digits}f}, {scale * high + 0.0:.{digits}f}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +96,18 @@ class Results:
         """The mean over seeds with its interval."""
         return student_mean(self.values(arm, figure))
 
+    def estimates(self, arm: str, columns: Sequence[Column]) -> dict[str, Estimate]:
+        """The figures of an arm that it has."""
+        has = self.outcomes[arm][0].figures
+        return {column.figure: self.estimate(arm, column.figure) for column in columns if column.figure in has}
+
     def difference(self, arm: str, other: str, figure: str) -> Estimate:
         """How much higher the figure of an arm is than that of another, seed by seed."""
         return student_mean(self.values(arm, figure) - self.values(other, figure))
+
+    def contrast(self, arm: str, figure: str, other: str) -> Estimate:
+        """How much higher one figure of an arm is than another one, seed by seed."""
+        return student_mean(self.values(arm, figure) - self.values(arm, other))
 
     def mean_curve(self, arm: str, name: str) -> np.ndarray:
         """A curve averaged over seeds [T]."""
@@ -129,15 +139,16 @@ class Page:
     pictures: Mapping[str, str] = field(default_factory=dict)  # description -> SVG
     extra: str = ""  # Markdown after the claims
 
-    def text(self, results: Results, command: str) -> str:
+    def text(self, results: Results) -> str:
         """The page as Markdown."""
-        body = [
-            [label, *(column.text(results.estimate(arm, column.figure)) for column in self.columns)]
-            for arm, label in self.rows.items()
-        ]
+        body = []
+        for arm, label in self.rows.items():
+            found = results.estimates(arm, self.columns)
+            cells = [column.text(found[column.figure]) if column.figure in found else "–" for column in self.columns]
+            body.append([label, *cells])
         blocks = [
             f"# {self.title}",
-            f"Written by `{command}`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
+            f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
             self.intro.strip(),
             markdown_table(["", *(column.label for column in self.columns)], body),
             "## What was claimed, and what was found",
@@ -155,9 +166,7 @@ class Page:
         return [f"{self.name}{'' if i == 0 else f'-{i + 1}'}.svg" for i in range(len(self.pictures))]
 
 
-def measure(
-    run: Run, attempt: Attempt, arms: Sequence[str], *, seeds: int, workers: int, **settings: Any
-) -> Results:
+def measure(run: Run, attempt: Attempt, arms: Sequence[str], *, seeds: int, workers: int, **settings: Any) -> Results:
     """Run every arm from every seed; an arm is a stage, so that a stopped run continues with the next."""
     found: dict[str, list[Outcome]] = {}
     with pool(workers) as run_all:
@@ -200,15 +209,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tables are small: threads of several processes only wait for one another
 
 
-def finish(run: Run, page: Page, results: Results, *, target: str, command: str, is_quick: bool = False) -> None:
+def finish(run: Run, page: Page, results: Results, *, target: str, is_quick: bool = False) -> None:
     """Print the page, keep it with its pictures in the run folder and where the user wants it, and sum up."""
-    text = page.text(results, command)
+    text = page.text(results)
     text += "\nA smoke test: the numbers mean nothing.\n" if is_quick else ""
     files = dict(zip(page.files, page.pictures.values(), strict=True))
     publish(run, text, run.path / f"{page.name}.md", target, files)
-    figures = {
-        arm: {column.figure: results.estimate(arm, column.figure) for column in page.columns} for arm in page.rows
-    }
+    figures = {arm: results.estimates(arm, page.columns) for arm in page.rows}
     claims = [asdict(claim) | {"verdict": claim.verdict} for claim in page.claims]
     run.finish({"seeds": results.seeds, "claims": claims, "figures": figures})
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from poise.errors import ConfigError
-from poise.files import atomic_write
 from poise.functional.constraints import PIDGains
+from poise.recipes._arms import pool
 from poise.run import Run
 from poise.train import algorithms
 from poise.train.algorithms import Algorithm
@@ -163,12 +160,12 @@ def measure(
 ) -> dict[str, dict[str, list[Attempt]]]:
     """Attempts by record and task; a stage for each record, so that a stopped run continues with the next."""
     cells: dict[str, dict[str, list[Attempt]]] = {}
-    with _pool(workers) as run_all:
+    with pool(workers) as run_all:
         for record in chosen:
             stage = run.stage(record.lower())
             if not stage.finished:
                 orders = [(record, task, seed, steps) for task in tasks() for seed in range(seeds)]
-                stage.finish({"attempts": [asdict(found) for found in run_all(orders)]})
+                stage.finish({"attempts": [asdict(found) for found in run_all(attempt, orders)]})
             rows = iter([Attempt(**row) for row in stage.result["attempts"]])
             cells[record] = {task: [next(rows) for _ in range(seeds)] for task in tasks()}
     return cells
@@ -198,14 +195,6 @@ def page(cells: Mapping[str, Mapping[str, Sequence[Attempt]]], *, seeds: int, st
         rule=" | ".join("---" for _ in tasks()),
         found="\n".join(found),
     )
-
-
-def publish(run: Run, text: str, path: str) -> None:
-    """Print the page, and keep it in the run folder and where the user wants it."""
-    print(text, flush=True)
-    for target in (run.path / "contract.md", *([Path(path)] if path else [])):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(target, text.encode())
 
 
 def summary(cells: Mapping[str, Mapping[str, Sequence[Attempt]]]) -> dict[str, Any]:
@@ -254,20 +243,6 @@ def _reward(bandit: Bandit, policy: Floats) -> float:
 
 def _penalised(bandit: Bandit, policy: Floats) -> float:
     return bandit.reward_of(policy) - COEFFICIENT * exact.risk_of(bandit, policy, exact.mean_rows(bandit.costs))
-
-
-class _pool:
-    """Runs attempts in several processes, or in this one."""
-
-    def __init__(self, workers: int):
-        self.executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-
-    def __enter__(self) -> Callable[[Sequence[tuple[str, str, int, int]]], list[Attempt]]:
-        return lambda orders: list((self.executor.map if self.executor else map)(attempt, *zip(*orders, strict=True)))
-
-    def __exit__(self, *error: object) -> None:
-        if self.executor:
-            self.executor.shutdown(cancel_futures=True)
 
 
 def _task_row(task: Task) -> str:

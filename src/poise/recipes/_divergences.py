@@ -108,8 +108,7 @@ def report(run: Run, settings: DivergenceSettings, results: Results, judge: Esti
             f"Reward against {across}": front(settings, results, figure, across) for figure, across in FRONTS.items()
         },
     )  # fmt: skip
-    command = f"poise run f-dpo --page {target or 'docs/results/f-dpo.md'}"
-    finish(run, page, results, target=target, command=command, is_quick=settings.quick)
+    finish(run, page, results, target=target, is_quick=settings.quick)
 
 
 def claims(settings: DivergenceSettings, results: Results) -> list[Claim]:

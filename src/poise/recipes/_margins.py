@@ -15,7 +15,6 @@ from poise.functional.preference_targets import margin_target, matching_gamma
 from poise.models.heads import ScoreModel
 from poise.recipes._arms import Claim, Column, Outcome, Page, Results, finish
 from poise.recipes._rated import QUICK, RatedSettings, RatedStudy, calibration_figures, taken
-from poise.recipes._real_report import markdown_table
 from poise.run import Run
 from poise.train.preference_methods import PreferenceMethod, dpo, mmpo
 from poise.types import Comparison
@@ -28,8 +27,6 @@ COLUMNS = (
     Column(figure="confidence", label="mean confidence", is_share=True),
     Column(figure="train_accuracy", label="accuracy, training pairs", is_share=True),
     Column(figure="train_ece", label="calibration error, training pairs", is_share=True),
-)
-POLICY_COLUMNS = (
     Column(figure="win_rate", label="wins against the start", is_share=True),
     Column(figure="reward", label="judge's reward", digits=2),
     Column(figure="reverse_kl", label="KL(policy, start), nats a sequence", digits=2),
@@ -41,7 +38,8 @@ _INTRO = """
 {model}, {steps} steps of {prompts} prompts, beta {beta:g} for both policies. The reward models are linear heads on the
 same frozen features. gamma gives the better response of a pair with the median margin of the training pairs the
 probability {sure:g}. The calibration error is that of `sigmoid(|h|)`, in ten bins, where h is the difference of the
-scores, or of the rewards that the policy implies.
+scores, or of the rewards that the policy implies. What follows after it is said of policies alone: wins, rewards and
+KL of samples for the test prompts, by the judge of other prompts, and log-ratios to the start on held-out pairs.
 
 {sets}
 """
@@ -143,10 +141,8 @@ def report(
         columns=COLUMNS,
         rows={f"{name}-{arm}": f"{name}, {label}" for name in settings.sets for arm, label in ARMS.items()},
         claims=[claim for name in settings.sets for claim in claims(name, results)],
-        extra=policy_table(settings.sets, results),
     )  # fmt: skip
-    command = f"poise run mmpo --page {target or 'docs/results/mmpo.md'}"
-    finish(run, page, results, target=target, command=command, is_quick=settings.quick)
+    finish(run, page, results, target=target, is_quick=settings.quick)
 
 
 def claims(name: str, results: Results) -> list[Claim]:
@@ -161,20 +157,6 @@ def claims(name: str, results: Results) -> list[Claim]:
         found += [Claim(text=f"{name}: {text}", difference=difference) for text, difference in rows]
     wins = results.difference(f"{name}-mmpo", f"{name}-dpo", "win_rate")
     return [*found, Claim(text=f"{name}: MMPO wins more often against the start than DPO", difference=wins)]
-
-
-def policy_table(sets: Sequence[str], results: Results) -> str:
-    """What the policies say to test prompts."""
-    rows = [
-        [
-            f"{name}, {ARMS[arm]}",
-            *(column.text(results.estimate(f"{name}-{arm}", column.figure)) for column in POLICY_COLUMNS),
-        ]
-        for name in sets
-        for arm in ("dpo", "mmpo")
-    ]
-    table = markdown_table(["", *(column.label for column in POLICY_COLUMNS)], rows)
-    return f"## What the policies say\n\nSamples for the test prompts, by the judge of other prompts.\n\n{table}"
 
 
 def _described(study: MarginStudy) -> str:

@@ -55,8 +55,7 @@ def report(
         pictures={"Mean reward on the hardest share of the prompts": quantile_curves(settings.tasks, results)},
         extra="\n\n".join([verdict(settings.tasks, results), readers_table(worth)]),
     )  # fmt: skip
-    command = f"poise run ra-rlhf --page {target or 'docs/results/ra-rlhf.md'}"
-    finish(run, page, results, target=target, command=command, is_quick=settings.quick)
+    finish(run, page, results, target=target, is_quick=settings.quick)
 
 
 def claims(tasks: Sequence[str], results: Results) -> list[Claim]:

@@ -44,6 +44,7 @@ def contract(
         quick: one seed and few steps: a smoke test, not a result.
     """
     from poise.recipes import _contract as suite
+    from poise.recipes._arms import publish
 
     seeds, steps = (1, 20) if quick else (seeds, steps)
     chosen = suite.records_named(algorithms)
@@ -51,6 +52,6 @@ def contract(
     with Run.open(folder, recipe="contract", arguments=arguments) as run:
         cells = suite.measure(run, chosen, seeds=seeds, steps=steps, workers=workers)
         text = suite.page(cells, seeds=seeds, steps=steps)
-        suite.publish(run, text, page)
+        publish(run, text, run.path / "contract.md", page)
         run.finish(suite.summary(cells))
     return run

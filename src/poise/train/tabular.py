@@ -45,18 +45,24 @@ class TablePolicy:
     """A softmax policy with a logit for each context, token and arm, and the one it began with as its reference.
 
     It has what the trainer asks of a policy; a prompt is one token, its context, and a response T others, its arms.
-    They are drawn independently of one another.
+    They are drawn independently of one another. With `is_shared` what is learned in one context is done in all of them.
     """
 
-    def __init__(self, start: Tensor):
+    def __init__(self, start: Tensor, *, is_shared: bool = False):
         self.start = start[:, None] if start.dim() == 2 else start  # [X, T, A]
-        self.logits, self.version = nn.Parameter(self.start.clone()), 0
+        shape = (1, *self.start.shape[1:]) if is_shared else self.start.shape
+        self.moved, self.version = nn.Parameter(torch.zeros(shape)), 0
         self.trunk = SimpleNamespace(width=len(start))
         self.backbone = SimpleNamespace(device=start.device, renderer=lambda **_: None)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The table."""
-        return {"logits": self.logits}
+        """The table of how far each logit has moved."""
+        return {"moved": self.moved}
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits [X, T, A]."""
+        return self.start + self.moved
 
     def logprobs(self, rows: SharedRows, *, reference: bool = False, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] in nats of the arms played."""
@@ -86,12 +92,14 @@ class TabularTrainer(OnPolicyTrainer):
         samples_per_step: int = 96,
         optimisation: Optimisation = QUICK,
         start: Tensor | None = None,
+        is_shared: bool = False,
         seed: int = 0,
     ):
         contexts = len(world.prompts)
         prompts = tuple(world.prompts) * max(1, samples_per_step // algorithm.samples_per_prompt // contexts)
         self.world, self.generator, self.played = world, torch.Generator().manual_seed(seed), 0
-        self.table = TablePolicy(torch.zeros(contexts, world.num_arms) if start is None else start)
+        start = torch.zeros(contexts, world.num_arms) if start is None else start
+        self.table = TablePolicy(start, is_shared=is_shared)
         edges: dict[str, Any] = {"policy": self.table, "engine": None, "scorers": ()}  # `collect` stands in for them
         super().__init__(
             **edges,

@@ -12,7 +12,7 @@ best of I linear programmes. Under CVaR what is allowed is thus a union of piece
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy.optimize import brentq, linprog
 
 from poise.errors import ConfigError
 from poise.worlds.bandit import Bandit, Floats
+from poise.worlds.table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,38 @@ def best_under_limit(bandit: Bandit, rows: Floats, at_most: float) -> Optimum:
     found = max(solved, key=lambda optimum: optimum.reward)
     return Optimum(
         policy=found.policy, reward=found.reward, risk=risk_of(bandit, found.policy, rows), multiplier=found.multiplier
+    )
+
+
+def best_under_limits(table: Table, limits: Sequence[tuple[Floats, float]]) -> Optimum:
+    """The best policy of a table of scores under limits on several means at once.
+
+        max over policies of E[reward]  subject to  sum over x, a of w_xa policy_xa <= at_most,   for each limit
+
+    table    gives the rewards; every context comes equally often
+    limits   weights [X, A] and what their sum may be: `table.weights_of` for the mean of a channel
+
+    The risk is the largest excess over a limit, the multiplier the sum of the prices. Raises ConfigError if no policy
+    meets all limits.
+    """
+    rewards = table.channels["reward"] / len(table.prompts)
+    contexts, arms = rewards.shape
+    solution = linprog(
+        -rewards.ravel(),
+        A_ub=np.array([weights.ravel() for weights, _ in limits]),
+        b_ub=[at_most for _, at_most in limits],
+        A_eq=np.kron(np.eye(contexts), np.ones(arms)),
+        b_eq=np.ones(contexts),
+        method="highs",
+    )
+    if not solution.success:
+        raise ConfigError(f"no policy meets all {len(limits)} limits at once: raise some of them")
+    policy = solution.x.reshape(contexts, arms)
+    return Optimum(
+        policy=policy,
+        reward=float((rewards * policy).sum()),
+        risk=max(float((weights * policy).sum()) - at_most for weights, at_most in limits),
+        multiplier=-float(solution.ineqlin.marginals.sum()),
     )
 
 

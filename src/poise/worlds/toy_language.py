@@ -34,6 +34,7 @@ import numpy as np
 
 from poise.types import Completion, Demonstration, Prompt, Scores
 from poise.worlds.bandit import Bandit, Floats
+from poise.worlds.table import Table
 
 # 1.4 million parameters. With layers=2&hidden=64 (0.1 million) 98 % of answers kept the grammar after 300 steps of 32
 # demonstrations at rate 5e-3, and were about as helpful and as harmful as the demonstrations.
@@ -183,6 +184,18 @@ def bandit(channel: str = "cost") -> Bandit:
         arms=tuple(response.text for response in responses()),
         name="toy-language",
     )
+
+
+@cache
+def table() -> Table:
+    """The language as a table of all gold channels."""
+    scored = [[_all_channels(prompt, response) for response in responses()] for prompt in prompts()]
+    channels = {name: np.array([[scores[name] for scores in row] for row in scored]) for name in scored[0][0]}
+    return Table(prompts=prompts(), channels=channels)
+
+
+def _all_channels(prompt: Prompt, response: Response) -> dict[str, float]:
+    return gold(prompt.text, response) | {"length": float(len(response.text.split()))}
 
 
 @cache
