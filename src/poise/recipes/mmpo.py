@@ -5,8 +5,8 @@
 Kyuyoung Kim et al., "Margin Matching Preference Optimization: Enhanced Model Alignment with Granular Feedback",
 Findings of EMNLP 2024, arXiv:2410.03145. As there, the target of a pair is sigmoid(gamma * margin) instead of 1, for
 the loss of a policy and for that of a reward model. Unlike there, gamma follows from the median margin of the training
-pairs, the models are a small adapter and linear heads on frozen features, and the judge of the answers is a reward model
-of other prompts.
+pairs, the models are a small adapter and linear heads on frozen features, and the judge of the answers is a model of
+other prompts.
 """
 
 from __future__ import annotations
