@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poise.data.chat import ChatRenderer
+from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ConfigError, ModelError
 from poise.models.tiny import tiny_tokenizer
 from poise.types import Message, Prompt
@@ -235,3 +235,22 @@ def test_a_template_that_never_ends_a_turn_ends_it_with_eos_or_is_refused():
 def test_limits_that_cannot_hold_a_conversation_are_refused(limits: dict[str, int]):
     with pytest.raises(ConfigError, match="at least"):
         ChatRenderer(RENDERERS["llama"].tokenizer, **limits)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_plain_text_goes_on_where_it_ends(family: str):
+    tokenizer = tiny_tokenizer(f"random:{family}")
+    tokenizer.chat_template = None  # it needs none
+    renderer = TextRenderer(tokenizer)
+    encoded = renderer.encode(Prompt.of("The film was"), " dull", finished=False)
+    assert renderer.decode(encoded.ids) == "The film was dull"
+    assert renderer.decode(encoded.ids[: encoded.prompt_length]) == "The film was"
+    finished = renderer.encode(Prompt.of("The film was"), " dull")
+    assert finished.ids == (*encoded.ids, tokenizer.eos_token_id)
+    assert tokenizer.eos_token_id in renderer.stop_ids
+
+
+def test_a_long_beginning_of_plain_text_keeps_its_end():
+    renderer = TextRenderer(tiny_tokenizer("random:llama"), max_prompt_tokens=8)
+    ids, is_cut = renderer.prompt_ids(Prompt.of("It begins long ago").messages)
+    assert is_cut and renderer.decode(ids) == "long ago"

@@ -227,6 +227,55 @@ def test_the_starter_set_of_the_package_is_whole():
     assert {prompt.id for prompt in dataset.prompts} >= {each.prompt.id for each in dataset.comparisons}
 
 
+def test_labelled_texts_are_prompts_with_a_tag(data_root, write_rows):
+    write_rows("movie_reviews_sample/a.jsonl", [{"file": "x", "label": "pos", "text": "fine ."}])
+    write_rows("sentence_polarity/a.jsonl", [{"label": "neg", "text": "dull ."}, {"label": "meh", "text": "so so ."}])
+    flags = {"severe_toxic": "0", "obscene": "1", "threat": "0", "insult": "1", "identity_hate": "0"}
+    write_rows("jigsaw_toxicity_sample/a.jsonl", [{"comment_text": "You!", "toxic": "1"} | flags])
+    assert [p.tags["positive"] for p in load("movie-reviews").prompts] == [True]
+    sentences = load("sentence-polarity")
+    assert [p.tags["positive"] for p in sentences.prompts] == [False]
+    assert "should be 'pos' or 'neg'" in sentences.bad_rows[0].reason
+    (comment,) = load("jigsaw").prompts
+    assert (comment.tags["toxic"], comment.tags["categories"]) == (True, ("obscene", "insult"))
+
+
+def test_halves_of_sentences_are_prompts_and_labels(data_root, write_rows):
+    half = {"text": "They said that", "toxicity": 0.7}
+    rows = [
+        {"prompt": half, "continuation": {"text": " all is well", "toxicity": 0.1}, "challenging": True},
+        {"prompt": half | {"text": "Nobody"}, "continuation": {"text": " knows", "toxicity": None}},
+        {"prompt": half | {"toxicity": 1.7}, "continuation": {"text": " x", "toxicity": 0.9}},
+    ]
+    write_rows("realtoxicityprompts_sample/a.jsonl", rows)
+    dataset = load("realtoxicityprompts")
+    assert [p.tags["toxicity"] for p in dataset.prompts] == [0.7, 0.7]
+    ((label),) = dataset.labels
+    assert (label.response, label.safe, label.origin.name) == (" all is well", True, "Perspective")
+    assert "less than or equal to 1" in dataset.bad_rows[0].reason
+
+
+def test_rated_responses_keep_their_ratings(data_root, write_rows):
+    texts = [("sad film", 0.1), (". The end", 1.9)]
+    write_rows("odpo_rewards/imdb-a.jsonl", [{"prompt": "A", "text": text, "reward": reward} for text, reward in texts])
+    found = load("odpo-sentiment").demonstrations
+    assert [(row.response, row.prompt.tags["reward"], row.weight) for row in found] == [
+        (" sad film", 0.1, 0.0),
+        (". The end", 1.9, 0.0),
+    ]
+    rows = [
+        {"post": "Long.", "responses": [" a", "b", "c"], "rewards": [3, 6, 6]},
+        {"post": "p", "responses": ["a"], "rewards": []},
+    ]
+    write_rows("tldr_human_ratings/a.jsonl", rows)
+    dataset = load("tldr-ratings")
+    assert [(c.responses, c.winner, c.margin) for c in dataset.comparisons] == [
+        (("a", "b"), 1, 3.0),
+        (("a", "c"), 1, 3.0),
+    ]
+    assert "1 responses and 0 rewards" in dataset.bad_rows[0].reason
+
+
 def test_every_source_names_its_reader_and_its_terms():
     from importlib import import_module
 

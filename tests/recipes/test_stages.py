@@ -9,7 +9,7 @@ from poise.evaluate.suite import SuiteResult
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
-from poise.recipes._stages import _sequence_kl
+from poise.recipes._stages import sequence_kl
 from poise.types import Completion, Evaluation, Prompt, Rollout, Scores
 
 
@@ -31,7 +31,7 @@ def test_the_sequence_kl_is_the_mean_log_ratio_also_where_an_answer_has_no_score
         expected.append(sum(rollout.completion.token_logprobs) - picked)
     result = SuiteResult(evaluation=Evaluation(suite="s", model="m", metrics={}), rollouts=tuple(rollouts))
 
-    found = _sequence_kl(policy, result, 1.0)
+    found = sequence_kl(policy, result.rollouts, 1.0)
 
     assert found.n == 2
     assert found.value == pytest.approx(sum(expected) / 2, rel=1e-4)

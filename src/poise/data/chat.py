@@ -2,7 +2,8 @@
 
 A conversation becomes `prompt ids + response ids`. The prompt is the tokenizer's own chat template with the
 assistant's turn opened; the response is the plain text, closed by the template's end-of-turn token when it is
-finished. Which tokens belong to the response is known from lengths alone, so pad = eos cannot do harm.
+finished. `TextRenderer` renders texts and their continuations instead. Which tokens belong to the response is known
+from lengths alone, so pad = eos cannot do harm.
 """
 
 from __future__ import annotations
@@ -40,10 +41,6 @@ class ChatRenderer:
     """
 
     def __init__(self, tokenizer: Any, *, max_prompt_tokens: int = 512, max_response_tokens: int = 512):
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                f"tokenizer {tokenizer.name_or_path!r} has no chat template; set tokenizer.chat_template first"
-            )
         if max_prompt_tokens < 8 or max_response_tokens < 1:
             raise ConfigError(
                 f"max_prompt_tokens={max_prompt_tokens} must be at least 8 and "
@@ -116,6 +113,10 @@ class ChatRenderer:
         return list(ids)
 
     def _find_end_of_turn(self) -> int:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                f"tokenizer {self.tokenizer.name_or_path!r} has no chat template; set tokenizer.chat_template first"
+            )
         head = self._template(_PROBE, open_turn=True)
         whole = self._template([*_PROBE, {"role": "assistant", "content": _ANSWER}], open_turn=False)
         answer = self._text_ids(_ANSWER)
@@ -135,6 +136,21 @@ class ChatRenderer:
                 )
             return int(self.tokenizer.eos_token_id)
         return int(rest[0])
+
+
+class TextRenderer(ChatRenderer):
+    """Renders plain text: a response goes on where its prompt ends, without template, roles or turns.
+
+    Only the last message of a prompt is read. A finished response is closed by the eos token.
+    """
+
+    def _template(self, messages: Sequence[Message], *, open_turn: bool) -> list[int]:
+        return self._text_ids(messages[-1]["content"])
+
+    def _find_end_of_turn(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(f"tokenizer {self.tokenizer.name_or_path!r} has no eos token to end a text; set eos_token")
+        return int(self.tokenizer.eos_token_id)
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:

@@ -24,6 +24,7 @@ from poise.types import Dataset
 
 _MIT, _APACHE = Licence("MIT"), Licence("Apache-2.0")
 _CC0, _CC_BY, _CC_BY_SA = Licence("CC0-1.0"), Licence("CC-BY-4.0"), Licence("CC-BY-SA-3.0")
+_CC_BY_SA_4 = Licence("CC-BY-SA-4.0")
 _CC_BY_NC = Licence("CC-BY-NC-4.0", non_commercial=True)
 NOT_STATED = Licence("not stated", non_commercial=None)
 
@@ -132,6 +133,57 @@ _TABLE = (
         summary="520 harmful requests",
         parser="advbench.parse",
         files=("advbench_harmful_behaviors.csv",),
+    ),
+    Source(
+        name="movie-reviews",
+        summary="film reviews with their sentiment, as prompts with a tag",
+        parser="texts.parse_sentiment",
+        licence=_CC_BY,
+        folders=("movie_reviews_sample",),
+    ),
+    Source(
+        name="sentence-polarity",
+        summary="sentences of film reviews with their sentiment, as prompts with a tag",
+        parser="texts.parse_sentiment",
+        licence=_CC_BY,
+        folders=("sentence_polarity",),
+    ),
+    Source(
+        name="jigsaw",
+        summary="comments that people called toxic or not, as prompts with a tag",
+        parser="texts.parse_comment",
+        licence=_CC_BY_SA,
+        folders=("jigsaw_toxicity_sample",),
+    ),
+    Source(
+        name="realtoxicityprompts",
+        summary="halves of sentences to continue, with Perspective's toxicity of both halves",
+        parser="realtoxicityprompts.parse",
+        licence=_CC_BY_SA_4,
+        folders=("realtoxicityprompts_sample",),
+    ),
+    Source(
+        name="odpo-sentiment",
+        summary="ten sampled continuations of each film review's beginning, with a classifier's reward",
+        parser="odpo.parse_continuation",
+        licence=_APACHE,
+        folders=("odpo_rewards",),
+        files=("imdb*",),
+    ),
+    Source(
+        name="odpo-toxicity",
+        summary="five sampled continuations of each beginning, with a classifier's reward for not being toxic",
+        parser="odpo.parse_continuation",
+        licence=_APACHE,
+        folders=("odpo_rewards",),
+        files=("toxicity*",),
+    ),
+    Source(
+        name="tldr-ratings",
+        summary="summaries of posts compared by their points from 1 to 7; the margin is the difference",
+        parser="odpo.parse_ratings",
+        licence=_APACHE,
+        folders=("tldr_human_ratings",),
     ),
 )
 SOURCES: Mapping[str, Source] = {source.name: source for source in _TABLE}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from poise.data.chat import ChatRenderer
+from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
@@ -34,6 +34,7 @@ class Backbone:
     model: Any  # transformers PreTrainedModel
     tokenizer: Any
     trunk: Trunk
+    continues_text: bool = False  # prompts are beginnings of texts, not turns of a chat
 
     @property
     def device(self) -> torch.device:
@@ -46,10 +47,9 @@ class Backbone:
         return self.trunk.head.weight.dtype
 
     def renderer(self, *, max_prompt_tokens: int = 512, max_response_tokens: int = 512) -> ChatRenderer:
-        """The chat renderer of this model's tokenizer."""
-        return ChatRenderer(
-            self.tokenizer, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens
-        )
+        """How this model reads prompts and responses: by its tokenizer's chat template, or as plain text."""
+        kind = TextRenderer if self.continues_text else ChatRenderer
+        return kind(self.tokenizer, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
 
 
 def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | None = None, seed: int = 0) -> Backbone:

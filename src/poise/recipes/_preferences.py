@@ -17,6 +17,8 @@ from poise.functional.implied_rewards import alpha_reward, forward_kl_reward, je
 from poise.models.adapters import Lora
 from poise.models.policy import Policy
 from poise.recipes import _report
+from poise.recipes._arms import publish
+from poise.recipes._real_report import estimate_text, markdown_table
 from poise.recipes._scores import Learned
 from poise.recipes._stages import QUICK, Study, StudySettings, taken
 from poise.rollout.native import NativeEngine
@@ -49,6 +51,7 @@ CURVES = (
     *("step", "loss", "reward_accuracy", "reward_margin", "chosen_drift", "rejected_drift", "chosen_logprob"),
     *("rejected_logprob", "multiplier", "mean_cost", "baseline"),
 )
+PAIR_FIGURES = ("reward_accuracy", "reward_margin", "chosen_drift", "rejected_drift")
 _COST_PROMPTS = 16  # answered for one look at the mean cost
 _COST_LOOKS = 8  # in a run
 
@@ -204,10 +207,16 @@ def report(
     before: SuiteResult,
     after: SuiteResult,
     pairs: Mapping[str, Mapping[str, Estimate]],
+    *,
+    target: str = "",
 ) -> dict[str, Any]:
-    """Write report.html, report.json and summary.json; the summary is printed as the last line."""
+    """Write report.html, report.json, dpo.md and summary.json; the summary is printed as the last line.
+
+    `target` is a second place for dpo.md.
+    """
     settings = study.settings
     versus = compare(before.rollouts, after.rollouts, seed=settings.seed)
+    publish(run, page_text(settings, judge, before, after, versus, pairs), run.path / "dpo.md", target)
     steps = run.metrics("policy")
     page = _report.shared_page(run, study, judge, before, after, versus) | {
         "title": "Preference optimisation",
@@ -237,3 +246,44 @@ def report(
         | {f"trained_{name}": value for name, value in last.items()}
         | _report.outcome_summary(study, before, after, versus)
     )
+
+
+def page_text(
+    settings: PreferenceSettings,
+    judge: Learned,
+    before: SuiteResult,
+    after: SuiteResult,
+    versus: Mapping[str, Estimate],
+    pairs: Mapping[str, Mapping[str, Estimate]],
+) -> str:
+    """What the run found, as Markdown: the judge's verdicts before and after, held-out pairs, and the judge's worth."""
+    old, new = before.evaluation.metrics, after.evaluation.metrics
+    verdicts = [
+        [label, estimate_text(old[name]), estimate_text(new[name]), str(new[name].n)]
+        for name, label, _ in _report.HEADLINE
+        if name in old and name in new
+    ]
+    against = [
+        [name.replace("_", " "), estimate_text(value), str(value.n)]
+        for name, value in {**versus, "KL, nats a sequence": new["sequence_kl"]}.items()
+    ]
+    held_out = [
+        [criterion, *(estimate_text(found[name]) for name in PAIR_FIGURES), str(found["loss"].n)]
+        for criterion, found in pairs.items()
+        if set(PAIR_FIGURES) <= found.keys()
+    ]
+    blocks = [
+        "# Preference optimisation on decoupled comparisons",
+        f"{settings.model} on {settings.data}: loss {settings.loss}, criterion {settings.criterion}, {settings.steps} "
+        f"steps of {settings.prompts_per_step} prompts, seed {settings.seed}. In brackets 95 % intervals over prompts.",
+        *(["A smoke test with a tiny random model: the numbers mean nothing."] if settings.quick else []),
+        markdown_table(["by the held-out judge, test prompts", "before", "after", "n"], verdicts),
+        markdown_table(["against the start model", "value", "n"], against),
+        "## Held-out pairs\n\nRewards are those that the loss implies; drifts are log-ratios to the start in nats.",
+        markdown_table(["criterion", *(name.replace("_", " ") for name in PAIR_FIGURES), "n"], held_out),
+        "## What the judge is worth",
+        markdown_table(["on prompts that it never saw", "value", "n"], [
+            [name.replace("_", " "), estimate_text(value), str(value.n)] for name, value in judge.accuracy.items()
+        ]),
+    ]  # fmt: skip
+    return "\n\n".join(blocks) + "\n"

@@ -33,7 +33,7 @@ from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Projec
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
-from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Sampling, Scores
+from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollout, Sampling, Scores
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
@@ -181,12 +181,17 @@ def _with_progress(parts: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
 
 def load_model(run: Run, settings: StudySettings) -> Backbone:
     """The start model, in the precision that its first loading chose: a resumed run must not change it."""
+    return load_recorded(run, settings.model, seed=settings.seed)
+
+
+def load_recorded(run: Run, name: str, *, seed: int = 0) -> Backbone:
+    """A model in the precision of this run, which its first model chose."""
     stage = run.stage("model")
     if not stage.finished:
-        backbone = load_backbone(settings.model, seed=settings.seed)
+        backbone = load_backbone(name, seed=seed)
         stage.finish({"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)})
         return backbone
-    return load_backbone(settings.model, seed=settings.seed, dtype=getattr(torch, stage.result["dtype"]))
+    return load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
 
 
 def fine_tune(run: Run, study: Study[Any]) -> None:
@@ -317,7 +322,8 @@ def assess(
             model_name=name,
         )
         write_rollouts(path, result.rollouts)
-        extra = {} if policy is None else {"sequence_kl": _sequence_kl(policy, result, study.sampling.temperature)}
+        temperature = study.sampling.temperature
+        extra = {} if policy is None else {"sequence_kl": sequence_kl(policy, result.rollouts, temperature)}
         if scorer is not None:
             extra["trained_cost"] = _trained_cost(scorer, result)
         stage.finish({"extra": extra})
@@ -336,11 +342,11 @@ def _trained_cost(scorer: Learned, result: SuiteResult) -> Estimate:
 
 
 @torch.no_grad()
-def _sequence_kl(policy: Policy, result: SuiteResult, temperature: float) -> Estimate:
+def sequence_kl(policy: Policy, answers: Sequence[Rollout], temperature: float) -> Estimate:
     """Mean over responses of the sampled log-ratio to the start model, in nats a sequence."""
     renderer, values = policy.backbone.renderer(), []
     bare = Scores(values={})  # an unscorable answer has a log-ratio too, but not every channel
-    rollouts = [replace(r, scores=bare) for r in result.rollouts if r.completion.token_ids]
+    rollouts = [replace(r, scores=bare) for r in answers if r.completion.token_ids]
     for begin in range(0, len(rollouts), 16):
         part = rollouts[begin : begin + 16]
         rows = encode_rollouts(part, renderer, policy.backbone.device)

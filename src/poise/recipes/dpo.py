@@ -54,6 +54,7 @@ def dpo(
     temperature: float = 0.7,
     lr: float = 2e-4,
     seed: int = 0,
+    page: str = "",
     folder: str | None = None,
     quick: bool = False,
 ) -> Run:
@@ -74,6 +75,7 @@ def dpo(
         temperature: sampling temperature of the evaluation.
         lr: learning rate of the policy adapter.
         seed: seed of everything random.
+        page: a Markdown file to write the results to as well.
         folder: run folder; an unfinished run in it is continued.
         quick: a tiny random model and few steps: a smoke test, not a result.
     """
@@ -92,5 +94,5 @@ def dpo(
         policy = preferences.learn_preferences(run, study, scorer)
         pairs = preferences.measure_pairs(run, study, policy, scorer)
         after = stages.assess(run, study, judge, "final", policy=policy, scorer=scorer)
-        preferences.report(run, study, judge, scorer, before, after, pairs)
+        preferences.report(run, study, judge, scorer, before, after, pairs, target=page)
     return run

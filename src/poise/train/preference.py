@@ -127,8 +127,30 @@ def evaluate_preferences(
     Rewards are those that the method implies. A policy that equals its reference has accuracy 0 under methods with a
     reference: all its rewards are ties.
     """
+    joined, owners = preference_values(policy, method, feedback, tokens_per_pass=tokens_per_pass)
+    estimates = {
+        name: bootstrap_mean(found, clusters=owners[name], seed=seed) for name, found in joined.items() if found
+    }
+    if hits := joined["reward_accuracy"]:
+        estimates["reward_accuracy"] = share([hit > 0 for hit in hits], owners["reward_accuracy"], seed=seed)
+    return estimates
+
+
+@torch.no_grad()
+def preference_values(
+    policy: Policy,
+    method: PreferenceMethod,
+    feedback: Feedback,
+    *,
+    tokens_per_pass: int = 4096,
+    cache: Path | None = None,
+) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """The trainer's metrics of every item of the feedback, and the number of the prompt that each belongs to.
+
+    `cache` keeps the reference's log-probabilities.
+    """
     _require_feedback(method, feedback)
-    reference = reference_logprobs(policy, feedback.rows, tokens=tokens_per_pass)
+    reference = reference_logprobs(policy, feedback.rows, tokens=tokens_per_pass, cache=cache)
     logprobs = sequence_logprobs(policy, feedback.rows, tokens=tokens_per_pass)
     items = [item for group in feedback.groups for item in group]
     numbers = feedback.mismatched(items)
@@ -141,13 +163,7 @@ def evaluate_preferences(
         _append(values, metrics)
         for name, found in metrics.items():
             owners.setdefault(name, []).extend([index] * len(found))
-    joined = {name: torch.cat(parts).tolist() for name, parts in values.items()}
-    estimates = {
-        name: bootstrap_mean(found, clusters=owners[name], seed=seed) for name, found in joined.items() if found
-    }
-    if hits := joined["reward_accuracy"]:
-        estimates["reward_accuracy"] = share([hit > 0 for hit in hits], owners["reward_accuracy"], seed=seed)
-    return estimates
+    return {name: torch.cat(parts).tolist() for name, parts in values.items()}, owners
 
 
 def _append(values: dict[str, list[Tensor]], metrics: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,10 @@ from poise.types import Demonstration
 
 
 class DemonstrationBatches:
-    """Demonstrations as tokens, and the gradient of their loss in micro-batches."""
+    """Demonstrations as tokens, and the gradient of their loss in micro-batches.
+
+    `finished` says whether the model also learns to stop where they end.
+    """
 
     def __init__(
         self,
@@ -27,12 +30,13 @@ class DemonstrationBatches:
         per_step: int = 16,
         max_tokens: int = 512,
         tokens_per_micro_batch: int = 4096,
+        finished: bool = True,
         seed: int = 0,
     ):
         if not demonstrations:
             raise ConfigError("no demonstrations to learn from")
         renderer = policy.backbone.renderer(max_prompt_tokens=max_tokens // 2, max_response_tokens=max_tokens // 2)
-        self.rows = [renderer.encode(d.prompt, d.response) for d in demonstrations]
+        self.rows = [renderer.encode(d.prompt, d.response, finished=finished) for d in demonstrations]
         self.weights = [d.weight for d in demonstrations]
         self.seed = seed
         self.per_step, self.tokens = min(per_step, len(demonstrations)), tokens_per_micro_batch

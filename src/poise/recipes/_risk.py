@@ -1,0 +1,235 @@
+"""The stages of risk-averse RLHF on text: readers, supervised start, policies with and without risk, tails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from poise.errors import ConfigError
+from poise.evaluate.diversity import distinct_estimate
+from poise.evaluate.tails import hardest, lower_tail, quantile_curve
+from poise.functional.policy_losses import clipped_surrogate
+from poise.models.adapters import Lora
+from poise.models.load import Backbone
+from poise.models.policy import Policy
+from poise.recipes._arms import Outcome
+from poise.recipes._continuations import Readers, Task, learn_readers, task_named
+from poise.recipes._rollouts import write_rollouts
+from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
+from poise.rollout.native import NativeEngine
+from poise.run import Run
+from poise.train.algorithms import PPO, RLOO, Algorithm, risk_averse
+from poise.train.estimators import generalised
+from poise.train.loop import fit
+from poise.train.objectives import Unconstrained
+from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.responses import sequence_logprobs
+from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
+from poise.types import Completion, Demonstration, Estimate, Prompt, Rollout, Sampling, Scores
+
+ARMS = {"sft": "SFT", "rlhf": "RLHF", "ra-rlhf": "RA-RLHF"}
+BASES = {
+    "ppo": replace(PPO, advantage=generalised(trace=0.95), epochs=4),
+    "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
+}
+SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
+HARD, WORST = 0.1, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
+QUICK = {
+    "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 8,
+    "response_tokens": 6, "supervised_steps": 2, "warm_up": 0, "evaluated": 12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskSettings:
+    """The resolved arguments of a run of the recipe `ra-rlhf`."""
+
+    model: str
+    tasks: tuple[str, ...]
+    algorithm: str
+    alpha: float
+    warm_up: int
+    end: float
+    steps: int
+    samples_per_step: int
+    response_tokens: int
+    supervised_steps: int
+    lr: float
+    kl_coef: float
+    evaluated: int
+    seeds: tuple[int, ...]
+    quick: bool
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> RiskSettings:
+        """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""
+        given = {f.name: arguments[f.name] for f in fields(cls)}
+        settings = cls(**given | (QUICK if given["quick"] else {}))
+        if settings.algorithm not in BASES:
+            raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(BASES)}")
+        for name in ("steps", "samples_per_step", "response_tokens", "supervised_steps"):
+            if getattr(settings, name) < 1:
+                raise ConfigError(f"{name} is {getattr(settings, name)}: it must be at least 1")
+        for name in ("tasks", "seeds"):
+            values = getattr(settings, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} are {values}: give at least one, and none twice")
+        if settings.evaluated < 10:
+            raise ConfigError(f"evaluated is {settings.evaluated}: a tail of a tenth needs at least 10 prompts")
+        return settings
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What run.json records."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def algorithm_of(self, arm: str) -> Algorithm:
+        """The record of an arm: both are the same but for the episodes that are learned from."""
+        base = replace(BASES[self.algorithm], kl_coef=self.kl_coef)
+        return base if arm == "rlhf" else risk_averse(self.alpha, base=base, warm_up=self.warm_up, end=self.end)
+
+
+class TextStudy:
+    """One task of a run. Its models are only loaded if a stage still needs them."""
+
+    def __init__(self, run: Run, settings: RiskSettings, name: str):
+        self.run, self.settings, self.name = run, settings, name
+
+    @cached_property
+    def task(self) -> Task:
+        """The real rows."""
+        task = task_named(self.name)
+        self.run.record_data(task.name, task.provenance)
+        return task
+
+    @cached_property
+    def readers(self) -> Readers:
+        """The signal and the judge; the latter reads with the model as it was before any training."""
+        base = self._model(self.settings.model)
+        return learn_readers(self.task, base, cache=feature_cache(self.run), quick=self.settings.quick)
+
+    @cached_property
+    def start(self) -> Backbone:
+        """The model after supervised learning of good texts, where every policy begins."""
+        stage = self.run.stage(f"{self.name}-supervised")
+        if not stage.finished:
+            policy = Policy(self._model(self.settings.model), Lora(top=0.5), adapter="supervised")
+            demonstrations, steps = self.task.good_texts("train"), self.settings.supervised_steps
+            batches = DemonstrationBatches(demonstrations, policy, per_step=32, finished=False)
+            trainer = SupervisedTrainer(policy=policy, batches=batches, steps=steps)
+            fit(trainer, run=self.run, stage=stage.name, steps=steps, save_every=8)
+            policy.save_pretrained(stage.path / "model", merge=True)
+            stage.finish({"steps": steps, "texts": len(demonstrations)})
+        return self._model(str((stage.path / "model").resolve()))
+
+    def _model(self, name: str) -> Backbone:
+        return replace(load_recorded(self.run, name), continues_text=True)
+
+    @cached_property
+    def worth(self) -> dict[str, Estimate]:
+        """What the readers are worth on texts that they never saw."""
+        stage = self.run.stage(f"{self.name}-readers")
+        if not stage.finished:
+            stage.finish(self.readers.worth)
+        return {name: Estimate(**value) for name, value in stage.result.items()}
+
+    def outcome(self, arm: str, seed: int) -> Outcome:
+        """What an arm came to from a seed."""
+        stage = self.run.stage(f"{self.name}-{arm}-seed-{seed}")
+        if not stage.finished:
+            policy = Policy(self.start, Lora(top=0.5), adapter=stage.name, seed=seed)
+            if arm != "sft":
+                self._train(policy, arm, seed, stage.name)
+            found, rollouts = measured(policy, self.task, self.readers, self.settings, seed)
+            write_rollouts(stage.path / "rollouts.jsonl", rollouts)
+            stage.finish(found._asdict())
+        return Outcome(**stage.result)
+
+    def _train(self, policy: Policy, arm: str, seed: int, stage: str) -> None:
+        settings = self.settings
+        algorithm = settings.algorithm_of(arm)
+        trainer = OnPolicyTrainer(
+            policy=policy,
+            engine=NativeEngine(policy),
+            scorers=[self.readers.signal],
+            algorithm=algorithm,
+            objective=Unconstrained(),
+            prompts=self.task.prompts("train"),
+            prompts_per_step=max(1, settings.samples_per_step // algorithm.samples_per_prompt),
+            sampling=Sampling(max_tokens=settings.response_tokens),
+            optimisation=Optimisation(lr=settings.lr, steps=settings.steps),
+            seed=seed,
+        )
+        shown = ("reward", "kept", "sequence_kl", "tokens_per_s")
+        fit(trainer, run=self.run, stage=stage, steps=settings.steps, save_every=5, shown=shown)
+
+
+def measure(studies: Sequence[TextStudy]) -> dict[tuple[str, str], list[Outcome]]:
+    """Every arm of every task from every seed; all arms of a seed before the next."""
+    found: dict[tuple[str, str], list[Outcome]] = {(study.name, arm): [] for study in studies for arm in ARMS}
+    for study in studies:
+        for seed in study.settings.seeds:
+            for arm in ARMS:
+                found[study.name, arm].append(study.outcome(arm, seed))
+    return found
+
+
+def measured(
+    policy: Policy, task: Task, readers: Readers, settings: RiskSettings, seed: int
+) -> tuple[Outcome, list[Rollout]]:
+    """Continue the test prompts once each and let the judge read the whole texts."""
+    prompts = task.prompts("test")[: settings.evaluated]
+    sampling = Sampling(max_tokens=settings.response_tokens, seed=90_001 + seed)
+    completions = NativeEngine(policy).generate(prompts, sampling)
+    rollouts = [_judged(*row) for row in _read(readers, prompts, completions)]
+    rewards = [r.scores.values["reward"] for r in rollouts]
+    prompt_scores = list(readers.judge.value([prompt.text for prompt in prompts]))
+    hard = hardest(prompt_scores, HARD)
+    figures = {
+        "reward": float(np.mean(rewards)),
+        "hard_reward": float(np.mean([r for r, is_hard in zip(rewards, hard, strict=True) if is_hard])),
+        **{f"worst_{round(100 * share)}": lower_tail(rewards, share, resamples=1).value for share in WORST},
+        "signal": float(np.mean([r.scores.values["signal"] for r in rollouts])),
+        "perplexity_of_good_texts": perplexity(policy, task.good_texts("test")[:128]),
+        "perplexity_of_samples": perplexity(policy, _as_demonstrations(rollouts), reference=True),
+        "distinct_2": distinct_estimate([r.completion.text for r in rollouts], 2).value,
+        "tokens": float(np.mean([len(c.token_ids) for c in completions])),
+        "kl": sequence_kl(policy, rollouts, 1.0).value,
+        "prompts": float(len(prompts)),
+        "hard_prompts": float(sum(hard)),
+    }
+    curve = quantile_curve(prompt_scores, rewards, SHARES)
+    return Outcome(figures, {"share": [100 * share for share in SHARES], "reward": curve}), rollouts
+
+
+def perplexity(policy: Policy, texts: Sequence[Demonstration], *, reference: bool = False) -> float:
+    """The mean over texts of exp(mean negative log-probability of a token of the continuation).
+
+    Source: as RA-RLHF (arXiv:2501.06911) measures it, on texts of the good class.
+    """
+    renderer = policy.backbone.renderer()
+    rows = [renderer.encode(text.prompt, text.response, finished=False) for text in texts]
+    lengths = [len(row.ids) - row.prompt_length for row in rows]
+    sums = sequence_logprobs(policy, rows, tokens=4096, reference=reference).tolist()
+    return float(np.mean([math.exp(-total / length) for total, length in zip(sums, lengths, strict=True) if length]))
+
+
+def _as_demonstrations(rollouts: Sequence[Rollout]) -> list[Demonstration]:
+    return [Demonstration(prompt=r.prompt, response=r.completion.text) for r in rollouts if r.completion.text]
+
+
+def _read(
+    readers: Readers, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> Iterator[tuple[Prompt, Completion, float, float]]:
+    texts = [prompt.text + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
+    return zip(prompts, completions, readers.judge.value(texts), readers.signal.value(texts), strict=True)
+
+
+def _judged(prompt: Prompt, completion: Completion, judged: float, signal: float) -> Rollout:
+    scores = Scores(values={"reward": float(judged), "signal": float(signal)}, source="judge")
+    return Rollout(prompt=prompt, completion=completion, scores=scores)

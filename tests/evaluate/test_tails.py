@@ -1,0 +1,50 @@
+"""The lower tail of rewards: against definitions, and intervals that know of clusters and pairs."""
+
+import numpy as np
+import pytest
+
+from poise.errors import ConfigError, DataError
+from poise.evaluate.tails import hardest, lower_tail, quantile_curve, tail_difference
+from poise.functional.risk import conditional_value_at_risk
+
+
+def test_the_tail_is_the_cvar_of_the_negated_reward_where_the_count_is_whole():
+    import torch
+
+    rewards = np.random.default_rng(0).normal(size=40)
+    found = lower_tail(rewards, 0.1)
+    assert found.value == pytest.approx(-float(conditional_value_at_risk(torch.tensor(-rewards), 0.1)))
+    assert found.low <= found.value <= found.high
+    assert lower_tail(rewards, 1.0).value == pytest.approx(rewards.mean())
+
+
+def test_the_interval_of_the_tail_is_wider_with_few_prompts():
+    rewards = np.random.default_rng(1).normal(size=200)
+    apart = lower_tail(rewards, 0.2)
+    together = lower_tail(np.sort(rewards), 0.2, clusters=[i // 40 for i in range(200)])
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    assert together.method.endswith("5 prompts")
+
+
+def test_the_difference_of_tails_resamples_both_sides_together():
+    before = np.random.default_rng(2).normal(size=100)
+    same = tail_difference(before, before + 0.5, 0.1)
+    assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5))
+    lifted = np.maximum(before, -1.0)  # only the tail is better
+    found = tail_difference(before, lifted, 0.1)
+    assert found.value == pytest.approx(lower_tail(lifted, 0.1).value - lower_tail(before, 0.1).value)
+    assert found.low > 0
+
+
+def test_the_hardest_prompts_are_those_with_the_lowest_scores_and_their_ties():
+    assert hardest([1.0, 0.0, 0.0, 3.0], 0.25) == [False, True, True, False]
+    assert all(hardest([1.0, 0.0], 1.0))
+    with pytest.raises(ConfigError, match="share"):
+        hardest([1.0], 0.0)
+
+
+def test_the_quantile_curve_ends_at_the_mean_and_ranks_by_the_prompt():
+    prompts, rewards = [5.0, 1.0, 3.0, 2.0], [0.0, 4.0, 2.0, 8.0]
+    assert quantile_curve(prompts, rewards, [0.25, 0.5, 1.0]) == [4.0, 6.0, 3.5]
+    with pytest.raises(DataError, match="a reward for each prompt"):
+        quantile_curve(prompts, rewards[:2], [1.0])
