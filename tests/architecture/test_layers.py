@@ -15,7 +15,7 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"types", "errors", "files", "provenance", "allocator", "run"},
+    {"types", "errors", "ranks", "files", "provenance", "allocator", "run"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},

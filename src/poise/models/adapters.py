@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.errors import ConfigError, ModelError
+from poise.ranks import by_main
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj", "c_fc",
@@ -150,6 +151,7 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
             module.active = active
 
 
+@by_main
 def save_adapter(
     model: nn.Module, name: str, spec: Lora, folder: Path, *, base: str, task: str | None = "CAUSAL_LM"
 ) -> None:

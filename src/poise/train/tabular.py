@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from poise.models.shared_rows import SharedRows
+from poise.models.shared_rows import OwnRows, SharedRows
 from poise.train.algorithms import Algorithm
 from poise.train.objectives import Objective
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
@@ -110,7 +110,7 @@ class TabularTrainer(OnPolicyTrainer):
         samples, probabilities = self.algorithm.samples_per_prompt, self.probabilities
         contexts = torch.tensor([prompt.tags["context"] for prompt in prompts]).repeat_interleave(samples)
         arms = torch.multinomial(probabilities[contexts], 1, generator=self.generator)
-        rows = SharedRows(
+        played = SharedRows(
             prompt_ids=torch.arange(len(probabilities))[:, None],
             prompt_lengths=torch.ones(len(probabilities), dtype=torch.long),
             response_ids=arms,
@@ -122,13 +122,13 @@ class TabularTrainer(OnPolicyTrainer):
             token_ids=torch.cat([contexts[:, None], arms], 1),
             attention_mask=torch.ones(len(arms), 2, dtype=torch.bool),
             prompt_lengths=torch.ones_like(contexts),
-            response_mask=rows.response_mask,
+            response_mask=played.response_mask,
             group=torch.arange(len(prompts)).repeat_interleave(samples),
-            old_logprobs=self.table.logprobs(rows)[0],
-            ref_logprobs=self.table.logprobs(rows, reference=True)[0],
+            old_logprobs=self.table.logprobs(played)[0],
+            ref_logprobs=self.table.logprobs(played, reference=True)[0],
             scores=self.world.sample(contexts, arms[:, 0], self.generator),
             values=self.critics(features) if self._has_critics else {},
-            extra_inputs={"rows": rows, "critic_features": features},
+            extra_inputs={"rows": OwnRows.of_main(played), "critic_features": features},
         )
         if not self.algorithm.collection.greedy:
             return self._completed(batch, {})
