@@ -194,7 +194,15 @@ class ProcessGroup(Ranks):
 
 
 def _in_one_pass(self: Any, compute: Callable[[], Any]) -> Any:
-    return compute()
+    result = compute()
+    if isinstance(result, tuple):
+        return tuple(_own_storage(each) for each in result)
+    return _own_storage(result)
+
+
+def _own_storage(result: Any) -> Any:
+    """A tensor that is not a view: FSDP2 hangs the backward pass on it."""
+    return result.clone() if isinstance(result, Tensor) and result._is_view() else result
 
 
 def _nothing() -> None:
