@@ -19,7 +19,7 @@ LAYERS = [
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
-    {"train", "evaluate", "redteam"},
+    {"train", "evaluate", "redteam", "plan"},
     {"recipes"},
     {"cli"},
     {"__main__"},

@@ -72,6 +72,31 @@ def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | 
     return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)
 
 
+def load_config(name: str) -> Any:
+    """The configuration of a model, without its weights; ModelError with all places that were tried."""
+    from transformers import AutoConfig
+
+    return tiny_model(name).config if name.startswith("random:") else _loaded(AutoConfig, name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without its weights; ModelError with all places that were tried."""
+    from transformers import AutoTokenizer
+
+    return tiny_tokenizer(name) if name.startswith("random:") else _loaded(AutoTokenizer, name)
+
+
+def _loaded(kind: Any, name: str) -> Any:
+    source = _locate(name)
+    try:
+        return kind.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {kind.__name__.removeprefix('Auto').lower()} of model {name!r} ({source}): "
+            f"{str(error).splitlines()[0]}. Give a folder, a hub id that this machine can reach, or a name it knows"
+        ) from error
+
+
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """Measure which of bf16 and fp32 multiplies matrices faster here; bf16 must win by a quarter to be chosen.
 

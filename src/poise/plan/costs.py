@@ -1,0 +1,155 @@
+"""Seconds and bytes of the kinds of work that runs are made of: passes, generation, training.
+
+Seconds are those of matrix products at the machine's rate for their rows, of reading and writing what lies between
+them, and of starting operations. Constants below were counted from the code, and two of them fitted to one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poise.plan.machines import Machine
+from poise.plan.shapes import Shape
+
+CALLS_PER_LAYER = 45  # operations of one layer's forward pass, adapters included
+TRAFFIC = {True: 1.0, False: 1.0}  # how often the counted traffic passes through memory, on a GPU and on a CPU
+BACKWARD_FROZEN, BACKWARD_TRAINED = 1.0, 2.0  # products of a backward pass, in forward passes
+PASS_TOKENS = 2048  # of a micro-batch
+HEAD_POSITIONS = 1536  # whose logits are held at once
+STATE_BYTES = 16  # of a trained weight: itself, its gradient and two moments, all fp32
+PROCESS_BYTES = {True: 0.8e9, False: 0.8e9}  # Python and its libraries; the CUDA context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How a run is laid out over the machine."""
+
+    processes: int = 1
+    is_sharded: bool = False  # by FSDP2; else every process has a whole model
+    is_full: bool = False  # all weights are trained, not an adapter
+    recompute: bool = False  # activations are computed again in the backward pass
+    top: float = 0.5  # share of the layers that an adapter touches
+    base_bits: int = 16  # of a frozen weight on a GPU; 4 with bitsandbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What work costs for one shape on one machine."""
+
+    shape: Shape
+    machine: Machine
+    setting: Setting = Setting()
+
+    def forward(self, tokens: float, *, layers: float | None = None, positions: float = 0.0) -> float:
+        """Seconds to run tokens through some layers, and so many positions through the head."""
+        return self._pass(tokens, self.shape.layers if layers is None else layers, positions, backward=0.0)
+
+    def training(self, tokens: float, *, positions: float) -> float:
+        """Seconds of a forward and a backward pass through the trained layers."""
+        backward = BACKWARD_TRAINED if self.setting.is_full else BACKWARD_FROZEN
+        return self._pass(tokens, self.trained_layers, positions, backward=backward + float(self.setting.recompute))
+
+    def decoding(self, rows: float, steps: float, *, context: float) -> float:
+        """Seconds to draw `steps` tokens for each of the rows, whose keys and values grow to `context` tokens."""
+        shape, machine = self.shape, self.machine
+        mine = max(1.0, rows / self.setting.processes)
+        weights = shape.parameters * machine.element_bytes / machine.bandwidth
+        products = 2 * (shape.parameters - (0 if shape.is_tied else shape.vocabulary * shape.hidden)) * mine
+        cache = mine * context * self._cache_bytes() / machine.bandwidth
+        sampler = 6 * mine * shape.vocabulary * 4 / machine.bandwidth  # a few passes over the logits
+        calls = shape.layers * CALLS_PER_LAYER * machine.call
+        between = self._between(mine, shape.layers) / machine.bandwidth
+        gather = self._gathering(1.0) / max(steps, 1.0)  # once for all steps
+        arithmetic = max(weights, products / machine.rate(mine))
+        work = arithmetic + cache + sampler + between
+        return steps * (max(work, calls) if machine.is_gpu else work + calls) + steps * gather
+
+    @property
+    def trained_layers(self) -> float:
+        """Layers that a gradient flows through."""
+        return (
+            float(self.shape.layers) if self.setting.is_full else max(1.0, round(self.shape.layers * self.setting.top))
+        )
+
+    def _pass(self, tokens: float, layers: float, positions: float, *, backward: float) -> float:
+        shape, machine = self.shape, self.machine
+        mine, times = tokens / self.setting.processes, 1 + backward
+        rows = min(mine, PASS_TOKENS)
+        number = max(1.0, mine / PASS_TOKENS)
+        head = 2 * shape.hidden * shape.vocabulary * positions / self.setting.processes
+        products = 2 * shape.layer_parameters * layers * mine * times + head * (2 if backward else 1)
+        logits = 10 * positions / self.setting.processes * shape.vocabulary * (2 if backward else 1)
+        between = self._between(mine, layers) * times + logits
+        calls = number * layers * CALLS_PER_LAYER * machine.call * times
+        work = products / machine.rate(rows) + between / machine.bandwidth
+        seconds = max(work, calls) if machine.is_gpu else work + calls
+        return seconds + self._gathering(layers / shape.layers) * number * (2 if backward else 1)
+
+    def _between(self, tokens: float, layers: float) -> float:
+        """Bytes that are read and written between the products of a forward pass."""
+        shape, size = self.shape, self.machine.element_bytes
+        entries = 24 * shape.hidden + 6 * shape.intermediate + 6 * (shape.query_width + shape.kv_width)
+        return TRAFFIC[self.machine.is_gpu] * tokens * layers * entries * size
+
+    def _gathering(self, share: float) -> float:
+        """Seconds to gather a share of the sharded layers once."""
+        setting, machine = self.setting, self.machine
+        if not setting.is_sharded or setting.processes == 1:
+            return 0.0
+        size = 4 if setting.is_full else machine.element_bytes
+        others = (setting.processes - 1) / setting.processes
+        return share * self.shape.parameters * size * others / machine.link
+
+    def _cache_bytes(self) -> float:
+        """Bytes of the keys and values of one token."""
+        return 2.0 * self.shape.layers * self.shape.kv_width * self.machine.element_bytes
+
+    # Memory, in bytes of one process.
+
+    def weights(self) -> float:
+        """The frozen trunk; where all weights are trained, also the trained ones with gradients and moments."""
+        shape, setting = self.shape, self.setting
+        parts = setting.processes if setting.is_sharded else 1
+        size = setting.base_bits / 8 if setting.base_bits < 16 else self.machine.element_bytes
+        frozen = shape.parameters * size / parts
+        trained = shape.parameters * STATE_BYTES / parts if setting.is_full else self.adapter()
+        layer = shape.layer_parameters * (4 if setting.is_full else self.machine.element_bytes)
+        ends = shape.vocabulary * shape.hidden * (4 if setting.is_full else self.machine.element_bytes)
+        return frozen + trained + (2 * layer + ends if parts > 1 else 0.0)  # one layer at work, one on its way
+
+    def adapter(self) -> float:
+        """An adapter with gradients and moments, whole in every process."""
+        return self.shape.adapter_parameters(layers=round(self.trained_layers)) * STATE_BYTES
+
+    def updating(self) -> float:
+        """What a micro-batch leaves for its backward pass."""
+        shape, size = self.shape, self.machine.element_bytes
+        kept = 10 * shape.hidden * 4 + size * (
+            4 * shape.hidden + 2 * (shape.query_width + shape.kv_width) + 4 * shape.intermediate
+        )
+        if self.setting.recompute:
+            layers = PASS_TOKENS * (self.trained_layers * shape.hidden * size + kept)
+        else:
+            layers = PASS_TOKENS * self.trained_layers * kept
+        return layers + self.scoring()
+
+    def scoring(self) -> float:
+        """Logits of one chunk of positions, in the dtype of the trunk and as float."""
+        return HEAD_POSITIONS * self.shape.vocabulary * (self.machine.element_bytes + 8.0)
+
+    def generating(self, rows: float, *, context: float) -> float:
+        """Keys and values of all rows, the logits of one step, and, of a sharded model, the weights gathered."""
+        shape, setting = self.shape, self.setting
+        mine = max(1.0, min(rows / setting.processes, 64.0))
+        gathered = shape.parameters * (4 if setting.is_full else self.machine.element_bytes)
+        whole = gathered if setting.is_sharded and setting.processes > 1 else 0.0
+        return mine * context * self._cache_bytes() + 3 * mine * shape.vocabulary * 4 + whole
+
+    def states(self, tokens: float) -> float:
+        """States below the first trained layer, kept for the update."""
+        is_kept = not self.setting.is_full and self.setting.top < 1
+        return tokens / self.setting.processes * self.shape.hidden * self.machine.element_bytes * float(is_kept)
+
+    def process(self) -> float:
+        """Python with its libraries."""
+        return PROCESS_BYTES[self.machine.is_gpu]
