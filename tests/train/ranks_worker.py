@@ -45,8 +45,9 @@ TEXTS = ("Good day.", "No", "A rather long answer it is")
 HALF, WHOLE = Lora(rank=2, top=0.5), Lora(rank=2)
 
 
-def supervised(lora: Lora | None) -> SupervisedTrainer:
+def supervised(lora: Lora | None, *, recompute: bool = False) -> SupervisedTrainer:
     policy = tiny_policy(lora=lora)
+    policy.recompute = recompute
     demonstrations = [Demonstration(prompt=p, response=r) for p in PROMPTS for r in TEXTS]
     batches = DemonstrationBatches(demonstrations, policy, per_step=5, tokens_per_micro_batch=128)
     return SupervisedTrainer(policy=policy, batches=batches, lr=1e-3, steps=STEPS)
@@ -91,6 +92,7 @@ def on_policy(lora: Lora | None, algorithm: Any) -> OnPolicyTrainer:
 LOOPS: dict[str, Callable[[], Any]] = {
     "supervised, adapter": lambda: supervised(HALF),
     "supervised, all weights": lambda: supervised(None),
+    "supervised, recomputed": lambda: supervised(None, recompute=True),
     "scores, frozen trunk": lambda: scores(None, hidden=8),
     "scores, adapter": lambda: scores(WHOLE, hidden=0),
     "preferences, adapter": lambda: preferences(HALF, dpo(), PairFeedback),

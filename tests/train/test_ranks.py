@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from poise.files import read_jsonl_tolerant
 from poise.ranks import Ranks
 
-STEPS, NUM_LOOPS = 4, 11  # of the worker
+STEPS, NUM_LOOPS = 4, 12  # of the worker
 TIMES = {"seconds", "tokens_per_s", "time"}
+HOW = ("all-weights", "recomputed")
 PLACES = ("two", "alone-then-two", "two-then-alone")
 
 
@@ -63,6 +64,12 @@ def test_every_step_moves_the_weights(folder):
     for name in loops(folder):
         rows = read_jsonl_tolerant(folder / "two" / name / "metrics.jsonl")
         assert all(row["gradient_norm"] > 0 for row in rows), name
+
+
+def test_what_is_recomputed_has_the_same_gradient(folder):
+    kept, again = (load_file(folder / "alone" / f"supervised-{how}" / "weights.safetensors") for how in HOW)
+    for key, expected in kept.items():
+        torch.testing.assert_close(again[key], expected, rtol=1e-6, atol=1e-8)
 
 
 def test_weights_trained_whole_are_saved_in_pieces(folder):

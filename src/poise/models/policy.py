@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,6 +35,7 @@ from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
 from poise.ranks import current
 
+_RECOMPUTE = "POISE_RECOMPUTE"
 _CHUNK = 1536  # response positions whose logits are held at once
 
 
@@ -41,12 +43,15 @@ class Policy:
     """A language model that is trained, with its reference.
 
     `adapter` is the name of its LoRA adapter on the shared backbone; with `lora=None` all weights of a copy are
-    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference.
+    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference. With
+    `recompute` (by default, if POISE_RECOMPUTE is 1) a backward pass runs each layer again instead of keeping what is
+    inside it: less memory, more time.
     """
 
     def __init__(self, backbone: Backbone, lora: Lora | None = Lora(), *, adapter: str = "policy", seed: int = 0):  # noqa: B008
         self.backbone, self.lora, self.adapter = backbone, lora, adapter
         self.version = 0
+        self.recompute = os.environ.get(_RECOMPUTE, "0") == "1"
         if lora is None:
             self.model = _trainable_copy(backbone)
             self.trunk, self.split = Trunk(self.model), 0
@@ -101,7 +106,7 @@ class Policy:
         """
 
         def compute() -> tuple[Tensor, Tensor]:
-            above = run_shared(trunk, rows)
+            above = run_shared(trunk, rows, recompute_in=computing if self.recompute else None)
             inside = above.response_mask[:, : above.width]
             states = trunk.final_norm(above.predicting()[inside])
             weight = trunk.head.weight.to(states.dtype)
@@ -109,7 +114,8 @@ class Policy:
                 states, weight, above.response_ids[inside], chunk=_CHUNK, temperature=temperature
             )
 
-        with self.reference() if reference else self.acting() as trunk:
+        computing = self.reference if reference else self.acting
+        with computing() as trunk:
             values, entropy = trunk.in_one_pass(compute)
         empty = torch.zeros(rows.response_mask.shape, dtype=values.dtype, device=values.device)
         return empty.masked_scatter(rows.response_mask, values), empty.masked_scatter(rows.response_mask, entropy)

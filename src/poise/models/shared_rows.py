@@ -6,12 +6,14 @@ those of the prompts and those of the responses; a response attends to its promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from poise.errors import ConfigError
 from poise.models.trunk import Trunk, pad_rows
@@ -247,10 +249,18 @@ class _PromptKeys:
         return torch.cat([prompt_keys[self.owner], keys], 2), torch.cat([prompt_values[self.owner], values], 2)
 
 
-def run_shared(trunk: Trunk, rows: SharedRows, *, stop: int | None = None) -> SharedRows:
+def run_shared(
+    trunk: Trunk,
+    rows: SharedRows,
+    *,
+    stop: int | None = None,
+    recompute_in: Callable[[], AbstractContextManager[object]] | None = None,
+) -> SharedRows:
     """The rows with their states after layer `stop` (of all layers by default), from where they are now.
 
     Equal to running whole rows, prompt and response together; the gradient reaches a prompt from all its responses.
+    With `recompute_in` only the states between layers are kept for the backward pass, which runs each layer again
+    inside that context: the one that says which adapter is on.
     """
     stop = trunk.depth if stop is None else stop
     at = rows.positions()
@@ -259,12 +269,21 @@ def run_shared(trunk: Trunk, rows: SharedRows, *, stop: int | None = None) -> Sh
     else:
         prompts, responses = rows.states.prompts, rows.states.responses
     for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, at)
-    mask, keys = rows.attention_mask(), _PromptKeys(rows.owner)
+    mask = rows.attention_mask()
+
+    def layer(index: int, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
+        keys = _PromptKeys(rows.owner)
+        with recompute_in() if recompute_in else nullcontext():
+            prompts = trunk.layer(index, prompts, for_prompts, cache=keys)
+            if rows.width:
+                responses = trunk.layer(index, responses, for_responses, mask=mask, cache=keys)
+        return prompts, responses
+
     for index in range(rows.depth, stop):
-        prompts = trunk.layer(index, prompts, for_prompts, cache=keys)
-        if rows.width:
-            responses = trunk.layer(index, responses, for_responses, mask=mask, cache=keys)
-        keys.stored = None
+        if recompute_in is None or not torch.is_grad_enabled():
+            prompts, responses = layer(index, prompts, responses)
+        else:
+            prompts, responses = checkpoint(layer, index, prompts, responses, use_reentrant=False)
     return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
 
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poise.plan.machines import Machine
+from poise.plan.probe import Probe
 from poise.plan.shapes import Shape
 
 CALLS_PER_LAYER = 45  # operations of one layer's forward pass, adapters included
-TRAFFIC = {True: 1.0, False: 1.0}  # how often the counted traffic passes through memory, on a GPU and on a CPU
+TRAFFIC = {True: 1.0, False: 3.5}  # how often the counted traffic passes through memory, on a GPU and on a CPU
+BETWEEN_BACKWARD = {True: 2.0, False: 6.0}  # what lies between the products of a backward pass, in forward passes
+LOGIT_BYTES = 50.0  # read and written for each logit of a position whose log-probability is wanted
+_FIXED_SHARE = 0.4  # of a step of generation: what it takes however few rows there are
 BACKWARD_FROZEN, BACKWARD_TRAINED = 1.0, 2.0  # products of a backward pass, in forward passes
 PASS_TOKENS = 2048  # of a micro-batch
 HEAD_POSITIONS = 1536  # whose logits are held at once
@@ -39,6 +43,7 @@ class Costs:
     shape: Shape
     machine: Machine
     setting: Setting = Setting()
+    probe: Probe | None = None  # our own passes as measured on the machine; None: told from its figures
 
     def forward(self, tokens: float, *, layers: float | None = None, positions: float = 0.0) -> float:
         """Seconds to run tokens through some layers, and so many positions through the head."""
@@ -53,16 +58,19 @@ class Costs:
         """Seconds to draw `steps` tokens for each of the rows, whose keys and values grow to `context` tokens."""
         shape, machine = self.shape, self.machine
         mine = max(1.0, rows / self.setting.processes)
+        gather = self._gathering(1.0)  # once for all steps
+        if (probe := self.probe) is not None:
+            step = shape.layers * probe.decoding_layer + probe.decoding_head
+            return steps * step * (_FIXED_SHARE + (1 - _FIXED_SHARE) * mine / probe.rows) + gather
         weights = shape.parameters * machine.element_bytes / machine.bandwidth
         products = 2 * (shape.parameters - (0 if shape.is_tied else shape.vocabulary * shape.hidden)) * mine
         cache = mine * context * self._cache_bytes() / machine.bandwidth
         sampler = 6 * mine * shape.vocabulary * 4 / machine.bandwidth  # a few passes over the logits
         calls = shape.layers * CALLS_PER_LAYER * machine.call
         between = self._between(mine, shape.layers) / machine.bandwidth
-        gather = self._gathering(1.0) / max(steps, 1.0)  # once for all steps
         arithmetic = max(weights, products / machine.rate(mine))
         work = arithmetic + cache + sampler + between
-        return steps * (max(work, calls) if machine.is_gpu else work + calls) + steps * gather
+        return steps * (max(work, calls) if machine.is_gpu else work + calls) + gather
 
     @property
     def trained_layers(self) -> float:
@@ -76,14 +84,27 @@ class Costs:
         mine, times = tokens / self.setting.processes, 1 + backward
         rows = min(mine, PASS_TOKENS)
         number = max(1.0, mine / PASS_TOKENS)
+        gather = self._gathering(layers / shape.layers) * number * (2 if backward else 1)
+        if self.probe is not None:
+            return self._measured(mine * layers, positions / self.setting.processes, backward) + gather
         head = 2 * shape.hidden * shape.vocabulary * positions / self.setting.processes
         products = 2 * shape.layer_parameters * layers * mine * times + head * (2 if backward else 1)
-        logits = 10 * positions / self.setting.processes * shape.vocabulary * (2 if backward else 1)
-        between = self._between(mine, layers) * times + logits
+        logits = LOGIT_BYTES * positions / self.setting.processes * shape.vocabulary * (2 if backward else 1)
+        between = self._between(mine, layers) * (1 + backward * BETWEEN_BACKWARD[machine.is_gpu]) + logits
         calls = number * layers * CALLS_PER_LAYER * machine.call * times
         work = products / machine.rate(rows) + between / machine.bandwidth
         seconds = max(work, calls) if machine.is_gpu else work + calls
-        return seconds + self._gathering(layers / shape.layers) * number * (2 if backward else 1)
+        return seconds + gather
+
+    def _measured(self, tokens_layers: float, positions: float, backward: float) -> float:
+        """Seconds of a pass as the probe says; what a frozen trunk does not have is added in forward passes."""
+        assert self.probe is not None
+        found = self.probe
+        forward = tokens_layers * found.forward_layer
+        if not backward:
+            return forward + positions * found.forward_head
+        more = backward - BACKWARD_FROZEN
+        return tokens_layers * found.training_layer + positions * found.training_head + more * forward
 
     def _between(self, tokens: float, layers: float) -> float:
         """Bytes that are read and written between the products of a forward pass."""
