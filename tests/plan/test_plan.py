@@ -1,4 +1,4 @@
-"""The plan of a run: shapes as models have them, costs that grow as they must, and figures close to what was measured."""
+"""The plan of a run: shapes as models have them, and costs that grow as they must."""
 
 from __future__ import annotations
 
