@@ -22,6 +22,7 @@ from conftest import PROMPTS, LetterScorer, tiny_policy
 from poise.models.adapters import Lora
 from poise.models.heads import ScoreModel
 from poise.models.load import load_backbone
+from poise.models.policy import Policy
 from poise.ranks import current
 from poise.rollout.native import NativeEngine
 from poise.run import Run
@@ -46,7 +47,9 @@ HALF, WHOLE = Lora(rank=2, top=0.5), Lora(rank=2)
 
 
 def supervised(lora: Lora | None, *, recompute: bool = False) -> SupervisedTrainer:
-    policy = tiny_policy(lora=lora)
+    first = tiny_policy(lora=HALF)
+    first.merge()  # so that the trunk is not as it was loaded
+    policy = Policy(first.backbone, lora, adapter="second")
     policy.recompute = recompute
     demonstrations = [Demonstration(prompt=p, response=r) for p in PROMPTS for r in TEXTS]
     batches = DemonstrationBatches(demonstrations, policy, per_step=5, tokens_per_micro_batch=128)
@@ -116,6 +119,8 @@ def train(folder: Path, name: str, steps: int) -> None:
             group["eps"] = 1e-3  # a step in proportion to the gradient, also where that is rounding
     with Run.open(folder / slug(name), recipe="ranks", arguments={}) as run:
         fit(trainer, run=run, stage="stage", steps=steps, save_every=STOP)
+    if isinstance(trainer, SupervisedTrainer):
+        trainer.policy.save_pretrained(folder / slug(name) / "model", merge=True)
     weights: Mapping[str, torch.Tensor] = dict(trainer.parameters)
     if isinstance(trainer, OnPolicyTrainer):
         weights |= {f"critics.{key}": value for key, value in trainer.critics.state_dict().items()}

@@ -60,6 +60,13 @@ def test_metrics_are_those_of_one_process(folder, place):
             assert {key: row[key] for key in values} == pytest.approx(values, rel=2e-3, abs=2e-5), name
 
 
+def test_saved_models_are_those_of_one_process(folder):
+    for name in ("supervised-adapter", "supervised-all-weights"):
+        alone, found = (load_file(folder / each / name / "model" / "model.safetensors") for each in ("alone", "two"))
+        for key in alone:
+            torch.testing.assert_close(found[key], alone[key], rtol=1e-5, atol=5e-7, msg=f"{name}: {key}")
+
+
 def test_every_step_moves_the_weights(folder):
     for name in loops(folder):
         rows = read_jsonl_tolerant(folder / "two" / name / "metrics.jsonl")

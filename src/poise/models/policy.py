@@ -215,7 +215,7 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copy weights between models of one shape; adapters around the source's weights are left out."""
     weights = {name.replace(".base.", "."): weight for name, weight in source.named_parameters()}
     for name, weight in target.named_parameters():
-        weight.copy_(weights[name])
+        weight.copy_(current().like(weight, weights[name]))
 
 
 def merged_state(model: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, Tensor]:

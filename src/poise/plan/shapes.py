@@ -51,7 +51,9 @@ class Shape:
     def adapter_parameters(self, *, rank: int = 16, layers: int | None = None) -> int:
         """Weights of a LoRA adapter on all projections of so many layers."""
         inner, kv = self.query_width, self.kv_width
-        attention = (4 if self.is_gated else 2) * self.hidden + 2 * inner + 2 * kv  # GPT-2 has one matrix for q, k and v
+        attention = (
+            (4 if self.is_gated else 2) * self.hidden + 2 * inner + 2 * kv
+        )  # GPT-2 has one matrix for q, k and v
         feed_forward = (3 if self.is_gated else 2) * (self.hidden + self.intermediate)
         return rank * (attention + feed_forward) * (self.layers if layers is None else layers)
 

@@ -103,7 +103,8 @@ class StoredPieces:
 
         found = []
         for first, number, path, key in sorted(self._pieces):
-            low, high = max(begin - first, 0), number if end is None else min(end - first, number)
+            low = min(max(begin - first, 0), number)
+            high = number if end is None else min(end - first, number)
             if low < high or not found:
                 with safe_open(path, framework="pt") as stored:
                     found.append(stored.get_slice(key)[low : max(low, high)])

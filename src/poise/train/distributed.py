@@ -144,9 +144,11 @@ class ProcessGroup(Ranks):
             cast("FSDPModule", module).set_gradient_divide_factor(
                 1.0
             )  # losses are divided by counts of the whole batch
+        model.hooked_pass = MethodType(_hooked_pass, model)
+        register_fsdp_forward_method(model, "hooked_pass")
         model.in_one_pass = MethodType(_in_one_pass, model)
-        register_fsdp_forward_method(model, "in_one_pass")
-        model.in_one_pass(_nothing)  # names the root before a layer runs on its own
+        model.hooked_pass(_nothing)  # names the root before a layer runs on its own
+        model.reshard()
 
     @contextmanager
     def gathered(self, model: Any) -> Iterator[None]:
@@ -194,6 +196,18 @@ class ProcessGroup(Ranks):
 
 
 def _in_one_pass(self: Any, compute: Callable[[], Any]) -> Any:
+    """Run a computation on a sharded model.
+
+    FSDP2 leaves the root's own weights gathered until a backward pass. Where there will be none and they are trained,
+    they must go: the next step moves the shards, and a gathered copy would be out of date.
+    """
+    result = self.hooked_pass(compute)
+    if not torch.is_grad_enabled() and next(self.parameters()).requires_grad:
+        self.reshard()
+    return result
+
+
+def _hooked_pass(self: Any, compute: Callable[[], Any]) -> Any:
     result = compute()
     if isinstance(result, tuple):
         return tuple(_own_storage(each) for each in result)

@@ -39,7 +39,8 @@ class _PartedEngine:
         ranks = current()
         costs = [float(sum(len(message["content"]) for message in prompt.messages)) for prompt in prompts]
         own, weight = ranks.my_part(range(len(prompts)), costs)
-        with ranks.gathered(self.policy.model), ranks.gathered(self.policy.backbone.model):
+        acts_as_reference = getattr(self.engine, "reference", False)
+        with ranks.gathered(self.policy.backbone.model if acts_as_reference else self.policy.model):
             made = self.engine.generate([prompts[i] for i in own], sampling)
         rows = [asdict(completion) for completion in made] if weight else []
         parts = ranks.collect([own if weight else [], rows])
