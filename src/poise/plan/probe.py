@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from poise.errors import ConfigError
 from poise.models.adapters import Lora
 from poise.models.load import Backbone, fastest_dtype
 from poise.models.policy import Policy
@@ -21,10 +22,10 @@ from poise.plan.shapes import Shape
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
-_DEPTHS = (1, 3)
+_DEPTHS = (1, 4)
 _PROMPTS, _SAMPLES, _PROMPT_TOKENS, _RESPONSE_TOKENS = 8, 4, 45, 40  # of a micro-batch
 _ROWS, _STEPS = 64, (4, 12)  # of generation; two lengths, so that reading the prompts is left out
-_REPEATS = 2
+_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +42,19 @@ class Probe:
 
 
 def probe(shape: Shape) -> Probe:
-    """Measure for some seconds on this machine; the shortest of two times counts."""
+    """Measure for some seconds on this machine; the shortest of three times counts.
+
+    Raises ConfigError where a deeper model took no longer: the machine is too busy to be measured.
+    """
     few, many = (_measure(shape, depth) for depth in _DEPTHS)
+    if any(b <= a for a, b in zip(few, many, strict=True)):
+        raise ConfigError(
+            f"{_DEPTHS[1]} layers took no longer than {_DEPTHS[0]} on this machine, so that it cannot be measured now: "
+            "try again when less else runs on it, or name a machine with --machine"
+        )
     tokens = _PROMPTS * (_PROMPT_TOKENS + _SAMPLES * _RESPONSE_TOKENS)
     positions = _PROMPTS * _SAMPLES * _RESPONSE_TOKENS
-    per_layer = [max(0.0, (b - a) / (_DEPTHS[1] - _DEPTHS[0])) for a, b in zip(few, many, strict=True)]
+    per_layer = [(b - a) / (_DEPTHS[1] - _DEPTHS[0]) for a, b in zip(few, many, strict=True)]
     heads = [max(0.0, a - _DEPTHS[0] * layer) for a, layer in zip(few, per_layer, strict=True)]
     return Probe(
         forward_layer=per_layer[0] / tokens,
