@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -293,5 +294,5 @@ def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> S
         return rows
     parts = current().in_step(rows.buckets(tokens), rows.owner.new_zeros(1))
     with torch.no_grad():
-        found = [(i, trunk.in_one_pass(lambda i=i: run_shared(trunk, rows.select(i), stop=stop))) for i, _ in parts]
+        found = [(i, trunk.in_one_pass(partial(run_shared, trunk, rows.select(i), stop=stop))) for i, _ in parts]
     return rows.with_states(found)

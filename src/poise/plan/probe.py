@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -87,12 +89,12 @@ def _measure(shape: Shape, depth: int) -> tuple[float, float, float]:
     engine = NativeEngine(policy, batch_size=_ROWS)
     prompts = [Prompt.of("x" * _PROMPT_TOKENS, number=i) for i in range(_ROWS)]
     lengths = [Sampling(max_tokens=steps, seed=1) for steps in _STEPS]
-    short, long = (_seconds(lambda s=s: engine.generate(prompts, s), device) for s in lengths)
+    short, long = (_seconds(partial(engine.generate, prompts, sampling), device) for sampling in lengths)
     return _seconds(forward, device), _seconds(training, device), max(0.0, long - short) / (_STEPS[1] - _STEPS[0])
 
 
 def _backbone(shape: Shape, depth: int, device: str) -> Backbone:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -104,10 +106,10 @@ def _backbone(shape: Shape, depth: int, device: str) -> Backbone:
         vocab_size=max(shape.vocabulary, 260),
         tie_word_embeddings=shape.is_tied,
         max_position_embeddings=2048,
-        attn_implementation="sdpa",
     )
-    with torch.random.fork_rng(), torch.device(device):
-        model = LlamaForCausalLM(config).to(fastest_dtype(device)).eval().requires_grad_(False)
+    with torch.random.fork_rng():
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=fastest_dtype(device))
+    model = model.to(device).eval().requires_grad_(False)
     return Backbone(name="probe", model=model, tokenizer=tiny_tokenizer("random:llama"), trunk=Trunk(model))
 
 

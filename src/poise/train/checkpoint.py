@@ -101,7 +101,7 @@ class StoredPieces:
         """The rows [begin, end) of the whole tensor; None is its end."""
         from safetensors import safe_open
 
-        found = []
+        found: list[Tensor] = []
         for first, number, path, key in sorted(self._pieces):
             low = min(max(begin - first, 0), number)
             high = number if end is None else min(end - first, number)
