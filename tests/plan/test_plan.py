@@ -15,7 +15,7 @@ from poise.plan.costs import Costs, Setting
 from poise.plan.machines import named_machine, this_machine
 from poise.plan.probe import probe
 from poise.plan.shapes import SHAPES, shape_of
-from poise.recipes._plans import arguments_of, plan
+from poise.recipes._plans import Tokens, arguments_of, plan
 from poise.recipes.dpo import dpo
 from poise.recipes.safe_rlhf import safe_rlhf
 
@@ -24,7 +24,7 @@ SEVEN = Costs(shape=SHAPES["7b"], machine=H100S, setting=Setting(processes=8, is
 
 
 def seconds(costs, recipe="safe-rlhf", function=safe_rlhf, **given):
-    return sum(stage.seconds for stage in plan(recipe, arguments_of(function, given), costs, None))
+    return sum(stage.seconds for stage in plan(recipe, arguments_of(function, given), costs, Tokens()))
 
 
 def with_setting(**changes):
@@ -50,7 +50,7 @@ def test_a_model_or_machine_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="h100x8"):
         named_machine("tpu")
     with pytest.raises(ConfigError, match="safe-rlhf"):
-        plan("contract", {}, SEVEN, None)
+        plan("contract", {}, SEVEN, Tokens())
 
 
 def test_time_grows_with_steps_samples_and_tokens_and_falls_with_processes():

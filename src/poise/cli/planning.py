@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from poise.cli.options import parse_options
@@ -23,7 +23,7 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     machine  a name such as h100x8; None measures this one
     layout   the fields of `Setting` that were given; processes 0 is one for each device
     """
-    from poise.recipes._plans import arguments_of, plan
+    from poise.recipes._plans import Tokens, arguments_of, plan
 
     path = find_recipe(recipe)
     function = load_recipe(path)
@@ -40,7 +40,7 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     fits = _PROBED_LAYERS * shape.layer_parameters * on.element_bytes < on.memory / 8
     found = probe(shape) if on.is_measured and fits else None
     costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout), probe=found)
-    stages = plan(path.stem.replace("_", "-"), arguments, costs, _token_counter(arguments["model"]))
+    stages = plan(path.stem.replace("_", "-"), arguments, costs, Tokens(**_tokens(arguments["model"])))
     yield from _about(shape, costs)
     yield f"{'stage':<22}{'minutes':>9}{'GiB':>8}  work"
     for stage in stages:
@@ -80,14 +80,19 @@ def _verdict(peak: float, costs: Costs) -> Iterator[str]:
     yield "An estimate: nothing of it has run. docs/scale.md says how far estimates were from what was measured."
 
 
-def _token_counter(model: str) -> Callable[[str], int] | None:
-    """How many tokens a text has, where the tokenizer is at hand."""
+def _tokens(model: str) -> dict[str, Any]:
+    """How many tokens a text and the chat template have, where the tokenizer is at hand."""
     from poise.models.load import load_tokenizer
 
     if model.lower() in SHAPES:
-        return None
+        return {}
     try:
         tokenizer = load_tokenizer(model)
     except ModelError:
-        return None
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+        return {}
+
+    def of(text: str) -> float:
+        return float(len(tokenizer.encode(text, add_special_tokens=False)))
+
+    empty = [{"role": "user", "content": ""}]
+    return {"of": of, "template": of(tokenizer.apply_chat_template(empty, tokenize=False, add_generation_prompt=True))}

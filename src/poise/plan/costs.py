@@ -21,6 +21,7 @@ BACKWARD_FROZEN, BACKWARD_TRAINED = 1.0, 2.0  # products of a backward pass, in 
 PASS_TOKENS = 2048  # of a micro-batch
 HEAD_POSITIONS = 1536  # whose logits are held at once
 STATE_BYTES = 16  # of a trained weight: itself, its gradient and two moments, all fp32
+SLACK = {True: 1.1, False: 1.25}  # what an allocator holds over what is asked for
 PROCESS_BYTES = {True: 0.8e9, False: 0.8e9}  # Python and its libraries; the CUDA context
 
 
@@ -152,11 +153,11 @@ class Costs:
             layers = PASS_TOKENS * (self.trained_layers * shape.hidden * size + kept)
         else:
             layers = PASS_TOKENS * self.trained_layers * kept
-        return layers + self.scoring()
+        return SLACK[self.machine.is_gpu] * layers + self.scoring()
 
     def scoring(self) -> float:
         """Logits of one chunk of positions, in the dtype of the trunk and as float."""
-        return HEAD_POSITIONS * self.shape.vocabulary * (self.machine.element_bytes + 8.0)
+        return SLACK[self.machine.is_gpu] * HEAD_POSITIONS * self.shape.vocabulary * (self.machine.element_bytes + 8.0)
 
     def generating(self, rows: float, *, context: float) -> float:
         """Keys and values of all rows, the logits of one step, and, of a sharded model, the weights gathered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from poise.data import load, split_by_prompt
@@ -14,8 +15,9 @@ from poise.recipes._stages import ALGORITHMS, SHARES, Settings
 from poise.types import Dataset
 
 FILLED = 0.85  # of the longest response: what sampled responses had in the demo
-_CHARACTERS_PER_TOKEN, _TEMPLATE_TOKENS = 4.2, 20  # where the tokenizer is not at hand
+_CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
 _SAMPLED_ROWS = 64  # whose tokens are counted
+_START = 12.0  # seconds until the data are read and a model is asked for
 _HEAD_STEP = 0.006  # seconds of a step of the score heads on known features
 _TEST_TOKENS = 1.2  # evaluation allows a fifth more than training
 
@@ -45,18 +47,22 @@ class Rows:
         return self.prompts * self.prompt_tokens + self.responses * self.response_tokens
 
 
-Count = Callable[[str], int]  # tokens of a text
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """How many tokens texts have; told from characters where the tokenizer is not at hand."""
+
+    of: Callable[[str], float] = lambda text: len(text) / _CHARACTERS_PER_TOKEN
+    template: float = 20.0  # around a prompt
 
 
-def plan(recipe: str, arguments: Mapping[str, Any], costs: Costs, tokens_of: Count | None) -> list[StagePlan]:
+def plan(recipe: str, arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[StagePlan]:
     """The stages of a run of the recipe with these arguments.
 
-    `tokens_of` counts the tokens of a text; without a tokenizer they are told from characters. Raises ConfigError for a
-    recipe whose work is not known.
+    Raises ConfigError for a recipe whose work is not known.
     """
     if recipe not in PLANS:
         raise ConfigError(f"the work of recipe {recipe!r} is not known: poise plan knows {', '.join(PLANS)}")
-    return PLANS[recipe](arguments, costs, tokens_of)
+    return PLANS[recipe](arguments, costs, tokens)
 
 
 def arguments_of(recipe: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,10 +71,10 @@ def arguments_of(recipe: Callable[..., Any], given: Mapping[str, Any]) -> dict[s
     return {each.name: each.default for each in parameters if each.default is not each.empty} | dict(given)
 
 
-def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens_of: Count | None) -> list[StagePlan]:
+def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[StagePlan]:
     settings = Settings.of(arguments)
-    rows = _rows_by_split(settings.data, settings.seed, tokens_of)
-    evaluated = lambda name: _evaluation(name, rows["test"], settings.response_tokens, costs)  # noqa: E731
+    rows = _rows_by_split(settings.data, settings.seed, tokens)
+    evaluated = partial(_evaluation, test=rows["test"], response_tokens=settings.response_tokens, costs=costs)
     found = [_loading(costs), _scores("judge", rows["judge"], rows["test"], 0.7, costs), evaluated("evaluate-start")]
     if settings.supervised_steps:
         found.insert(1, _supervised(settings.supervised_steps, rows["train"], costs))
@@ -85,11 +91,11 @@ def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens_of: Count | No
     return found
 
 
-def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens_of: Count | None) -> list[StagePlan]:
+def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[StagePlan]:
     from poise.recipes._preferences import LOSSES, PreferenceSettings
 
     settings = PreferenceSettings.of(arguments)
-    rows = _rows_by_split(settings.data, settings.seed, tokens_of)
+    rows = _rows_by_split(settings.data, settings.seed, tokens)
     train, test = rows["train"], rows["test"]
     found = [_loading(costs), _scores("judge", rows["judge"], test, 0.7, costs)]
     found.append(_evaluation("evaluate-start", test, settings.response_tokens, costs))
@@ -117,33 +123,29 @@ def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens_of: Count | None) ->
 PLANS = {"safe-rlhf": _safe_rlhf, "dpo": _dpo}
 
 
-def _rows_by_split(data: str, seed: int, tokens_of: Count | None) -> dict[str, Rows]:
-    return {name: _rows(part, tokens_of) for name, part in split_by_prompt(load(data), SHARES, seed=seed).items()}
+def _rows_by_split(data: str, seed: int, tokens: Tokens) -> dict[str, Rows]:
+    return {name: _rows(part, tokens) for name, part in split_by_prompt(load(data), SHARES, seed=seed).items()}
 
 
-def _rows(part: Dataset, tokens_of: Count | None) -> Rows:
+def _rows(part: Dataset, tokens: Tokens) -> Rows:
     texts = {(c.prompt.id, text) for c in part.comparisons for text in c.responses}
     texts |= {(label.prompt.id, label.response) for label in part.labels}
     return Rows(
         prompts=len(part.prompts),
         responses=len(texts),
-        prompt_tokens=_TEMPLATE_TOKENS + _mean_tokens([p.text for p in part.prompts], tokens_of),
-        response_tokens=_mean_tokens([text for _, text in sorted(texts)], tokens_of),
+        prompt_tokens=tokens.template + _mean_tokens([p.text for p in part.prompts], tokens),
+        response_tokens=_mean_tokens([text for _, text in sorted(texts)], tokens),
     )
 
 
-def _mean_tokens(texts: Sequence[str], tokens_of: Count | None) -> float:
-    if not texts:
-        return 0.0
-    if tokens_of is None:
-        return sum(map(len, texts)) / len(texts) / _CHARACTERS_PER_TOKEN
+def _mean_tokens(texts: Sequence[str], tokens: Tokens) -> float:
     some = texts[:: max(1, len(texts) // _SAMPLED_ROWS)]
-    return sum(map(tokens_of, some)) / len(some)
+    return sum(map(tokens.of, some)) / max(1, len(some))
 
 
 def _loading(costs: Costs) -> StagePlan:
     size = costs.shape.parameters * costs.machine.element_bytes
-    return StagePlan(name="model", seconds=10 + size / 1e9, memory=costs.process() + costs.weights(), work="load")
+    return StagePlan(name="model", seconds=_START + size / 1e9, memory=costs.process() + costs.weights(), work="load")
 
 
 def _scores(name: str, rows: Rows, test: Rows, depth: float, costs: Costs) -> StagePlan:
