@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from poise.cli.planning import plan_lines
 from poise.errors import ConfigError, ModelError
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
@@ -90,3 +91,27 @@ def test_this_machine_is_measured():
     assert 1e8 < machine.peak < 1e16 and 1e8 < machine.bandwidth < 1e14 and 0 < machine.call < 1e-2
     assert machine.rate(1) < machine.rate(64) <= machine.rate(4096) <= machine.peak
     assert machine.is_gpu == torch.cuda.is_available()
+
+
+def lines(*words, machine):
+    layout = {"processes": 0, "shard": True, "is_full": False, "recompute": False, "base_bits": 16}
+    return list(plan_lines("safe-rlhf", words, machine=machine, **layout))
+
+
+def test_the_command_shows_every_stage_and_what_does_not_fit():
+    shown = lines("--model", "70b", "--steps", "3", machine="h100x1")
+    assert [line.split()[0] for line in shown[3:8]] == [
+        "model",
+        "judge",
+        "evaluate-start",
+        "scores",
+        "policy-lagrangian",
+    ]
+    assert "3 updates of 64 samples" in shown[7]
+    assert any("does not fit" in line for line in shown)
+    assert not any("does not fit" in line for line in lines("--model", "1.5b", machine="h100x8"))
+
+
+def test_a_quick_run_is_not_planned():
+    with pytest.raises(ConfigError, match="without --quick"):
+        lines("--quick", machine="h100x1")
