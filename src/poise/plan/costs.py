@@ -19,6 +19,7 @@ LOGIT_BYTES = 50.0  # read and written for each logit of a position whose log-pr
 _FIXED_SHARE = 0.4  # of a step of generation: what it takes however few rows there are
 BACKWARD_FROZEN, BACKWARD_TRAINED = 1.0, 2.0  # products of a backward pass, in forward passes
 PASS_TOKENS = 2048  # of a micro-batch
+BATCH_ROWS = 64  # answered at once by one process
 HEAD_POSITIONS = 1536  # whose logits are held at once
 STATE_BYTES = 16  # of a trained weight: itself, its gradient and two moments, all fp32
 SLACK = {True: 1.1, False: 1.25}  # what an allocator holds over what is asked for
@@ -57,12 +58,16 @@ class Costs:
 
     def decoding(self, rows: float, steps: float, *, context: float) -> float:
         """Seconds to draw `steps` tokens for each of the rows, whose keys and values grow to `context` tokens."""
-        shape, machine = self.shape, self.machine
         mine = max(1.0, rows / self.setting.processes)
+        batches = max(1.0, mine / BATCH_ROWS)
         gather = self._gathering(1.0)  # once for all steps
+        return batches * steps * self._decoding_step(mine / batches, context) + gather
+
+    def _decoding_step(self, mine: float, context: float) -> float:
+        shape, machine = self.shape, self.machine
         if (probe := self.probe) is not None:
             step = shape.layers * probe.decoding_layer + probe.decoding_head
-            return steps * step * (_FIXED_SHARE + (1 - _FIXED_SHARE) * mine / probe.rows) + gather
+            return step * (_FIXED_SHARE + (1 - _FIXED_SHARE) * mine / probe.rows)
         weights = shape.parameters * machine.element_bytes / machine.bandwidth
         products = 2 * (shape.parameters - (0 if shape.is_tied else shape.vocabulary * shape.hidden)) * mine
         cache = mine * context * self._cache_bytes() / machine.bandwidth
@@ -71,7 +76,7 @@ class Costs:
         between = self._between(mine, shape.layers) / machine.bandwidth
         arithmetic = max(weights, products / machine.rate(mine))
         work = arithmetic + cache + sampler + between
-        return steps * (max(work, calls) if machine.is_gpu else work + calls) + gather
+        return max(work, calls) if machine.is_gpu else work + calls
 
     @property
     def trained_layers(self) -> float:
@@ -162,7 +167,7 @@ class Costs:
     def generating(self, rows: float, *, context: float) -> float:
         """Keys and values of all rows, the logits of one step, and, of a sharded model, the weights gathered."""
         shape, setting = self.shape, self.setting
-        mine = max(1.0, min(rows / setting.processes, 64.0))
+        mine = max(1.0, min(rows / setting.processes, BATCH_ROWS))
         gathered = shape.parameters * (4 if setting.is_full else self.machine.element_bytes)
         whole = gathered if setting.is_sharded and setting.processes > 1 else 0.0
         return mine * context * self._cache_bytes() + 3 * mine * shape.vocabulary * 4 + whole

@@ -165,9 +165,8 @@ def _evaluation(name: str, test: Rows, response_tokens: int, costs: Costs) -> St
     longest = _TEST_TOKENS * response_tokens
     tokens = test.prompts * (test.prompt_tokens + longest * FILLED)
     context = test.prompt_tokens + longest
-    batches = max(1.0, test.prompts / costs.setting.processes / 64)
     seconds = costs.forward(test.prompts * test.prompt_tokens)
-    seconds += batches * costs.decoding(test.prompts / batches, longest, context=context)
+    seconds += costs.decoding(test.prompts, longest, context=context)
     seconds += costs.forward(tokens, layers=costs.shape.layers * 0.7)  # the judge
     seconds += costs.forward(tokens, positions=test.prompts * longest * FILLED)  # the reference, for the KL
     memory = costs.process() + costs.weights() + costs.generating(test.prompts, context=context)
