@@ -37,8 +37,8 @@ def joined() -> Iterator[Ranks]:
     """Be one of the processes that torchrun started, inside the block; a process started alone is on its own.
 
     POISE_SHARD=0 keeps a whole model in every process, which is faster where it fits. The group is destroyed at the
-    end also after an error: a process that exits with a group alive tears down its connections under the threads of
-    the others, which then abort.
+    end, also after an error, and not before all have come to it: a process that exits with its group alive leaves
+    threads with open connections behind, and may leave the others in the middle of a call.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
