@@ -15,6 +15,8 @@ from poise.files import read_jsonl_tolerant
 from poise.ranks import Ranks
 
 STEPS, NUM_LOOPS = 4, 12  # of the worker
+pytestmark = pytest.mark.timeout(900)  # seconds of work, but in five processes
+
 OTHERS = {"seconds", "tokens_per_s", "time", "stage"}
 HOW = ("all-weights", "recomputed")
 PLACES = ("two", "alone-then-two", "two-then-alone")

@@ -18,6 +18,7 @@ FILLED = 0.85  # of the longest response: what sampled responses had in the demo
 _CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
 _SAMPLED_ROWS = 64  # whose tokens are counted
 _START = 12.0  # seconds until the data are read and a model is asked for
+_ROW = 0.003  # seconds to render a row and to turn it into tokens, each time that it is asked for
 _HEAD_STEP = 0.006  # seconds of a step of the score heads on known features
 _TEST_TOKENS = 1.2  # evaluation allows a fifth more than training
 
@@ -75,7 +76,11 @@ def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> li
     settings = Settings.of(arguments)
     rows = _rows_by_split(settings.data, settings.seed, tokens)
     evaluated = partial(_evaluation, test=rows["test"], response_tokens=settings.response_tokens, costs=costs)
-    found = [_loading(costs), _scores("judge", rows["judge"], rows["test"], 0.7, costs), evaluated("evaluate-start")]
+    found = [
+        _loading(costs),
+        _scores("judge", rows["judge"], rows["test"], 0.7, costs),
+        evaluated("evaluate-start", is_trained=False),
+    ]
     if settings.supervised_steps:
         found.insert(1, _supervised(settings.supervised_steps, rows["train"], costs))
     for number in range(settings.rounds):
@@ -98,7 +103,7 @@ def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[Sta
     rows = _rows_by_split(settings.data, settings.seed, tokens)
     train, test = rows["train"], rows["test"]
     found = [_loading(costs), _scores("judge", rows["judge"], test, 0.7, costs)]
-    found.append(_evaluation("evaluate-start", test, settings.response_tokens, costs))
+    found.append(_evaluation("evaluate-start", test, settings.response_tokens, costs, is_trained=False))
     if settings.supervised_steps:
         found.insert(1, _supervised(settings.supervised_steps, train, costs))
     if LOSSES[settings.loss].is_scored:
@@ -155,20 +160,23 @@ def _scores(name: str, rows: Rows, test: Rows, depth: float, costs: Costs) -> St
     steps = num_steps(round(rows.prompts * 5 / 6), 32, 40)
     return StagePlan(
         name=name,
-        seconds=costs.forward(tokens, layers=costs.shape.layers * depth) + _HEAD_STEP * steps,
+        seconds=costs.forward(tokens, layers=costs.shape.layers * depth)
+        + _HEAD_STEP * steps
+        + _ROW * (rows.responses + test.responses),
         memory=_passing_memory(costs),
         work=f"{tokens:,.0f} tokens through {depth:.0%} of the layers, {steps} steps of the heads",
     )
 
 
-def _evaluation(name: str, test: Rows, response_tokens: int, costs: Costs) -> StagePlan:
-    longest = _TEST_TOKENS * response_tokens
-    tokens = test.prompts * (test.prompt_tokens + longest * FILLED)
-    context = test.prompt_tokens + longest
-    seconds = costs.forward(test.prompts * test.prompt_tokens)
-    seconds += costs.decoding(test.prompts, longest, context=context)
-    seconds += costs.forward(tokens, layers=costs.shape.layers * 0.7)  # the judge
-    seconds += costs.forward(tokens, positions=test.prompts * longest * FILLED)  # the reference, for the KL
+def _evaluation(name: str, test: Rows, response_tokens: int, costs: Costs, *, is_trained: bool = True) -> StagePlan:
+    """Answers to the test prompts, judged; of a trained policy also its KL to the start, and the signal's own cost."""
+    longest, layers = _TEST_TOKENS * response_tokens, costs.shape.layers
+    tokens, context = test.prompts * (test.prompt_tokens + longest * FILLED), test.prompt_tokens + longest
+    seconds = costs.forward(test.prompts * test.prompt_tokens) + costs.decoding(test.prompts, longest, context=context)
+    seconds += costs.forward(tokens, layers=layers * 0.7)  # the judge
+    if is_trained:
+        seconds += costs.forward(tokens, positions=test.prompts * longest * FILLED)
+        seconds += costs.forward(tokens, layers=layers * 0.5)
     memory = costs.process() + costs.weights() + costs.generating(test.prompts, context=context)
     return StagePlan(name=name, seconds=seconds, memory=memory, work=f"{test.prompts} answers, judged")
 
