@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import RunError
+from poise.ranks import current
 
 _INTACT = "The file as it was before and the last checkpoint are intact: repeat the same command to continue."
 _DISK_FULL = "{free:.2f} GiB are free. Free some space (`du -sh runs/*` shows the largest runs)"
@@ -33,7 +34,7 @@ _WAYS_OUT = {
 def atomic_write(path: Path | str, content: str | bytes) -> None:
     """Replace a file as a whole: readers and crashes see the old content or the new, never a part.
 
-    Raises RunError if the disk is full or the folder cannot be written.
+    Of several processes the main one writes. Raises RunError if the disk is full or the folder cannot be written.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
@@ -41,6 +42,8 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     >>> target.read_text()
     'whole'
     """
+    if not current().is_main:
+        return
     path = Path(path)
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -115,7 +118,9 @@ def json_line(row: Mapping[str, Any]) -> bytes:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a whole line or nothing; raises RunError if there is no room for it."""
+    """Append a whole line or nothing; raises RunError if there is no room for it. The main process alone writes."""
+    if not current().is_main:
+        return
     with explained(path, len(line)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:

@@ -45,6 +45,7 @@ from poise.files import (
     write_json,
 )
 from poise.provenance import git_commit, machine, package_versions, peak_rss_gib
+from poise.ranks import current
 from poise.types import Rollout
 
 __all__ = ["RECIPE_FILE", "Run", "Stage", "atomic_write", "default_folder", "read_jsonl_tolerant", "require_free_space"]
@@ -73,14 +74,15 @@ class Stage:
     @property
     def finished(self) -> bool:
         """True once `finish` has been called, in this session or an earlier one."""
-        return (self.path / "stage.json").exists()
+        return bool(current().share((self.path / "stage.json").exists()))
 
     @property
     def result(self) -> dict[str, Any]:
         """What the stage was finished with."""
         if not self.finished:
             raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: ask `finished` first")
-        return read_json(self.path / "stage.json")
+        found: dict[str, Any] = current().share(read_json(self.path / "stage.json") if current().is_main else None)
+        return found
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Record the result; a resumed run skips this stage."""
@@ -88,6 +90,7 @@ class Stage:
         recorded: dict[str, Any] = plain(result)
         write_json(self.path / "stage.json", recorded)
         self.run.save()
+        current().wait()
         return recorded
 
 
@@ -128,7 +131,9 @@ class Run:
 
         Raises RunError for a folder that another process holds, that belongs to another run or that is not a run.
         """
-        path = default_folder(recipe) if folder is None else Path(folder)
+        path = Path(current().share(str(default_folder(recipe) if folder is None else folder)))
+        if not current().is_main:
+            return cls._follow(path)
         _require_run_or_empty(path)
         wanted = _plain_arguments(arguments)
         lock = _acquire_lock(path)
@@ -146,7 +151,13 @@ class Run:
         except BaseException:
             os.close(lock)
             raise
+        current().share(record)
         return run
+
+    @classmethod
+    def _follow(cls, path: Path) -> Run:
+        """The run in a process beside the main one, which alone holds the lock and writes."""
+        return cls(path, current().share(None), os.open(os.devnull, os.O_RDWR))
 
     def __enter__(self) -> Run:
         return self
@@ -269,6 +280,8 @@ class Run:
         }
         complete = plain(summary) | {name: value for name, value in complete.items() if name not in summary}
         write_json(self.path / "summary.json", complete)
+        if not current().is_main:
+            return complete
         sys.stderr.flush()
         print(json.dumps(complete), flush=True)
         return complete

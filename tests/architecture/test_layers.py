@@ -15,11 +15,11 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"types", "errors", "files", "provenance", "allocator", "run"},
+    {"types", "errors", "ranks", "files", "provenance", "allocator", "run"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
-    {"train", "evaluate", "redteam"},
+    {"train", "evaluate", "redteam", "plan"},
     {"recipes"},
     {"cli"},
     {"__main__"},
@@ -29,7 +29,7 @@ STRANGERS = {frozenset({"rollout", "feedback"})}  # of one layer, and still neve
 FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_names)
 # Packages that poise can do without: each has one file, and is imported when a function of it is called.
 OPTIONAL = {
-    *("accelerate", "datasets", "deepspeed", "pyarrow", "pandas", "vllm", "ray", "trl"),
+    *("accelerate", "datasets", "bitsandbytes", "deepspeed", "pyarrow", "pandas", "vllm", "ray", "trl"),
     *("openai", "anthropic", "httpx", "requests", "fastapi", "uvicorn", "sqlalchemy"),
     *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels", "sklearn"),
 }

@@ -129,7 +129,7 @@ def test_of_equal_samples_zvp_alone_learns(make_trainer, record, moves, reward):
 def test_the_entropies_of_a_batch_are_those_of_the_policy_that_samples(make_trainer, prompts):
     trainer = make_trainer(algorithm=ZVP)
     batch = trainer.collect(prompts)
-    _, expected = trainer.policy.logprobs(trainer._rows(batch))
+    _, expected = trainer.policy.logprobs(trainer._own_rows(batch).rows)
     torch.testing.assert_close(batch.entropies, expected.detach())
     assert (batch.entropies[batch.response_mask] > 0).all()
     assert make_trainer(algorithm=GRPO).collect(prompts).entropies is None
@@ -204,7 +204,7 @@ def test_the_penalty_in_the_loss_adds_exactly_its_own_gradient(make_trainer, wei
         changes.append(moved(trainer, start, weights_of))
     trainer = make_trainer(algorithm=record, objective=Unconstrained())
     batch = trainer.collect(prompts)
-    logprobs, _ = trainer.policy.logprobs(trainer._rows(batch))
+    logprobs, _ = trainer.policy.logprobs(trainer._own_rows(batch).rows)
     losses = estimator(logprobs, batch.ref_logprobs) * record.weights(batch.response_mask.float())
     gradients = torch.autograd.grad(losses.sum(), list(trainer.parameters.values()))
     assert max(gradient.abs().max() for gradient in gradients) > 1e-3

@@ -49,6 +49,28 @@ def run_recipe(context: typer.Context) -> None:
     running.run(context.args)
 
 
+@app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan_recipe(
+    context: typer.Context,
+    recipe: str,
+    machine: Annotated[str | None, typer.Option(help="Such as h100x8; this machine is measured otherwise.")] = None,
+    processes: Annotated[int, typer.Option(help="0 is one for each device.", min=0)] = 0,
+    shard: Annotated[bool, typer.Option(help="Spread the model over the processes.")] = True,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations twice, keep few.")] = False,
+    base_bits: Annotated[int, typer.Option(help="Bits of a frozen weight: 16, or 4 on a GPU.")] = 16,
+) -> None:
+    """Estimate time and memory of a recipe's stages before anything runs; further options are the recipe's own.
+
+    poise plan safe-rlhf --model 7b --machine h100x8 --steps 100
+    """
+    from poise.cli.planning import plan_lines
+
+    layout = {"processes": processes, "shard": shard, "is_full": full, "recompute": recompute, "base_bits": base_bits}
+    for line in plan_lines(recipe, context.args, machine=machine, **layout):
+        typer.echo(line)
+
+
 @app.command("copy")
 def copy_recipe(recipe: str, file: Path) -> None:
     """Copy a recipe into a file of your own, to change and run."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from poise.allocator import keep_freed_memory
 from poise.cli.options import parse_options, restore
 from poise.cli.recipes import find_recipe, load_recipe, recipe_files
 from poise.errors import ConfigError, RunError
+from poise.ranks import Ranks, use_ranks
 from poise.run import RECIPE_FILE, Run, default_folder
 
 HELP = """Run a recipe; its options are the arguments of its function.
@@ -55,11 +57,22 @@ def run(words: Sequence[str]) -> None:
         return
     keep_freed_memory()
     arguments = restore(recipe, order.recorded) | given
-    if "folder" in inspect.signature(recipe).parameters:
-        arguments["folder"] = str(arguments.get("folder") or default_folder(order.recipe.stem))
-        typer.echo(f"Run folder: {arguments['folder']}", err=True)
-    with _stoppable(order, arguments.get("folder")):
-        _call(recipe, arguments, order.recipe)
+    with _joined() as ranks:
+        if "folder" in inspect.signature(recipe).parameters:
+            arguments["folder"] = ranks.share(str(arguments.get("folder") or default_folder(order.recipe.stem)))
+            if ranks.is_main:
+                typer.echo(f"Run folder: {arguments['folder']}", err=True)
+        with _stoppable(order, arguments.get("folder")):
+            _call(recipe, arguments, order.recipe)
+
+
+def _joined() -> AbstractContextManager[Ranks]:
+    """Be one of the processes that torchrun started; one started alone need not load torch for it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return use_ranks(Ranks())
+    from poise.train.distributed import joined
+
+    return joined()
 
 
 def _read_order(words: Sequence[str]) -> _Order:

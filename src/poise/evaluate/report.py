@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.evaluate import charts
+from poise.ranks import by_main
 
 NO_BREAK = "\u00a0"
 CURVE_LABELS = {"reward": "reward", "cost": "cost", "multiplier": "multiplier λ", "kl": "KL (nats)"}
@@ -54,13 +55,17 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
 
     Unsafe samples are folded away in the page until a reader opens them.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = _plain(report)
-    (folder / "report.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False), "utf-8")
-    page = folder / "report.html"
-    page.write_text(render(plain), "utf-8")
+    page = Path(folder) / "report.html"
+    _write(page, _plain(report))
     return page
+
+
+@by_main
+def _write(page: Path, plain: Mapping[str, Any]) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    page.with_name("report.json").write_text(content, "utf-8")
+    page.write_text(render(plain), "utf-8")
 
 
 def render(report: Mapping[str, Any]) -> str:

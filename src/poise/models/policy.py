@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -32,7 +33,9 @@ from poise.models.adapters import (
 from poise.models.load import Backbone, load_backbone
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
+from poise.ranks import current
 
+_RECOMPUTE = "POISE_RECOMPUTE"
 _CHUNK = 1536  # response positions whose logits are held at once
 
 
@@ -40,16 +43,17 @@ class Policy:
     """A language model that is trained, with its reference.
 
     `adapter` is the name of its LoRA adapter on the shared backbone; with `lora=None` all weights of a copy are
-    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference.
+    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference. With
+    `recompute` (by default, if POISE_RECOMPUTE is 1) a backward pass runs each layer again instead of keeping what is
+    inside it: less memory, more time.
     """
 
     def __init__(self, backbone: Backbone, lora: Lora | None = Lora(), *, adapter: str = "policy", seed: int = 0):  # noqa: B008
         self.backbone, self.lora, self.adapter = backbone, lora, adapter
         self.version = 0
+        self.recompute = os.environ.get(_RECOMPUTE, "0") == "1"
         if lora is None:
-            self.model = copy.deepcopy(backbone.model)
-            strip_adapters(self.model)
-            self.model.float().requires_grad_(True)
+            self.model = _trainable_copy(backbone)
             self.trunk, self.split = Trunk(self.model), 0
         else:
             self.model, self.trunk = backbone.model, backbone.trunk
@@ -100,26 +104,34 @@ class Policy:
 
         Rows that `lower` returned are computed from there on.
         """
-        with self.reference() if reference else self.acting() as trunk:
-            rows = run_shared(trunk, rows)
-            inside = rows.response_mask[:, : rows.width]
-            states = trunk.final_norm(rows.predicting()[inside])
+
+        def compute() -> tuple[Tensor, Tensor]:
+            above = run_shared(trunk, rows, recompute_in=computing if self.recompute else None)
+            inside = above.response_mask[:, : above.width]
+            states = trunk.final_norm(above.predicting()[inside])
             weight = trunk.head.weight.to(states.dtype)
-            values, entropy = chunked_token_logprobs(
-                states, weight, rows.response_ids[inside], chunk=_CHUNK, temperature=temperature
+            return chunked_token_logprobs(
+                states, weight, above.response_ids[inside], chunk=_CHUNK, temperature=temperature
             )
+
+        computing = self.reference if reference else self.acting
+        with computing() as trunk:
+            values, entropy = trunk.in_one_pass(compute)
         empty = torch.zeros(rows.response_mask.shape, dtype=values.dtype, device=values.device)
         return empty.masked_scatter(rows.response_mask, values), empty.masked_scatter(rows.response_mask, entropy)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
         """Write a folder that transformers (full or merged weights) or peft (adapter) loads as it is."""
         folder = Path(folder)
-        self.tokenizer.save_pretrained(folder)
+        if current().is_main:
+            self.tokenizer.save_pretrained(folder)
         if self.lora is not None and not merge:
             save_adapter(self.model, self.adapter, self.lora, folder, base=self._base_folder())
             return
         state = merged_state(self.model, self.adapter, self.backbone.dtype)
-        self.model.save_pretrained(folder, state_dict=state)
+        if current().is_main:
+            self.model.save_pretrained(folder, state_dict=state)
+        current().wait()
 
     def copy_from(self, folder: str | Path) -> None:
         """Take over the trained weights from a folder that `save_pretrained` wrote for the same kind of policy."""
@@ -128,7 +140,7 @@ class Policy:
             load_adapter(self.model, self.adapter, folder)
             return
         stored = load_backbone(str(folder), dtype=torch.float32, device=str(self.backbone.device)).model
-        self.model.load_state_dict(stored.state_dict())
+        _copy_weights(stored, self.model)
 
     def merge(self) -> None:
         """Add the adapter to the trunk's weights for good and start a fresh one.
@@ -143,7 +155,8 @@ class Policy:
             for _, module in lora_modules(self.model):
                 if self.adapter in module.scale:
                     weight = module.base.weight
-                    weight.copy_((weight.float() + module.product(self.adapter)).to(weight.dtype))
+                    product = current().like(weight, module.product(self.adapter))
+                    weight.copy_((weight.float() + product).to(weight.dtype))
                     module.lora_b[self.adapter].zero_()
 
     def _base_folder(self) -> str:
@@ -185,9 +198,30 @@ def read_adapter_config(path: Path) -> tuple[Lora, str]:
     return Lora(rank=stored["r"], alpha=stored["lora_alpha"], top=top), base
 
 
+def _trainable_copy(backbone: Backbone) -> Any:
+    """The backbone's weights once more, in fp32 and without adapters."""
+    if not current().is_sharded:
+        model = copy.deepcopy(backbone.model)
+        strip_adapters(model)
+        return model.float().requires_grad_(True)
+    # a sharded module cannot be copied; one that is loaded again is sharded alike, so that shards can be copied
+    model = load_backbone(backbone.name, dtype=torch.float32, device=str(backbone.device)).model
+    _copy_weights(backbone.model, model)
+    return model.requires_grad_(True)
+
+
+@torch.no_grad()
+def _copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy weights between models of one shape; adapters around the source's weights are left out."""
+    weights = {name.replace(".base.", "."): weight for name, weight in source.named_parameters()}
+    for name, weight in target.named_parameters():
+        weight.copy_(current().like(weight, weights[name]))
+
+
 def merged_state(model: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights under their original names, with the adapter's product added where there is one."""
-    state = {key.replace(".base.", "."): value for key, value in model.state_dict().items() if ".lora_" not in key}
+    stored = {key.replace(".base.", "."): value for key, value in model.state_dict().items() if ".lora_" not in key}
+    state = {key: current().whole(value) for key, value in stored.items()}
     for path, module in lora_modules(model):
         if adapter in module.scale:
             key = f"{path}.weight"

@@ -6,15 +6,19 @@ those of the prompts and those of the responses; a response attends to its promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from poise.errors import ConfigError
 from poise.models.trunk import Trunk, pad_rows
+from poise.ranks import current
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +163,59 @@ class SharedRows:
         return torch.cat([prompt[:, None].expand(shape), own[None].expand(shape)], -1)[:, None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRows:
+    """The rows of a batch that this process computes; in one process, all of them.
+
+    Whole prompts go to one process, dealt so that tokens are about equal.
+    """
+
+    rows: SharedRows
+    places: Tensor  # [b] where they stand among all rows
+    num_rows: int  # B, of all rows
+    weight: float = 1.0  # 0 where there are too few rows and another process has these
+
+    @classmethod
+    def of(cls, rows: SharedRows) -> OwnRows:
+        """This process's part of rows that all processes know."""
+        ranks = current()
+        if ranks.size == 1:
+            return cls.of_main(rows)
+        prompts: dict[int, list[int]] = {}
+        for row, prompt in enumerate(rows.owner.tolist()):
+            prompts.setdefault(prompt, []).append(row)
+        groups = list(prompts.values()) if len(prompts) >= ranks.size else [[row] for row in range(len(rows.owner))]
+        sizes, lengths = rows.response_mask.sum(-1).tolist(), rows.prompt_lengths[rows.owner].tolist()
+        own, weight = ranks.my_part(groups, [lengths[group[0]] + sum(sizes[row] for row in group) for group in groups])
+        places = torch.tensor(sorted(row for group in own for row in group), device=rows.owner.device)
+        return cls(rows=rows.select(places), places=places, num_rows=len(rows.owner), weight=weight)
+
+    @classmethod
+    def of_main(cls, rows: SharedRows) -> OwnRows:
+        """All rows, for work that is too small to be parted: they count in the main process alone."""
+        places = torch.arange(len(rows.owner), device=rows.owner.device)
+        return cls(rows=rows, places=places, num_rows=len(places), weight=float(current().is_main))
+
+    def passes(self, tokens: int, *, keep: Tensor | None = None) -> list[tuple[Tensor, float]]:
+        """Indices into these rows in parts of at most `tokens`, each with its weight, equally many in each process.
+
+        `keep` [B] says which rows of the whole batch are wanted; a part that is only there for the others' sake has
+        weight 0.
+        """
+        parts = self.rows.buckets(tokens)
+        if keep is not None:
+            mine = keep[self.places]
+            parts = [part for every in parts if len(part := every[mine[every]])]
+        return current().in_step(parts, self.places.new_zeros(1), self.weight)
+
+    def joined(self, values: Tensor) -> Tensor:
+        """The values [B, ...] of all rows from those [b, ...] of these, with the gradient of these."""
+        if current().size == 1:
+            return values
+        empty = values.new_zeros(self.num_rows, *values.shape[1:])
+        return current().joined(empty.index_put((self.places,), self.weight * values))
+
+
 class _Part:
     """A part under construction: its rows, its prompts and the longest of either."""
 
@@ -193,10 +250,18 @@ class _PromptKeys:
         return torch.cat([prompt_keys[self.owner], keys], 2), torch.cat([prompt_values[self.owner], values], 2)
 
 
-def run_shared(trunk: Trunk, rows: SharedRows, *, stop: int | None = None) -> SharedRows:
+def run_shared(
+    trunk: Trunk,
+    rows: SharedRows,
+    *,
+    stop: int | None = None,
+    recompute_in: Callable[[], AbstractContextManager[object]] | None = None,
+) -> SharedRows:
     """The rows with their states after layer `stop` (of all layers by default), from where they are now.
 
     Equal to running whole rows, prompt and response together; the gradient reaches a prompt from all its responses.
+    With `recompute_in` only the states between layers are kept for the backward pass, which runs each layer again
+    inside that context: the one that says which adapter is on.
     """
     stop = trunk.depth if stop is None else stop
     at = rows.positions()
@@ -205,12 +270,21 @@ def run_shared(trunk: Trunk, rows: SharedRows, *, stop: int | None = None) -> Sh
     else:
         prompts, responses = rows.states.prompts, rows.states.responses
     for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, at)
-    mask, keys = rows.attention_mask(), _PromptKeys(rows.owner)
+    mask = rows.attention_mask()
+
+    def layer(index: int, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
+        keys = _PromptKeys(rows.owner)
+        with recompute_in() if recompute_in else nullcontext():
+            prompts = trunk.layer(index, prompts, for_prompts, cache=keys)
+            if rows.width:
+                responses = trunk.layer(index, responses, for_responses, mask=mask, cache=keys)
+        return prompts, responses
+
     for index in range(rows.depth, stop):
-        prompts = trunk.layer(index, prompts, for_prompts, cache=keys)
-        if rows.width:
-            responses = trunk.layer(index, responses, for_responses, mask=mask, cache=keys)
-        keys.stored = None
+        if recompute_in is None or not torch.is_grad_enabled():
+            prompts, responses = layer(index, prompts, responses)
+        else:
+            prompts, responses = checkpoint(layer, index, prompts, responses, use_reentrant=False)
     return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
 
 
@@ -218,5 +292,7 @@ def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> S
     """`run_shared` without gradient, `tokens` at a time."""
     if stop == rows.depth:
         return rows
+    parts = current().in_step(rows.buckets(tokens), rows.owner.new_zeros(1))
     with torch.no_grad():
-        return rows.with_states([(i, run_shared(trunk, rows.select(i), stop=stop)) for i in rows.buckets(tokens)])
+        found = [(i, trunk.in_one_pass(partial(run_shared, trunk, rows.select(i), stop=stop))) for i, _ in parts]
+    return rows.with_states(found)

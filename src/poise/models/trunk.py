@@ -7,8 +7,8 @@ so a causal attention needs no mask: real tokens never see the padding behind th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from poise.errors import ModelError
 
 ROTARY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
 LEARNED_POSITION_FAMILIES = ("gpt2",)
+Result = TypeVar("Result")
 
 
 class KeyValueCache(Protocol):
@@ -52,12 +53,18 @@ class Trunk:
             self.layers, self.final_norm, self._rotary = decoder.h, decoder.ln_f, None
             self._tokens, self._positions = decoder.wte, decoder.wpe
         self.head: nn.Linear = model.get_output_embeddings()
+        self._model = model
         self.width: int = model.config.hidden_size
 
     @property
     def depth(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    def in_one_pass(self, compute: Callable[[], Result]) -> Result:
+        """Run a computation on this trunk; the weights of one that is sharded are gathered for it, layer by layer."""
+        run: Callable[[Callable[[], Result]], Result] | None = getattr(self._model, "in_one_pass", None)
+        return compute() if run is None else run(compute)
 
     def embed(self, token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states [B, L, H] before the first layer; positions default to 0, 1, 2, ..."""

@@ -44,6 +44,7 @@ from poise.train.preference_methods import (
     simpo,
     with_supervised,
 )
+from poise.train.spread import spread_engine
 from poise.types import Dataset, Estimate, Sampling
 
 CRITERIA = {"helpful": ("helpful",), "safe": ("safe",), "both": ("helpful", "safe")}
@@ -104,7 +105,7 @@ def under_limit(study: Study[PreferenceSettings], policy: Policy, scorer: Learne
     """Labels by reward less the price of cost; the price moves by answers of the policy to some training prompts."""
     assert scorer is not None
     model, settings, prompts = scorer.model, study.settings, study.prompts("train")
-    engine, count = NativeEngine(policy), min(_COST_PROMPTS, len(prompts))
+    engine, count = spread_engine(NativeEngine(policy)), min(_COST_PROMPTS, len(prompts))
 
     def mean_cost(index: int) -> float:
         asked = [prompts[i] for i in epoch_order(len(prompts), count, index, seed=settings.seed)]

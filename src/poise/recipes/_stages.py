@@ -32,6 +32,7 @@ from poise.train.loop import fit, progress_bar
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, ProjectedAscent, Unconstrained
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.rollout_batch import encode_rollouts
+from poise.train.spread import spread_engine
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollout, Sampling, Scores
 
@@ -286,7 +287,7 @@ def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> N
         sampling = Sampling(
             max_tokens=settings.response_tokens, temperature=1.0, samples=2, seed=settings.seed + number
         )
-        texts = [completion.text for completion in NativeEngine(policy).generate(prompts, sampling)]
+        texts = [completion.text for completion in spread_engine(NativeEngine(policy)).generate(prompts, sampling)]
         pairs = [(prompt, texts[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts)]
         usable = [(prompt, pair) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
         verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]
@@ -316,7 +317,7 @@ def assess(
         suite = Suite(name=f"{study.settings.data}-test", prompts=tuple(known))
         result = run_suite(
             suite,
-            engine=NativeEngine(actor, reference=policy is None),
+            engine=spread_engine(NativeEngine(actor, reference=policy is None)),
             scorers={"judge": judge.model, "refusal rule": RefusalScorer()},
             sampling=study.sampling,
             model_name=name,

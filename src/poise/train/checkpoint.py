@@ -15,59 +15,120 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from poise.errors import RunError
 from poise.files import explained
+from poise.ranks import current
 
 _TENSOR = "__tensor__"
 _KEEP = 2
 _UNFINISHED = "unfinished-"
+_PIECES = "pieces-"
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write `state` (nested mappings and lists of tensors and plain values) as the checkpoint of `step`.
 
-    The last two checkpoints are kept. Raises RunError if the disk is full; the ones before are untouched.
+    Of a sharded tensor every process writes the rows that it holds, so that nobody needs room for the whole. The last
+    two checkpoints are kept. Raises RunError if the disk is full; the ones before are untouched.
     """
+    ranks = current()
     tensors: dict[str, Tensor] = {}
     plain = _take_tensors(state, "", tensors)
+    held = {name: piece for name, tensor in tensors.items() if (piece := ranks.piece(tensor)) is not None}
+    whole = {name: tensor for name, tensor in tensors.items() if name not in held}
+    pieces = {f"{name}@{first}": rows for name, (first, rows) in held.items() if len(rows)}
     target, temporary = folder / f"step-{step:06d}", folder / f"{_UNFINISHED}{step:06d}"
-    for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
-    with explained(target, sum(tensor.nbytes for tensor in tensors.values())):
-        temporary.mkdir(parents=True)
+    if ranks.is_main:
+        for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed while it wrote
+            shutil.rmtree(leftover, ignore_errors=True)
+    ranks.wait()
+    with explained(target, sum(tensor.nbytes for tensor in (*whole.values(), *pieces.values()))):
+        temporary.mkdir(parents=True, exist_ok=True)
         try:
-            write_tensors(temporary / "tensors.safetensors", tensors)
-            (temporary / "state.json").write_text(json.dumps(plain))
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
+            if pieces:
+                write_tensors(temporary / f"{_PIECES}{ranks.rank:05d}.safetensors", pieces)
+            ranks.wait()
+            if ranks.is_main:
+                write_tensors(temporary / "tensors.safetensors", whole)
+                (temporary / "state.json").write_text(json.dumps(plain))
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    for old in _complete(folder)[:-_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    if ranks.is_main:
+        for old in _complete(folder)[:-_KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.wait()
     return target
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """The step and state of the newest complete checkpoint, or None if there is none.
 
-    Raises RunError if it cannot be read, naming the folder to delete.
+    Tensors that were saved in pieces are `StoredPieces`; `restore_parameters` and `load_optimizer_state` read them, on
+    any number of processes. Raises RunError if it cannot be read, naming the folder to delete.
     """
     from safetensors.torch import load_file
 
-    places = _complete(folder)
-    if not places:
+    newest = current().share(next((place.name for place in reversed(_complete(folder))), None))
+    if newest is None:
         return None
+    place = folder / newest
     try:
-        tensors = load_file(places[-1] / "tensors.safetensors")
-        state = _put_tensors(json.loads((places[-1] / "state.json").read_text()), tensors)
+        tensors: dict[str, Any] = dict(load_file(place / "tensors.safetensors"))
+        state = _put_tensors(json.loads((place / "state.json").read_text()), tensors | _stored_pieces(place))
     except Exception as error:
         raise RunError(
-            f"checkpoint {places[-1]} cannot be read ({error!r}). Delete this folder to continue from the one before"
+            f"checkpoint {place} cannot be read ({error!r}). Delete this folder to continue from the one before"
         ) from error
-    return _step(places[-1]), state
+    return _step(place), state
+
+
+class StoredPieces:
+    """A tensor that a checkpoint holds in several files, each with some of its rows; rows are read when asked for."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, int, Path, str]] = []  # first row, number of rows, file, key
+
+    def add(self, first: int, number: int, path: Path, key: str) -> None:
+        """Add the rows from `first` on, which stand in the file under `key`."""
+        self._pieces.append((first, number, path, key))
+
+    def rows(self, begin: int, end: int | None) -> Tensor:
+        """The rows [begin, end) of the whole tensor; None is its end."""
+        from safetensors import safe_open
+
+        found: list[Tensor] = []
+        for first, number, path, key in sorted(self._pieces):
+            low = min(max(begin - first, 0), number)
+            high = number if end is None else min(end - first, number)
+            if low < high or not found:
+                with safe_open(path, framework="pt") as stored:
+                    found.append(stored.get_slice(key)[low : max(low, high)])
+        return torch.cat(found)
+
+
+def _stored_pieces(place: Path) -> dict[str, StoredPieces]:
+    from safetensors import safe_open
+
+    found: dict[str, StoredPieces] = {}
+    for path in sorted(place.glob(f"{_PIECES}*.safetensors")):
+        with safe_open(path, framework="pt") as stored:
+            for key in stored.keys():
+                name, _, first = key.rpartition("@")
+                number = stored.get_slice(key).get_shape()[0]
+                found.setdefault(name, StoredPieces()).add(int(first), number, path, key)
+    return found
+
+
+@torch.no_grad()
+def restore_parameters(parameters: Mapping[str, nn.Parameter], stored: Mapping[str, Any]) -> None:
+    """Put the values of a checkpoint into parameters of the same names, bit for bit."""
+    for name, parameter in parameters.items():
+        parameter.copy_(current().like(parameter, stored[name]))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -91,10 +152,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Restore what `optimizer_state` gave."""
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {int(index): values for index, values in state.items()}, "param_groups": groups}
-    )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid_out = {
+        int(index): {name: _like(parameters[int(index)], value) for name, value in values.items()}
+        for index, values in state.items()
+    }
+    optimizer.load_state_dict({"state": laid_out, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _like(parameter: nn.Parameter, value: Any) -> Any:
+    """A moment of an optimizer as its parameter is laid out; the number of steps as it is."""
+    of_its_shape = isinstance(value, StoredPieces) or (isinstance(value, Tensor) and value.shape == parameter.shape)
+    return current().like(parameter, value) if of_its_shape else value
 
 
 def _step(place: Path) -> int:

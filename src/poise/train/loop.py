@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from poise.errors import NonFiniteError
 from poise.files import explained
+from poise.ranks import current
 from poise.run import Run
 from poise.train.checkpoint import latest_checkpoint, save_checkpoint, write_tensors
 
@@ -102,7 +103,7 @@ class progress_bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not current().is_main)
         ends = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
         columns = (ends[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), ends[1])
         self.bar = Progress(*columns, console=self.console, transient=False, disable=not self.console.is_terminal)
@@ -138,12 +139,14 @@ def apply_gradients(
     dump: Path | None = None,
     batch: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Clip by global norm, step and clear; returns the norm before clipping.
+    """Sum over the processes, clip by global norm, step and clear; returns the norm before clipping.
 
     Raises NonFiniteError naming the first parameter whose gradient is not finite, after writing the batch to `dump`.
     """
+    current().sum_gradients(parameters.values())
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values())) if gradients else torch.zeros(())
+    norm = current().whole(norm)
     if not bool(norm.isfinite()):
         require_finite({f"gradient of {name}": g for name, g in gradients.items()}, dump=dump, batch=batch)
         require_finite({"norm of the gradient": norm}, dump=dump, batch=batch)  # finite numbers, too large to square

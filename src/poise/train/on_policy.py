@@ -18,15 +18,17 @@ from poise.errors import ConfigError
 from poise.functional.policy_losses import clip_fraction
 from poise.models.heads import Critics
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows
+from poise.models.shared_rows import OwnRows, SharedRows
+from poise.ranks import current
 from poise.train.algorithms import Algorithm
-from poise.train.checkpoint import load_optimizer_state, optimizer_state
+from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import episodes, experiences
 from poise.train.loop import Schedule, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
+from poise.train.spread import spread_engine, spread_scorer
 from poise.train.supervised import DemonstrationBatches
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
 
@@ -69,7 +71,8 @@ class OnPolicyTrainer:
     ):
         if not prompts:
             raise ConfigError("no prompts to train on")
-        self.policy, self.engine, self.scorers = policy, engine, (*scorers, *objective.scorers)
+        self.policy, self.engine = policy, spread_engine(engine)
+        self.scorers = [spread_scorer(scorer) for scorer in (*scorers, *objective.scorers)]
         self.algorithm, self.objective, self.optimisation = algorithm, objective, optimisation
         self.prompts, self.prompts_per_step = tuple(prompts), min(prompts_per_step, len(prompts))
         self.sampling = replace(sampling, samples=algorithm.samples_per_prompt)
@@ -136,7 +139,7 @@ class OnPolicyTrainer:
         collection, mask = self.algorithm.collection, batch.response_mask
         require_finite(greedy_scores, dump=self._dump(), batch=batch.scores)
         kept = kept_rows(collection, self.objective.shape(batch.scores), batch.group)
-        entropies = self._all_logprobs(self._rows(batch), reference=False)[1] if collection.entropies else None
+        entropies = self._all_logprobs(self._own_rows(batch), reference=False)[1] if collection.entropies else None
         return replace(
             batch,
             response_mask=mask & kept[:, None] if kept.any() else mask,
@@ -149,11 +152,14 @@ class OnPolicyTrainer:
         ids, starts, mask = rows.token_ids, rows.prompt_lengths, rows.response_mask
         require_finite(rows.scores, dump=self._dump(), batch={"token_ids": ids})
         tokens = self.optimisation.tokens_per_micro_batch
-        lower = self.policy.lower(SharedRows.of(ids, starts, mask), tokens=tokens)
+        own = OwnRows.of(SharedRows.of(ids, starts, mask))
+        own = replace(own, rows=self.policy.lower(own.rows, tokens=tokens))
         old = rows.sampled_logprobs if self.sampling.top_p == 1 else None  # the nucleus has other probabilities
         if old is None:
-            old = self._all_logprobs(lower, reference=False)[0]
-        features = Critics.features(self.policy.critic_states(lower, tokens=tokens))
+            old = self._all_logprobs(own, reference=False)[0]
+        extra: dict[str, Any] = {"rows": own}
+        if self._has_critics:
+            extra["critic_features"] = Critics.features(self.policy.critic_states(own.rows, tokens=tokens))
         return RolloutBatch(
             token_ids=ids,
             attention_mask=rows.attention_mask,
@@ -161,10 +167,10 @@ class OnPolicyTrainer:
             response_mask=mask,
             group=rows.group,
             old_logprobs=old,
-            ref_logprobs=self._all_logprobs(lower, reference=True)[0],
+            ref_logprobs=self._all_logprobs(own, reference=True)[0],
             scores=rows.scores,
-            values=self.critics(features) if self._has_critics else {},
-            extra_inputs={"rows": lower, "critic_features": features},
+            values=self._values(extra["critic_features"], own) if self._has_critics else {},
+            extra_inputs=extra,
         )
 
     @torch.no_grad()
@@ -194,29 +200,27 @@ class OnPolicyTrainer:
         require_finite({"advantages": advantages}, dump=self._dump(), batch=batch.scores)
         weights = self.algorithm.weights(mask.float())
         shown = dict(batch.scores) | {"token_ids": batch.token_ids, "advantages": advantages}
-        shared = self._rows(batch)
-        parts = shared.buckets(self.optimisation.tokens_per_micro_batch)
+        own = self._own_rows(batch)  # no pass for responses that are not learned from
+        parts = own.passes(self.optimisation.tokens_per_micro_batch, keep=mask.any(-1))
         first, norm = torch.zeros_like(batch.old_logprobs), 0.0
         entropy = torch.zeros_like(first)
         for epoch in range(self.algorithm.epochs):
-            current = torch.zeros_like(first)
-            for every in parts:
-                rows = every[mask[every].any(-1)]  # no pass for responses that are not learned from
-                if not len(rows):
-                    continue
-                logprobs, entropies = self.policy.logprobs(shared.select(rows), temperature=self.temperature)
+            now = torch.zeros_like(first)
+            for part, counts in parts:
+                rows = own.places[part]
+                logprobs, entropies = self.policy.logprobs(own.rows.select(part), temperature=self.temperature)
                 losses = self._policy_losses(batch, rows, logprobs, advantages[rows])
-                loss = (losses * weights[rows]).sum()
+                loss = counts * (losses * weights[rows]).sum()
                 require_finite({"policy loss": loss}, dump=self._dump(), batch=shown)
                 loss.backward()
-                current[rows], entropy[rows] = logprobs.detach(), entropies
-            first = current if epoch == 0 else first
+                now[rows], entropy[rows] = counts * logprobs.detach(), counts * entropies
+            first = current().sum(now) if epoch == 0 else first
             self._ptx()
             norm = apply_gradients(
                 self.optimizer, self.parameters, max_norm=self.optimisation.max_norm, dump=self._dump(), batch=shown
             )
         value_loss = self._update_critics(batch, targets, weights)
-        return self._metrics(batch, first, entropy) | {"gradient_norm": norm, "value_loss": value_loss}
+        return self._metrics(batch, first, current().sum(entropy)) | {"gradient_norm": norm, "value_loss": value_loss}
 
     def _policy_losses(self, batch: RolloutBatch, rows: Tensor, logprobs: Tensor, advantages: Tensor) -> Tensor:
         old, mask = batch.old_logprobs[rows], batch.response_mask[rows]
@@ -235,8 +239,9 @@ class OnPolicyTrainer:
             return 0.0
         loss = torch.zeros(())
         features, parameters = batch.extra_inputs["critic_features"], dict(self.critics.named_parameters())
+        own = self._own_rows(batch)
         for _ in range(self.optimisation.critic_steps):
-            values = self.critics(features)
+            values = self._values(features, own)
             loss = self._value_losses(batch, values, targets, weights)
             require_finite({"value loss": loss}, dump=self._dump(), batch=targets)
             loss.backward()
@@ -260,19 +265,24 @@ class OnPolicyTrainer:
         if self.demonstrations is not None and self.optimisation.ptx_coef > 0:
             self.demonstrations.backward(self.policy, self.index, weight=self.optimisation.ptx_coef)
 
-    def _rows(self, batch: RolloutBatch) -> SharedRows:
-        """The batch as the policy reads it, with the states below its first trained layer where they are kept."""
-        rows = batch.extra_inputs.get("rows")
-        return rows or SharedRows.of(batch.token_ids, batch.prompt_lengths, batch.response_mask)
+    def _own_rows(self, batch: RolloutBatch) -> OwnRows:
+        """This process's rows as the policy reads them, with the states below its first trained layer where kept."""
+        own = batch.extra_inputs.get("rows")
+        return own or OwnRows.of(SharedRows.of(batch.token_ids, batch.prompt_lengths, batch.response_mask))
 
-    def _all_logprobs(self, rows: SharedRows, *, reference: bool) -> tuple[Tensor, Tensor]:
+    def _all_logprobs(self, own: OwnRows, *, reference: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] of all rows."""
-        logprobs, entropies = (torch.zeros(rows.response_mask.shape, device=rows.owner.device) for _ in range(2))
-        for part in rows.buckets(self.optimisation.tokens_per_micro_batch):
-            logprobs[part], entropies[part] = self.policy.logprobs(
-                rows.select(part), reference=reference, temperature=self.temperature
-            )
+        shape = own.num_rows, own.rows.response_mask.shape[1]
+        found = torch.zeros(2, *shape, device=own.places.device)
+        for part, counts in own.passes(self.optimisation.tokens_per_micro_batch):
+            each = self.policy.logprobs(own.rows.select(part), reference=reference, temperature=self.temperature)
+            found[:, own.places[part]] = counts * torch.stack(each)
+        logprobs, entropies = current().sum(found)
         return logprobs, entropies
+
+    def _values(self, features: Tensor, own: OwnRows) -> dict[str, Tensor]:
+        """What the critics say of all rows [B, T], by channel."""
+        return {name: own.joined(values) for name, values in self.critics(features).items()}
 
     @torch.no_grad()
     def _metrics(self, batch: RolloutBatch, logprobs: Tensor, entropy: Tensor) -> dict[str, float]:
@@ -341,9 +351,7 @@ class OnPolicyTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it all, bit for bit."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["policy"][name])
+        restore_parameters(self.parameters, state["policy"])
         self.policy.version = state["version"]
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.critics.load_state_dict(state["critics"])
@@ -351,6 +359,9 @@ class OnPolicyTrainer:
         self.objective.load_state_dict(state["objective"])
         self.recent = deque(state["recent"], maxlen=_BEST_WINDOW)
         self.best = dict(state["best"])
+        if self.best:
+            weights = self.best["weights"]
+            self.best["weights"] = {name: current().like(p, weights[name]) for name, p in self.parameters.items()}
         self.algorithm = replace(self.algorithm, kl_coef=state["kl_coef"])
         torch.set_rng_state(state["random"])
 

@@ -15,7 +15,8 @@ from poise.functional.preference_losses import kto_baseline
 from poise.functional.statistics import bootstrap_mean, share
 from poise.models.heads import length_buckets
 from poise.models.policy import Policy
-from poise.train.checkpoint import load_optimizer_state, optimizer_state
+from poise.ranks import current
+from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.preference_feedback import Feedback
 from poise.train.preference_methods import AsJudged, Labels, PreferenceMethod
@@ -63,13 +64,16 @@ class PreferenceTrainer:
         count = sum(map(len, groups))
         baseline = self.baseline([item for group in groups for item in group])
         values: dict[str, list[Tensor]] = {}
-        for items in self._micro_batches(groups):
+        own, weight = current().my_part(groups, [self._cost(group) for group in groups])
+        parts = self._micro_batches(own)
+        for items, counts in current().in_step(parts, parts[0], weight):
             batch = self.labels.label(self._batch(items, baseline))
             result = self.method.loss(batch)
-            loss = result.losses.sum() / count
+            loss = counts * result.losses.sum() / count
             require_finite({"preference loss": loss})
             loss.backward()
-            _append(values, self.feedback.metrics(batch, result))
+            found = self.feedback.metrics(batch, result)
+            _append(values, found if counts else {name: each[:0] for name, each in found.items()})
         norm = apply_gradients(self.optimizer, self.parameters, max_norm=self.max_norm)
         self.policy.version += 1
         return _means(values) | {"gradient_norm": norm} | self.labels.update(index)
@@ -91,6 +95,9 @@ class PreferenceTrainer:
         sums = torch.zeros_like(self.reference).index_put((index,), logprobs.sum(-1))
         return self.feedback.batch(items, sums, self.reference, baseline)
 
+    def _cost(self, group: Sequence[Any]) -> float:
+        return float(sum(len(self.feedback.rows[number].ids) for number in self.feedback.numbers(group)))
+
     def _micro_batches(self, groups: Sequence[list[Any]]) -> list[list[Any]]:
         """The items of whole prompts, padded size within the token budget."""
         numbers = [self.feedback.numbers(group) for group in groups]
@@ -110,9 +117,7 @@ class PreferenceTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it, bit for bit."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["policy"][name])
+        restore_parameters(self.parameters, state["policy"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.policy.version = state["version"]
         self.labels.load_state_dict(state["labels"])
@@ -172,8 +177,11 @@ def _append(values: dict[str, list[Tensor]], metrics: Mapping[str, Tensor]) -> N
 
 
 def _means(values: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the items of all processes."""
     joined = {name: torch.cat(parts).double() for name, parts in values.items()}
-    return {name: float(found.mean()) for name, found in joined.items() if len(found)}
+    sums = [torch.stack([found.sum(), found.new_tensor(len(found))]) for found in joined.values()]
+    totals = current().sum(torch.stack(sums)).tolist()
+    return {name: total / count for name, (total, count) in zip(joined, totals, strict=True) if count}
 
 
 def _require_feedback(method: PreferenceMethod, feedback: Feedback) -> None:

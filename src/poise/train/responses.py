@@ -15,7 +15,8 @@ from poise.data.chat import Encoded
 from poise.files import read_json, write_json
 from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows
+from poise.models.shared_rows import OwnRows, SharedRows
+from poise.ranks import current
 from poise.types import Comparison, Prompt
 
 Item = TypeVar("Item")
@@ -69,14 +70,17 @@ def shared_rows(policy: Policy, rows: Sequence[Encoded]) -> SharedRows:
 
 
 def sequence_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, reference: bool = False) -> Tensor:
-    """Log-probabilities [N] in nats of whole responses, without gradient; at most `tokens` padded tokens at once."""
-    shared = shared_rows(policy, rows)
+    """Log-probabilities [N] in nats of whole responses, without gradient; at most `tokens` padded tokens at once.
+
+    Each process runs its part of the rows and has the figures of all of them.
+    """
+    own = OwnRows.of(shared_rows(policy, rows))
     found = torch.zeros(len(rows), device=policy.backbone.device)
     with torch.no_grad():
-        for part in shared.buckets(tokens):
-            logprobs, _ = policy.logprobs(policy.lower(shared.select(part)), reference=reference)
-            found[part] = logprobs.sum(-1)
-    return found
+        for part, counts in own.passes(tokens):
+            logprobs, _ = policy.logprobs(policy.lower(own.rows.select(part)), reference=reference)
+            found[own.places[part]] = counts * logprobs.sum(-1)
+    return current().sum(found)
 
 
 def reference_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, cache: Path | None = None) -> Tensor:
@@ -86,7 +90,9 @@ def reference_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, 
     they are computed again. They follow from data and model alone, so that a resumed run reads what it wrote.
     """
     checksum = _checksum(policy.backbone, rows)
-    if cache is not None and cache.exists() and (stored := read_json(cache))["checksum"] == checksum:
+    is_known = cache is not None and cache.exists() and read_json(cache)["checksum"] == checksum
+    if cache is not None and current().share(is_known):
+        stored = read_json(cache)
         return torch.tensor(stored["logprobs"], device=policy.backbone.device)
     logprobs = sequence_logprobs(policy, rows, tokens=tokens, reference=True)
     if cache is not None:
@@ -101,7 +107,7 @@ def _checksum(backbone: Backbone, rows: Sequence[Encoded]) -> str:
         digest.update(json.dumps([row.prompt_length, row.ids]).encode())
     for name, weight in backbone.model.named_parameters():
         if ".lora_" not in name:
-            entries = weight.flatten()[:: max(1, weight.numel() // _ENTRIES_HASHED)]
+            entries = current().whole(weight).flatten()[:: max(1, weight.numel() // _ENTRIES_HASHED)]
             plain = name.replace(".base.", ".")  # where an adapter has been put around a weight
             digest.update(plain.encode() + entries.float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -20,7 +20,8 @@ from poise.functional.score_losses import bradley_terry_loss, cost_sign_loss
 from poise.functional.statistics import expected_calibration_error, fit_platt
 from poise.models.heads import Channel, ScoreModel, length_buckets
 from poise.models.shared_rows import SharedRows
-from poise.train.checkpoint import load_optimizer_state, optimizer_state
+from poise.ranks import current
+from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import Responses, ranked_pairs
 from poise.types import Comparison, Estimate, SafetyLabel
@@ -118,7 +119,7 @@ class ScoreTrainer:
         self.per_step, self.tokens = min(prompts_per_step, len(table.groups)), tokens_per_micro_batch
         self.regularisation = regularisation
         self.features = model.features(table.rows, table.starts)
-        self.lower = model.lower(_shared(model, table)) if model.lora is not None else None
+        self.lower = _lower(model, table) if model.lora is not None else None
         model.feature_mean.copy_(self.features.mean(0))
         model.feature_std.copy_(self.features.std(0, correction=0).clamp(min=1e-4))
         self.parameters = model.trained_parameters()
@@ -135,15 +136,18 @@ class ScoreTrainer:
         order = epoch_order(len(self.table.groups), self.per_step, index, seed=self.seed)
         chosen = [self.table.groups[i] for i in order]
         count, loss_sum = sum(map(len, chosen)), 0.0
-        for judgements in self._micro_batches(chosen):
+        own, weight = self._my_part(chosen)
+        parts = self._micro_batches(own)
+        for judgements, counts in current().in_step(parts, parts[0], weight):
             numbers = response_numbers(judgements)
             losses = judgement_losses(self._scores(numbers), numbers, self.model.names, judgements, self.regularisation)
-            loss = losses.sum() / count
+            loss = counts * losses.sum() / count
             require_finite({"score loss": loss})
             loss.backward()
             loss_sum += loss.item()
         norm = apply_gradients(self.optimizer, self.parameters, max_norm=1.0)
         self.model.eval()
+        loss_sum = current().sum(torch.tensor(loss_sum, dtype=torch.float64)).item()
         return {"loss": loss_sum, "gradient_norm": norm}
 
     def _scores(self, numbers: list[int]) -> Tensor:
@@ -151,6 +155,12 @@ class ScoreTrainer:
         pooled = self.features[index] if self.lower is None else self.model.pooled(self.lower.select(index))
         scores: Tensor = self.model(pooled)
         return scores
+
+    def _my_part(self, chosen: list[list[Judgement]]) -> tuple[list[list[Judgement]], float]:
+        """This process's prompts and their weight; a head on known features is one process's work."""
+        if self.model.lora is None:
+            return chosen, float(current().is_main)
+        return current().my_part(chosen, [float(len(response_numbers(group))) for group in chosen])
 
     def _micro_batches(self, chosen: list[list[Judgement]]) -> list[list[Judgement]]:
         """Whole prompts together, padded size within the token budget; one batch where the trunk is frozen."""
@@ -171,15 +181,15 @@ class ScoreTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it, bit for bit."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
+        restore_parameters(self.parameters, state["parameters"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         torch.set_rng_state(state["random"])
 
 
-def _shared(model: ScoreModel, table: FeedbackTable) -> SharedRows:
-    return SharedRows.of_lists(table.rows, table.starts, device=model.backbone[0].device)
+def _lower(model: ScoreModel, table: FeedbackTable) -> SharedRows:
+    """All rows with their states below the adapter; of several processes each runs its rows from the tokens on."""
+    rows = SharedRows.of_lists(table.rows, table.starts, device=model.backbone[0].device)
+    return model.lower(rows) if current().size == 1 else rows
 
 
 def judgement_losses(

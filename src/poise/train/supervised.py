@@ -10,7 +10,9 @@ import torch
 from poise.data.batching import epoch_order
 from poise.errors import ConfigError
 from poise.models.policy import Policy
-from poise.train.checkpoint import load_optimizer_state, optimizer_state
+from poise.models.shared_rows import OwnRows
+from poise.ranks import current
+from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import shared_rows
 from poise.types import Demonstration
@@ -49,14 +51,15 @@ class DemonstrationBatches:
         sizes = [len(row.ids) - row.prompt_length for row in rows]
         total = sum(factor * size for factor, size in zip(factors, sizes, strict=True)) or 1.0
         loss_sum = 0.0
-        shared = shared_rows(policy, rows)
-        for group in shared.buckets(self.tokens):
-            logprobs, _ = policy.logprobs(policy.lower(shared.select(group)))
-            scale = torch.tensor(factors, device=group.device)[group][:, None]
-            loss = -(logprobs * scale).sum() / total
+        own = OwnRows.of(shared_rows(policy, rows))
+        for group, counts in own.passes(self.tokens):
+            logprobs, _ = policy.logprobs(policy.lower(own.rows.select(group)))
+            scale = torch.tensor(factors, device=group.device)[own.places[group]][:, None]
+            loss = counts * -(logprobs * scale).sum() / total
             require_finite({"supervised loss": loss})
             (weight * loss).backward()
             loss_sum += loss.item()
+        loss_sum = current().sum(torch.tensor(loss_sum, dtype=torch.float64)).item()
         return {"loss": loss_sum, "tokens": float(sum(len(row.ids) for row in rows))}
 
 
@@ -98,8 +101,6 @@ class SupervisedTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it, bit for bit."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["policy"][name])
+        restore_parameters(self.parameters, state["policy"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.policy.version = state["version"]

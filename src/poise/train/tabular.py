@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from poise.models.shared_rows import SharedRows
+from poise.models.shared_rows import OwnRows, SharedRows
 from poise.train.algorithms import Algorithm
 from poise.train.collection import kept_rows
 from poise.train.objectives import Objective
@@ -180,5 +180,5 @@ class TabularTrainer(OnPolicyTrainer):
             ref_logprobs=self.table.logprobs(rows, reference=True)[0],
             scores=scores,
             values=self.critics(features) if self._has_critics else {},
-            extra_inputs={"rows": rows, "critic_features": features},
+            extra_inputs={"rows": OwnRows.of_main(rows), "critic_features": features},
         )

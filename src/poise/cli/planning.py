@@ -1,0 +1,98 @@
+"""`poise plan`: read a recipe's options, and print what each of its stages will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from poise.cli.options import parse_options
+from poise.cli.recipes import find_recipe, load_recipe
+from poise.errors import ConfigError, ModelError
+from poise.plan.costs import Costs, Setting
+from poise.plan.machines import Machine, named_machine, this_machine
+from poise.plan.probe import probe
+from poise.plan.shapes import SHAPES, Shape, shape_of
+
+_GIB = 2**30
+_PROBED_LAYERS = 4  # whose weights a measurement needs
+
+
+def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layout: Any) -> Iterator[str]:
+    """The lines that `poise plan` prints; none if the words asked for help.
+
+    machine  a name such as h100x8; None measures this one
+    layout   the fields of `Setting` that were given; processes 0 is one for each device
+    """
+    from poise.recipes._plans import Tokens, arguments_of, plan
+
+    path = find_recipe(recipe)
+    function = load_recipe(path)
+    given = parse_options(function, words, program=f"poise plan {recipe}")
+    if given is None:
+        return
+    arguments = arguments_of(function, given)
+    if "model" not in arguments:
+        raise ConfigError(f"recipe {recipe} trains no language model: there is nothing to plan")
+    if arguments.get("quick"):
+        raise ConfigError("a quick run is over in a minute or two: plan the run without --quick")
+    shape = shape_of(arguments["model"])
+    on = named_machine(machine) if machine else this_machine(shape)
+    fits = _PROBED_LAYERS * shape.layer_parameters * on.element_bytes < on.memory / 8
+    found = probe(shape) if on.is_measured and fits else None
+    costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout), probe=found)
+    stages = plan(path.stem.replace("_", "-"), arguments, costs, Tokens(**_tokens(arguments["model"])))
+    yield from _about(shape, costs)
+    yield f"{'stage':<22}{'minutes':>9}{'GiB':>8}  work"
+    for stage in stages:
+        yield f"{stage.name:<22}{stage.seconds / 60:>9.1f}{stage.memory / _GIB:>8.1f}  {stage.work}"
+    peak = max(stage.memory for stage in stages)
+    total = sum(stage.seconds for stage in stages) / 60
+    yield f"{'all':<22}{total:>9.1f}{peak / _GIB:>8.1f}  GiB in each process at the peak"
+    yield from _verdict(peak, costs)
+
+
+def _setting(machine: Machine, *, processes: int, shard: bool, **layout: Any) -> Setting:
+    number = processes or (machine.devices if machine.is_gpu else 1)
+    return Setting(processes=number, is_sharded=shard and number > 1, **layout)
+
+
+def _about(shape: Shape, costs: Costs) -> Iterator[str]:
+    machine, setting = costs.machine, costs.setting
+    kind = "measured" if machine.is_measured else "from the maker's figures, not measured"
+    yield (
+        f"{shape.name}: {shape.parameters / 1e9:.2f} billion weights, {shape.layers} layers of width {shape.hidden}; "
+        f"{'all weights' if setting.is_full else 'an adapter'} trained"
+    )
+    yield (
+        f"{machine.name}: {machine.peak / 1e12:.2f} TFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s, "
+        f"{machine.memory / _GIB:.0f} GiB a device ({kind}); {setting.processes} "
+        f"process{'es' if setting.processes > 1 else ''}{', sharded' if setting.is_sharded else ''}"
+    )
+
+
+def _verdict(peak: float, costs: Costs) -> Iterator[str]:
+    room = costs.machine.memory / (1 if costs.machine.is_gpu else costs.setting.processes)
+    if peak > room:
+        yield (
+            f"This does not fit: {peak / _GIB:.0f} GiB are needed and a process has {room / _GIB:.0f}. "
+            "docs/scale.md says what helps: more processes, POISE_RECOMPUTE=1, 4-bit weights, generation by a server"
+        )
+    yield "An estimate: nothing of it has run. docs/scale.md says how far estimates were from what was measured."
+
+
+def _tokens(model: str) -> dict[str, Any]:
+    """How many tokens a text and the chat template have, where the tokenizer is at hand."""
+    from poise.models.load import load_tokenizer
+
+    if model.lower() in SHAPES:
+        return {}
+    try:
+        tokenizer = load_tokenizer(model)
+    except ModelError:
+        return {}
+
+    def of(text: str) -> float:
+        return float(len(tokenizer.encode(text, add_special_tokens=False)))
+
+    empty = [{"role": "user", "content": ""}]
+    return {"of": of, "template": of(tokenizer.apply_chat_template(empty, tokenize=False, add_generation_prompt=True))}

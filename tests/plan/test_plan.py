@@ -1,0 +1,117 @@
+"""The plan of a run: shapes as models have them, and costs that grow as they must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from poise.cli.planning import plan_lines
+from poise.errors import ConfigError, ModelError
+from poise.models.adapters import Lora
+from poise.models.load import load_backbone
+from poise.models.policy import Policy
+from poise.plan.costs import Costs, Setting
+from poise.plan.machines import named_machine, this_machine
+from poise.plan.probe import probe
+from poise.plan.shapes import SHAPES, shape_of
+from poise.recipes._plans import Tokens, arguments_of, plan
+from poise.recipes.dpo import dpo
+from poise.recipes.safe_rlhf import safe_rlhf
+
+H100S = named_machine("h100x8")
+SEVEN = Costs(shape=SHAPES["7b"], machine=H100S, setting=Setting(processes=8, is_sharded=True))
+
+
+def seconds(costs, recipe="safe-rlhf", function=safe_rlhf, **given):
+    return sum(stage.seconds for stage in plan(recipe, arguments_of(function, given), costs, Tokens()))
+
+
+def with_setting(**changes):
+    return replace(SEVEN, setting=replace(SEVEN.setting, **changes))
+
+
+@pytest.mark.parametrize("name", ["random:llama", "random:qwen?layers=3", "random:gpt2"])
+def test_a_shape_counts_the_weights_of_the_model(name):
+    shape, model = shape_of(name), load_backbone(name).model
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n)
+    assert shape.parameters == matrices
+    policy = Policy(load_backbone(name), Lora(rank=4))
+    assert shape.adapter_parameters(rank=4) == sum(p.numel() for p in policy.parameters().values())
+
+
+def test_the_named_shapes_have_the_sizes_that_their_names_say():
+    assert [round(SHAPES[name].parameters / 1e9, 1) for name in ("1.5b", "7b", "70b")] == [1.5, 7.6, 70.6]
+
+
+def test_a_model_or_machine_that_does_not_exist_is_named():
+    with pytest.raises(ModelError, match="no model '13b'"):
+        shape_of("13b")
+    with pytest.raises(ConfigError, match="h100x8"):
+        named_machine("tpu")
+    with pytest.raises(ConfigError, match="safe-rlhf"):
+        plan("contract", {}, SEVEN, Tokens())
+
+
+def test_time_grows_with_steps_samples_and_tokens_and_falls_with_processes():
+    once, base = seconds(SEVEN, steps=1), seconds(SEVEN, steps=10)
+    assert seconds(SEVEN, steps=20) - base == pytest.approx(10 / 9 * (base - once))
+    assert seconds(SEVEN, steps=10, samples_per_step=256) > base
+    assert seconds(SEVEN, steps=10, response_tokens=200) > 2 * base
+    assert seconds(with_setting(processes=1, is_sharded=False), steps=10, samples_per_step=512) > seconds(
+        with_setting(is_sharded=False), steps=10, samples_per_step=512
+    )
+    assert seconds(SEVEN, "dpo", dpo, steps=100) > seconds(SEVEN, "dpo", dpo, steps=10)
+
+
+def test_sharding_divides_the_weights_and_costs_time():
+    alone = with_setting(is_sharded=False)
+    assert SEVEN.weights() < 0.3 * alone.weights()
+    assert SEVEN.forward(1e5) > alone.forward(1e5)
+    full = with_setting(is_full=True)
+    states = 16 * SHAPES["7b"].parameters / 8
+    assert states < full.weights() < 1.5 * states
+
+
+def test_recomputation_trades_time_for_memory():
+    again = with_setting(recompute=True)
+    assert again.updating() < 0.6 * SEVEN.updating()
+    assert 1.2 < again.training(1e5, positions=0) / SEVEN.training(1e5, positions=0) < 2
+
+
+def test_a_pass_through_half_of_the_layers_costs_half():
+    layers = SHAPES["7b"].layers
+    for costs in (SEVEN, replace(SEVEN, probe=probe(shape_of("random:llama")))):
+        assert costs.forward(1e5, layers=layers / 2) == pytest.approx(costs.forward(1e5) / 2, rel=0.01)
+
+
+def test_this_machine_is_measured():
+    machine = this_machine(shape_of("random:llama?hidden=256"))
+    assert 1e8 < machine.peak < 1e16 and 1e8 < machine.bandwidth < 1e14 and 0 < machine.call < 1e-2
+    assert machine.rate(1) < machine.rate(64) <= machine.rate(4096) <= machine.peak
+    assert machine.is_gpu == torch.cuda.is_available()
+
+
+def lines(*words, machine):
+    layout = {"processes": 0, "shard": True, "is_full": False, "recompute": False, "base_bits": 16}
+    return list(plan_lines("safe-rlhf", words, machine=machine, **layout))
+
+
+def test_the_command_shows_every_stage_and_what_does_not_fit():
+    shown = lines("--model", "70b", "--steps", "3", machine="h100x1")
+    assert [line.split()[0] for line in shown[3:8]] == [
+        "model",
+        "judge",
+        "evaluate-start",
+        "scores",
+        "policy-lagrangian",
+    ]
+    assert "3 updates of 64 samples" in shown[7]
+    assert any("does not fit" in line for line in shown)
+    assert not any("does not fit" in line for line in lines("--model", "1.5b", machine="h100x8"))
+
+
+def test_a_quick_run_is_not_planned():
+    with pytest.raises(ConfigError, match="without --quick"):
+        lines("--quick", machine="h100x1")
