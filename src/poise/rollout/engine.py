@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from poise.errors import ConfigError, EngineError
 from poise.types import Completion, Prompt, Sampling
@@ -44,3 +45,8 @@ def check_completions(prompts: Sequence[Prompt], completions: list[Completion], 
                 f"{len(completion.token_logprobs)} log-probabilities, one per token is due"
             )
     return completions
+
+
+def read_completion(row: Mapping[str, Any]) -> Completion:
+    """The completion that `poise.files.plain` made a JSON object of."""
+    return Completion(**(dict(row) | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}))

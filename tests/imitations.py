@@ -1,0 +1,188 @@
+"""Strict local imitations of servers: they refuse what the real ones would, and fail on demand.
+
+`ChatServer` speaks the chat completions of the OpenAI protocol. Its answers depend on model, messages and seed alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KNOWN = {
+    *("model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs"),
+    *("top_k", "return_token_ids"),
+}
+FAULTS = {"429", "500", "hang", "broken", "killed", "shapeless"}
+
+
+class Refusal(Exception):
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class ImitationServer:
+    """A server on a free loopback port; `faults` are what happens to the next requests instead of an answer.
+
+    A fault that ends in + befalls every request of whose body it knows the text: `faults={"500+hello"}`.
+    """
+
+    models = ("imitation",)
+
+    def __init__(self, *, token="", faults=(), delay=0.0):
+        self.token, self.delay = token, delay
+        self.faults = [fault for fault in faults if "+" not in fault]
+        self.curses = [fault.split("+") for fault in faults if "+" in fault]
+        self.bodies, self.paths, self.lock = [], [], threading.Lock()
+        self.under_way = self.most_under_way = 0
+        self.faults_met = Counter()
+
+    def __enter__(self):
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                server.serve(self, None)
+
+            def do_POST(self):
+                server.serve(self, self.rfile.read(int(self.headers["content-length"])))
+
+            def log_message(self, *_):
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads, request_queue_size = True, 64
+
+            def handle_error(self, *_):
+                pass  # a client that hangs up is part of the tests
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+    def serve(self, handler, body):
+        with self.lock:
+            self.under_way += 1
+            self.most_under_way = max(self.under_way, self.most_under_way)
+        try:
+            time.sleep(self.delay)
+            self._serve(handler, body)
+        finally:
+            with self.lock:
+                self.under_way -= 1
+
+    def _serve(self, handler, body):
+        fault = self._fault(handler.path, body)
+        if fault == "hang":
+            time.sleep(1.0)
+        if fault in ("hang", "killed"):
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            handler.close_connection = True
+            return
+        if fault == "broken":
+            return reply(handler, 200, b'{"choices": [{"mess')
+        if fault == "shapeless":
+            return reply(handler, 200, b'{"choices": []}')
+        if fault == "429":
+            return reply(handler, 429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.05"})
+        if fault == "500":
+            return reply(handler, 500, b"out of luck")
+        try:
+            if self.token and handler.headers.get("authorization") != f"Bearer {self.token}":
+                raise Refusal(401, "Unauthorized")
+            answer = self.answer(handler.command, handler.path, None if body is None else json.loads(body))
+            content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+            reply(handler, 200, content, {} if isinstance(answer, str) else {"Content-Type": "application/json"})
+        except Refusal as refusal:
+            error = {"error": {"message": str(refusal), "code": refusal.status}}
+            reply(handler, refusal.status, json.dumps(error).encode())
+
+    def _fault(self, path, body):
+        with self.lock:
+            self.paths.append(path)
+            self.bodies.append(None if body is None else json.loads(body))
+            cursed = [fault for fault, text in self.curses if body is not None and text.encode() in body]
+            fault = cursed[0] if cursed else self.faults.pop(0) if self.faults else ""
+            self.faults_met[fault] += 1
+        assert fault in FAULTS | {""}
+        return fault
+
+    def answer(self, method, path, body):
+        if (method, path) == ("GET", "/v1/models"):
+            return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+        if (method, path) == ("POST", "/v1/chat/completions"):
+            return self.chat(body)
+        raise Refusal(404, "Not Found")
+
+    def chat(self, body):
+        check_body(body, KNOWN, self.models)
+        messages = body.get("messages")
+        if not messages or any(set(m) != {"role", "content"} for m in messages) or messages[-1]["role"] == "assistant":
+            raise Refusal(400, "messages must end with the user's")
+        words = words_for(body, messages)
+        tokens, finish = words[: body["max_tokens"]], "length" if len(words) > body["max_tokens"] else "stop"
+        text = "".join(tokens)
+        for stop in body.get("stop", ()):
+            text = text.split(stop)[0]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        if body.get("logprobs"):
+            listed = list_tokens(body.get("top_logprobs", 0))
+            choice["logprobs"] = {
+                "content": [{"token": t, "logprob": -0.5 * (i + 1), "top_logprobs": listed} for i, t in enumerate(tokens)]
+            }
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [sum(token.encode()) % 256 for token in tokens]
+        return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice]}
+
+
+def check_body(body, known, models):
+    if unknown := body.keys() - known:
+        raise Refusal(400, f"unknown fields {sorted(unknown)}")
+    if body.get("model") not in models:
+        raise Refusal(404, f"The model `{body.get('model')}` does not exist.")
+    if not isinstance(body.get("max_tokens"), int) or body["max_tokens"] < 1:
+        raise Refusal(400, "max_tokens must be at least 1")
+    if not 0 <= body.get("temperature", 1.0) <= 2 or not 0 < body.get("top_p", 1.0) <= 1:
+        raise Refusal(400, "temperature or top_p out of range")
+    if not isinstance(body.get("seed", 0), int) or body.get("top_logprobs", 0) > 20:
+        raise Refusal(400, "seed or top_logprobs out of range")
+    if "top_logprobs" in body and not body.get("logprobs"):
+        raise Refusal(400, "top_logprobs needs logprobs")
+
+
+def words_for(body, messages):
+    """Three to ten words that follow from model, messages and seed."""
+    seed = body.get("seed", 0) if body.get("temperature", 1.0) > 0 else 0
+    digest = hashlib.sha256(json.dumps([body["model"], messages, seed]).encode()).hexdigest()
+    return [f" {digest[i * 4 : i * 4 + 4]}" for i in range(3 + int(digest[-1], 16) % 8)]
+
+
+def list_tokens(number):
+    tokens = [("yes", -0.4), (" yes", -2.0), ("no", -1.5), ("Y", -3.0), ("the", -4.0)]
+    return [{"token": token, "logprob": value} for token, value in tokens[:number]]
+
+
+def reply(handler, status, content, headers=None):
+    handler.send_response(status)
+    for name, value in (headers or {"Content-Type": "application/json"}).items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+ChatServer = ImitationServer
