@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import socket
 import threading
 import time
+import traceback
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
 
 KNOWN = {
     *("model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs"),
@@ -110,6 +115,8 @@ class ImitationServer:
         except Refusal as refusal:
             error = {"error": {"message": str(refusal), "code": refusal.status}}
             reply(handler, refusal.status, json.dumps(error).encode())
+        except Exception:  # a mistake of the imitation is no fault of the client's
+            reply(handler, 418, traceback.format_exc()[-1500:].encode(), {"Content-Type": "text/plain"})
 
     def _fault(self, path, body):
         with self.lock:
@@ -186,3 +193,87 @@ def reply(handler, status, content, headers=None):
 
 
 ChatServer = ImitationServer
+
+
+class VLLMServer(ImitationServer):
+    """`vllm serve BASE --enable-lora` as documented, with a tiny model and adapters that peft loads from their folders.
+
+    Answers are drawn token by token by the model itself, so that they tell which weights the server has.
+    """
+
+    COMPLETION = KNOWN - {"messages", "top_logprobs"} | {"prompt"}
+
+    def __init__(self, base, *, runtime_updating=True, max_lora_rank=16, processed=True, skew=0.0, **settings):
+        super().__init__(**settings)
+        from poise.models.load import load_backbone
+
+        self.base, self.updating, self.max_rank = base, runtime_updating, max_lora_rank
+        self.processed, self.skew = processed, skew
+        self.backbone = load_backbone(base)
+        self.adapters, self.most_adapters, self.compute = {}, 0, threading.Lock()
+
+    @property
+    def models(self):
+        return (self.base, *self.adapters)
+
+    def answer(self, method, path, body):
+        if (method, path) == ("POST", "/v1/completions"):
+            with self.compute:
+                return self.complete(body)
+        if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") and method == "POST" and self.updating:
+            with self.compute:
+                return self.load(body) if "unload" not in path else self.unload(body)
+        return super().answer(method, path, body)
+
+    def load(self, body):
+        from peft import PeftModel
+
+        name, path = body.get("lora_name"), body.get("lora_path")
+        if not name or not path:
+            raise Refusal(400, "Both 'lora_name' and 'lora_path' must be provided.")
+        if name in self.adapters:
+            raise Refusal(400, f"The lora adapter '{name}' has already been loaded.")
+        if not Path(path, "adapter_config.json").exists():
+            raise Refusal(404, f"Loading lora {name} failed: No adapter found for {path}")
+        rank = json.loads(Path(path, "adapter_config.json").read_text())["r"]
+        if rank > self.max_rank:
+            raise Refusal(400, f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}.")
+        self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.backbone.model), path).eval()
+        self.most_adapters = max(self.most_adapters, len(self.adapters))
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, body):
+        name = body.get("lora_name")
+        if not name:
+            raise Refusal(400, "'lora_name' needs to be provided to unload a LoRA adapter.")
+        if name not in self.adapters:
+            raise Refusal(404, f"The lora adapter '{name}' cannot be found.")
+        del self.adapters[name]
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def complete(self, body):
+        check_body(body, self.COMPLETION, self.models)
+        if not body.get("prompt") or any(not isinstance(i, int) or not 0 <= i < 260 for i in body["prompt"]):
+            raise Refusal(400, "prompt must be text or token ids")
+        model = self.adapters.get(body["model"], self.backbone.model)
+        tokens, values, finish = self.draw(model, list(body["prompt"]), body)
+        choice = {"index": 0, "text": self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)}
+        choice |= {"finish_reason": finish, "logprobs": {"tokens": tokens, "token_logprobs": values}}
+        return {"object": "text_completion", "choices": [choice | {"token_ids": tokens, "prompt_token_ids": body["prompt"]}]}
+
+    @torch.no_grad()
+    def draw(self, model, ids, body):
+        generator = torch.Generator().manual_seed(body["seed"])
+        start, values, finish = len(ids), [], "length"
+        for _ in range(body["max_tokens"]):
+            logits = model(torch.tensor([ids])).logits[0, -1].float()
+            scaled = logits / (body["temperature"] or 1.0)
+            token = int(logits.argmax()) if body["temperature"] == 0 else int(
+                torch.multinomial(scaled.softmax(-1), 1, generator=generator)
+            )
+            values.append(float((scaled if self.processed else logits).log_softmax(-1)[token]) - self.skew)
+            ids.append(token)
+            if token == self.backbone.tokenizer.eos_token_id:
+                finish = "stop"
+                break
+        return ids[start:], values, finish

