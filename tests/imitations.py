@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,7 +150,9 @@ class ImitationServer:
         if body.get("logprobs"):
             listed = list_tokens(body.get("top_logprobs", 0))
             choice["logprobs"] = {
-                "content": [{"token": t, "logprob": -0.5 * (i + 1), "top_logprobs": listed} for i, t in enumerate(tokens)]
+                "content": [
+                    {"token": t, "logprob": -0.5 * (i + 1), "top_logprobs": listed} for i, t in enumerate(tokens)
+                ]
             }
         if body.get("return_token_ids"):
             choice["token_ids"] = [sum(token.encode()) % 256 for token in tokens]
@@ -238,7 +241,8 @@ class VLLMServer(ImitationServer):
         rank = json.loads(Path(path, "adapter_config.json").read_text())["r"]
         if rank > self.max_rank:
             raise Refusal(400, f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}.")
-        self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.backbone.model), path).eval()
+        with warnings.catch_warnings(action="ignore"):  # peft and transformers disagree about a name
+            self.adapters[name] = PeftModel.from_pretrained(copy.deepcopy(self.backbone.model), path).eval()
         self.most_adapters = max(self.most_adapters, len(self.adapters))
         return f"Success: LoRA adapter '{name}' added successfully."
 
@@ -259,7 +263,10 @@ class VLLMServer(ImitationServer):
         tokens, values, finish = self.draw(model, list(body["prompt"]), body)
         choice = {"index": 0, "text": self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)}
         choice |= {"finish_reason": finish, "logprobs": {"tokens": tokens, "token_logprobs": values}}
-        return {"object": "text_completion", "choices": [choice | {"token_ids": tokens, "prompt_token_ids": body["prompt"]}]}
+        return {
+            "object": "text_completion",
+            "choices": [choice | {"token_ids": tokens, "prompt_token_ids": body["prompt"]}],
+        }
 
     @torch.no_grad()
     def draw(self, model, ids, body):
@@ -268,8 +275,10 @@ class VLLMServer(ImitationServer):
         for _ in range(body["max_tokens"]):
             logits = model(torch.tensor([ids])).logits[0, -1].float()
             scaled = logits / (body["temperature"] or 1.0)
-            token = int(logits.argmax()) if body["temperature"] == 0 else int(
-                torch.multinomial(scaled.softmax(-1), 1, generator=generator)
+            token = (
+                int(logits.argmax())
+                if body["temperature"] == 0
+                else int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
             )
             values.append(float((scaled if self.processed else logits).log_softmax(-1)[token]) - self.skew)
             ids.append(token)

@@ -36,7 +36,9 @@ def test_weighted_samples_of_the_engine_have_the_mean_of_the_policy():
 
 def test_no_gradient_flows_through_the_weights():
     logprobs = torch.randn(2, 3, requires_grad=True)
-    assert not truncated_importance_weights(logprobs, torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool)).requires_grad
+    assert not truncated_importance_weights(
+        logprobs, torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    ).requires_grad
 
 
 @pytest.mark.parametrize("cap", [0.0, -1.0, float("nan")])

@@ -8,6 +8,7 @@ from poise.errors import ConfigError, EngineError
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
+from poise.rollout.engine import weights_digest
 from poise.rollout.vllm import VLLMEngine
 from poise.types import Prompt, Sampling
 
@@ -145,7 +146,7 @@ def test_a_load_whose_answer_was_lost_and_a_server_that_was_restarted_are_surviv
         move(policy, 3)
         assert all(c.finish != "error" for c in engine.generate(PROMPTS, SAMPLING))
         move(policy, 4)
-        name = f"{engine.family}v{policy.version}-{engine._digest()}"
+        name = f"{engine.family}v{policy.version}-{weights_digest(policy.parameters())}"
         listed = engine.models()
         engine.models = lambda: listed  # it was loaded after the list was read
         policy.save_pretrained(tmp_path / name)

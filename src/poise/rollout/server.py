@@ -86,7 +86,9 @@ class ServerEngine:
         owners = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
         keys = [self._key(prompt, 0 if sampling.choices else sample, sampling) for prompt, sample in owners]
         found = {key: self.finished[key] for key in keys if key in self.finished}
-        self._ask_all({key: owner for key, owner in zip(keys, owners, strict=True) if key not in found}, sampling, found)
+        self._ask_all(
+            {key: owner for key, owner in zip(keys, owners, strict=True) if key not in found}, sampling, found
+        )
         completions = [
             replace(found[key], prompt_id=prompt.id, sample=sample)
             for key, (prompt, sample) in zip(keys, owners, strict=True)

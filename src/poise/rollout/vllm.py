@@ -21,6 +21,7 @@ from poise.data.chat import ChatRenderer
 from poise.errors import ConfigError, EngineError
 from poise.http_client import Request, RequestFailed, ask
 from poise.models.policy import Policy
+from poise.rollout.engine import weights_digest
 from poise.rollout.server import ServerEngine, completion_of
 from poise.types import Completion, Prompt, Sampling
 
@@ -81,7 +82,7 @@ class VLLMEngine(ServerEngine):
         if self.reference:
             self.model = self.base
             return self.base
-        name = f"{self.family}v{self.policy.version}-{self._digest()}"
+        name = f"{self.family}v{self.policy.version}-{weights_digest(self.policy.parameters())}"
         if name != self.loaded:
             served = self.models()
             for old in served:
@@ -107,13 +108,6 @@ class VLLMEngine(ServerEngine):
                 "VLLMEngine(..., model=...)"
             )
         return bases[0]
-
-    def _digest(self) -> str:
-        """Names the weights: a version may be trained twice, after a resume or from another start."""
-        digest = hashlib.sha256()
-        for name, parameter in self.policy.parameters().items():
-            digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:10]
 
     def _load(self, name: str) -> None:
         self.policy.save_pretrained(self.folder / name)
