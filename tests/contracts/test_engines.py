@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 
 import pytest
-from imitations import ChatServer, VLLMServer
 
+from imitations import ChatServer, VLLMServer
 from poise.errors import ConfigError
 from poise.models.policy import load_policy
 from poise.rollout.native import NativeEngine

@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from imitations import ImitationServer, Refusal
 
+from imitations import ImitationServer, Refusal
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.remote import MAX_ROWS, RemoteScorer
 from poise.feedback.rules import RefusalScorer

@@ -12,8 +12,8 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from imitations import ChatServer
 
+from imitations import ChatServer
 from poise.errors import ConfigError, EngineError
 from poise.rollout.server import ServerEngine
 from poise.types import Prompt, Sampling

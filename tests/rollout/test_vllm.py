@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from imitations import VLLMServer
 
+from imitations import VLLMServer
 from poise.errors import ConfigError, EngineError
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from imitations import VLLMServer
 
+from imitations import VLLMServer
 from poise.errors import EngineError
 from poise.functional.importance import truncated_importance_weights
 from poise.rollout.native import NativeEngine
