@@ -91,7 +91,7 @@ def test_a_server_that_is_not_there_is_an_error_that_says_so():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(FeedbackError, match="nobody answers.*poise serve-scorer MODEL_FOLDER"):
+    with pytest.raises(FeedbackError, match=r"nobody answers.*poise serve-scorer MODEL_FOLDER"):
         RemoteScorer(url, token="t", **QUICK).score(PROMPTS, ANSWERS)
 
 
@@ -158,7 +158,9 @@ def test_what_a_scorer_cannot_do_makes_its_batch_unscorable_and_stays_its_secret
 class Liar(ImitationServer):
     """A scorer of somebody else, that keeps to nothing."""
 
-    lie = {"scores": []}
+    def __init__(self, lie):
+        super().__init__()
+        self.lie = lie
 
     def answer(self, method, path, body):
         if path == "/v1/health":
@@ -178,15 +180,14 @@ class Liar(ImitationServer):
     ],
 )
 def test_answers_that_are_not_scores_are_not_used(lie, reason):
-    with Liar() as server:
-        server.lie = lie
+    with Liar(lie) as server:
         found = RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:1], ANSWERS[:1])
     assert not found[0].values
     assert reason in found[0].unscorable
 
 
 def test_a_number_of_scores_that_is_not_that_of_the_responses_is_an_error():
-    with Liar() as server, pytest.raises(FeedbackError, match="returned 0 scores for 2 responses"):
+    with Liar({"scores": []}) as server, pytest.raises(FeedbackError, match="returned 0 scores for 2 responses"):
         RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:2], ANSWERS[:2])
 
 

@@ -2,7 +2,7 @@
 
 The prompts are cut into tasks. A task carries the version of the weights it needs, so that a worker which has just
 started, or missed an update, fetches them before it answers. A task whose worker dies goes back to the head of the
-queue; since what is drawn follows from seed, prompt and sample alone, the repeated task gives what the first would have.
+queue; what is drawn follows from seed, prompt and sample alone, so that it gives what the first would have given.
 """
 
 from __future__ import annotations
@@ -193,12 +193,10 @@ class RayEngine:
         self.losses -= 1
         if self.losses < 0:
             lines = [line.strip() for line in reason.splitlines() if line.strip()]
-            cause = next(
-                (line for line in reversed(lines) if "Error" in line), lines[0] if lines else "no reason given"
-            )
+            causes = [line for line in lines if "Error" in line] or lines[:1] or ["no reason given"]
             raise EngineError(
-                f"Ray workers die again and again, the last of: {cause[:500]}. If memory is short, take fewer workers or "
-                "a smaller batch_size; `ray status` and `ray logs` show more"
+                f"Ray workers die again and again, the last of: {causes[-1][:500]}. If memory is short, take fewer "
+                "workers or a smaller batch_size; `ray status` and `ray logs` show more"
             )
         self.workers[self.workers.index(worker)] = self._start()
 

@@ -1,7 +1,7 @@
 """Generation behind any OpenAI-compatible endpoint: chat completions, many at a time, each asked for once.
 
 `transformers serve`, `vllm serve`, llama.cpp, Ollama and hosted services speak this protocol. The endpoint renders the
-messages with a chat template of its own, and draws with a generator of its own: what it answers to a seed is its affair.
+messages with a chat template of its own and draws with a generator of its own: what a seed means is its affair.
 """
 
 from __future__ import annotations

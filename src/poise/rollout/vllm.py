@@ -1,12 +1,12 @@
-"""Generation by `vllm serve`: every new version of the policy's adapter is loaded into the running server.
+r"""Generation by `vllm serve`: every new version of the policy's adapter is loaded into the running server.
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 \\
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 \
         --logprobs-mode processed_logprobs --generation-config vllm
 
 The adapter is saved as a folder that the server reads, loaded under the name of its version through
 /v1/load_lora_adapter, and unloaded through /v1/unload_lora_adapter when the next one comes. Prompts go to
-/v1/completions as token ids, so that server and trainer cannot differ in how they render them. Both are as vLLM documents
-them (docs.vllm.ai: "LoRA Adapters", "OpenAI-Compatible Server"); tested against an imitation, not against vLLM itself.
+/v1/completions as token ids, so that server and trainer cannot differ in how they render them. Both are as vLLM
+documents them (docs.vllm.ai: "LoRA Adapters", "OpenAI-Compatible Server"); tested against an imitation, not vLLM itself.
 """
 
 from __future__ import annotations
