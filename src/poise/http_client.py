@@ -114,12 +114,15 @@ async def _exchange(
                 answer = failure
             receive(index, answer)
 
+    failure: BaseException | None = None
     try:
         async with _client(endpoint) as client, asyncio.TaskGroup() as group:
             for _ in range(min(endpoint.concurrency, len(requests))):
                 group.create_task(work(client))
     except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None
+        failure = several.exceptions[0]
+    if failure is not None:
+        raise failure
 
 
 def _client(endpoint: Endpoint) -> Any:

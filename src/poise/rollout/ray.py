@@ -7,6 +7,7 @@ queue; what is drawn follows from seed, prompt and sample alone, so that it give
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from poise.models.policy import Policy
 from poise.rollout.engine import check_completions, check_sampling, weights_digest
 from poise.rollout.native import NativeEngine
 from poise.types import Completion, Prompt, Sampling
+
+_SECONDS_TO_BE_FREE = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,13 +208,16 @@ class RayEngine:
 
     def _check_resources(self, workers: int) -> None:
         """Ray waits for ever for what a cluster does not have: say so instead."""
-        free = self.ray.cluster_resources()
+        deadline = time.monotonic() + _SECONDS_TO_BE_FREE
         for name, each in (("CPU", self.resources["num_cpus"]), ("GPU", self.resources["num_gpus"])):
-            if each * workers > free.get(name, 0.0):
-                raise ConfigError(
-                    f"{workers} workers with {each:g} {name} each need {each * workers:g} {name}, and the Ray cluster "
-                    f"has {free.get(name, 0.0):g}: ask for fewer workers, or less for each"
-                )
+            wanted, there = each * workers, self.ray.cluster_resources().get(name, 0.0)
+            while wanted > (free := self.ray.available_resources().get(name, 0.0)):
+                if wanted > there or time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{workers} workers with {each:g} {name} each need {wanted:g} {name}, and the Ray cluster has "
+                        f"{there:g}, of which {free:g} are free: ask for fewer workers, or less for each"
+                    )
+                time.sleep(0.1)  # of workers that have just ended
 
 
 def base_digest(backbone: Backbone) -> str:

@@ -122,7 +122,8 @@ class ServerEngine:
     def _key(self, prompt: Prompt, sample: int, sampling: Sampling) -> str:
         """What a completion answers: by this it is found again in the file of answers."""
         settings = plain(replace(sampling, samples=1))
-        asked = [self.model, self.policy_version, prompt.id, prompt_id(prompt.messages), sample, settings, self.fields]
+        asked = [self.model, self.policy_version, prompt.id, prompt_id(prompt.messages), sample, settings]
+        asked += [self.fields, self.logprobs]
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling) -> Request:

@@ -6,7 +6,7 @@ r"""Generation by `vllm serve`: every new version of the policy's adapter is loa
 The adapter is saved as a folder that the server reads, loaded under the name of its version through
 /v1/load_lora_adapter, and unloaded through /v1/unload_lora_adapter when the next one comes. Prompts go to
 /v1/completions as token ids, so that server and trainer cannot differ in how they render them. Both are as vLLM
-documents them (docs.vllm.ai: "LoRA Adapters", "OpenAI-Compatible Server"); tested against an imitation, not vLLM itself.
+documents them (docs.vllm.ai: "LoRA Adapters", "OpenAI-Compatible Server"); tested against an imitation, not vLLM.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class VLLMEngine(ServerEngine):
                 "a policy that is trained whole cannot be sent to a vLLM server: give it an adapter, "
                 "Policy(backbone, Lora(...)), or generate with NativeEngine or RayEngine"
             )
-        super().__init__(url, model or "", **settings)
-        self.policy, self.reference, self.processed = policy, reference, processed_logprobs
+        super().__init__(url, model or "", logprobs=processed_logprobs, **settings)
+        self.policy, self.reference = policy, reference
         self.folder = Path(folder).absolute()
         self.served_folder = (served_folder or str(self.folder)).rstrip("/")
         self.base, self.loaded = model, ""
@@ -152,6 +152,6 @@ class VLLMEngine(ServerEngine):
                 f"{self.endpoint.url} returns no token ids, which the policy is trained on: it takes vLLM 0.10.2 or "
                 "newer, which knows return_token_ids"
             )
-        usable = self.processed or (sampling.temperature == 1 and sampling.top_p == 1)
+        usable = self.logprobs or (sampling.temperature == 1 and sampling.top_p == 1)
         logprobs = choice["logprobs"]["token_logprobs"] if usable else ()
         return completion_of(choice["text"], choice.get("finish_reason"), ids, logprobs, sampling)
