@@ -188,7 +188,7 @@ def list_tokens(number):
 
 def reply(handler, status, content, headers=None):
     handler.send_response(status)
-    for name, value in (headers or {"Content-Type": "application/json"}).items():
+    for name, value in ({"Content-Type": "application/json"} if headers is None else headers).items():
         handler.send_header(name, value)
     handler.send_header("Content-Length", str(len(content)))
     handler.end_headers()
