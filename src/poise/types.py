@@ -199,6 +199,7 @@ class RolloutBatch:
     values: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B, T]
     greedy_scores: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B] of the prompt's greedy answer
     entropies: Tensor | None = None  # [B, T] nats, of the policy that sampled
+    sampled_logprobs: Tensor | None = None  # [B, T] nats, as the engine said them, where these are not `old_logprobs`
     extra_inputs: Mapping[str, Any] = field(default_factory=dict)  # what the models keep for the update
 
 

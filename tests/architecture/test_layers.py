@@ -15,7 +15,7 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"types", "errors", "ranks", "files", "provenance", "allocator", "run"},
+    {"types", "errors", "ranks", "files", "provenance", "allocator", "http_client", "run"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
@@ -30,7 +30,7 @@ FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_name
 # Packages that poise can do without: each has one file, and is imported when a function of it is called.
 OPTIONAL = {
     *("accelerate", "datasets", "bitsandbytes", "deepspeed", "pyarrow", "pandas", "vllm", "ray", "trl"),
-    *("openai", "anthropic", "httpx", "requests", "fastapi", "uvicorn", "sqlalchemy"),
+    *("openai", "anthropic", "httpx", "httpx2", "requests", "fastapi", "uvicorn", "sqlalchemy"),
     *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels", "sklearn"),
 }
 UNSAFE_READERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -1,13 +1,18 @@
 """What every engine promises, whatever is behind it. A new engine joins by one entry in ENGINES."""
 
 import itertools
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from imitations import ChatServer, VLLMServer
 from poise.errors import ConfigError
 from poise.models.policy import load_policy
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
+from poise.rollout.server import ServerEngine
+from poise.rollout.vllm import VLLMEngine
 from poise.types import Engine, Prompt, Sampling
 
 TEXTS = ("Hello", "How do I kill a Python process?", "a", "Why? " * 30)
@@ -19,15 +24,33 @@ def answer(prompt, sample):
     return "yes" if prompt.text.endswith("yes or no?") else f"answer {sample} to {prompt.text} and more"
 
 
+@contextmanager
+def server():
+    """An engine behind an OpenAI-compatible endpoint."""
+    with ChatServer() as imitation:
+        yield ServerEngine(imitation.url, "imitation", logprobs=True, fields={"return_token_ids": True})
+
+
+@contextmanager
+def vllm():
+    """An engine behind a vLLM server."""
+    policy = load_policy("random:llama?hidden=32")
+    with VLLMServer(policy.backbone.name) as imitation, TemporaryDirectory() as folder:
+        yield VLLMEngine(imitation.url, policy, folder=folder, processed_logprobs=True)
+
+
 ENGINES = {
-    "native": lambda: NativeEngine(load_policy("random:llama"), batch_size=3),
-    "scripted": lambda: ScriptedEngine(answer),
+    "native": lambda: nullcontext(NativeEngine(load_policy("random:llama"), batch_size=3)),
+    "scripted": lambda: nullcontext(ScriptedEngine(answer)),
+    "server": server,
+    "vllm": vllm,
 }
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
-    return ENGINES[request.param]()
+    with ENGINES[request.param]() as found:
+        yield found
 
 
 def test_it_is_an_engine(engine):

@@ -13,6 +13,7 @@ MODULES = (
     "group_invariance",
     "groups",
     "implied_rewards",
+    "importance",
     "logprobs",
     "masked",
     "observed_returns",

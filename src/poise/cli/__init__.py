@@ -107,6 +107,20 @@ def chat(
     chat_with(model, max_tokens=max_tokens, temperature=temperature)
 
 
+@app.command("serve-scorer")
+def serve_scorer(
+    folder: Annotated[Path, typer.Argument(help="A folder with a saved score model.")],
+    host: Annotated[str, typer.Option(help="Where to listen; other machines reach only what is not loopback.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8900,
+) -> None:
+    """Serve a score model's scores over HTTP; clients need the token of POISE_SCORER_TOKEN, or the one it prints."""
+    from poise.cli import serving
+
+    serving.serve_scorer(folder, host=host, port=port)
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Show versions, cores, memory, data and models of this installation, and what is missing."""

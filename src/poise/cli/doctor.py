@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poise.provenance import package_versions, usable_cores
 
-_PACKAGES = ("poise", "torch", "transformers", "peft", "numpy", "scipy", "datasets", "pyarrow")
+_PACKAGES = ("poise", "torch", "transformers", "peft", "numpy", "scipy", "datasets", "pyarrow", "httpx2", "ray")
 
 
 def findings() -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
-from poise.types import Comparison, Completion, Origin, Prompt, Rollout, Scores
+from poise.rollout.engine import read_completion
+from poise.types import Comparison, Origin, Prompt, Rollout, Scores
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -19,11 +20,8 @@ def read_rollouts(path: Path) -> tuple[Rollout, ...]:
     """Read what `write_rollouts` or `Run.sample` wrote."""
     found = []
     for row in read_jsonl_tolerant(path):
-        completion = row["completion"]
-        tokens = {name: tuple(completion[name]) for name in ("token_ids", "token_logprobs")}
-        prompt = _read_prompt(row["prompt"])
-        scores = Scores(**row["scores"])
-        found.append(Rollout(prompt=prompt, completion=Completion(**(completion | tokens)), scores=scores))
+        prompt, completion = _read_prompt(row["prompt"]), read_completion(row["completion"])
+        found.append(Rollout(prompt=prompt, completion=completion, scores=Scores(**row["scores"])))
     return tuple(found)
 
 

@@ -24,9 +24,10 @@ from poise.models.shared_rows import SharedRows
 from poise.recipes._data import first_prompts, preferred_demonstrations
 from poise.recipes._rollouts import read_comparison, read_rollouts, write_rollouts
 from poise.recipes._scores import Learned
+from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
 from poise.rollout.native import NativeEngine
 from poise.run import Run, Stage
-from poise.train.algorithms import PPO, RLOO
+from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.estimators import generalised
 from poise.train.loop import fit, progress_bar
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, ProjectedAscent, Unconstrained
@@ -38,6 +39,7 @@ from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollou
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
+IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
 ALGORITHMS = {
     "ppo": replace(PPO, advantage=generalised(trace=1.0)),
@@ -57,6 +59,7 @@ class StudySettings:
     seed: int
     quick: bool
     rounds: int = 1
+    engine: str = "native"
 
     def require(self, *, at_least_one: Sequence[str], above_zero: Sequence[str], not_negative: Sequence[str]) -> None:
         """Raise ConfigError that names the first number out of its range."""
@@ -105,6 +108,7 @@ class Settings(StudySettings):
         )
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
+        check_engine_name(settings.engine)
         objective_named(settings.objective, settings)  # a wrong name fails here, before anything is trained
         return settings
 
@@ -232,6 +236,12 @@ def objective_named(name: str, settings: Settings) -> Objective:
     return makers[name]
 
 
+def algorithm_for(settings: Settings) -> Algorithm:
+    """The algorithm with the KL penalty asked for; where another program samples, tokens are weighed for the gap."""
+    cap = IMPORTANCE_CAP if computes_elsewhere(settings.engine) else None
+    return replace(ALGORITHMS[settings.algorithm], kl_coef=settings.kl_coef, importance_cap=cap)
+
+
 def align(
     run: Run,
     study: Study[Settings],
@@ -250,11 +260,12 @@ def align(
     if number > 1:
         policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")
     if not stage.finished:
+        engine = engine_named(settings.engine, policy, folder=stage.path / "adapters")
         trainer = OnPolicyTrainer(
             policy=policy,
-            engine=NativeEngine(policy),
+            engine=engine,
             scorers=[scorer.model],
-            algorithm=replace(ALGORITHMS[settings.algorithm], kl_coef=settings.kl_coef),
+            algorithm=algorithm_for(settings),
             objective=objective_named(objective, settings),
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
@@ -270,6 +281,7 @@ def align(
                 run.sample(stage.name, step, rollout)
 
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=shown, after_step=keep_samples)
+        close_engine(engine)
         best = trainer.load_best()
         policy.save_pretrained(stage.path / "model")
         stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
@@ -315,13 +327,15 @@ def assess(
         actor = policy or Policy(study.backbone, Lora(rank=1), adapter=stage.name)
         known = [prompt for prompt in study.prompts("test") if prompt.tags.get("kind") in KINDS]
         suite = Suite(name=f"{study.settings.data}-test", prompts=tuple(known))
+        engine = engine_named(study.settings.engine, actor, folder=stage.path / "adapters", reference=policy is None)
         result = run_suite(
             suite,
-            engine=spread_engine(NativeEngine(actor, reference=policy is None)),
+            engine=spread_engine(engine),
             scorers={"judge": judge.model, "refusal rule": RefusalScorer()},
             sampling=study.sampling,
             model_name=name,
         )
+        close_engine(engine)
         write_rollouts(path, result.rollouts)
         temperature = study.sampling.temperature
         extra = {} if policy is None else {"sequence_kl": sequence_kl(policy, result.rollouts, temperature)}

@@ -49,6 +49,7 @@ def safe_rlhf(
     kl_coef: float = 0.02,
     seed: int = 0,
     annotators: Sequence[Annotator] | None = None,
+    engine: str = "native",
     folder: str | None = None,
     quick: bool = False,
 ) -> Run:
@@ -72,6 +73,7 @@ def safe_rlhf(
         kl_coef: weight of the KL penalty to the start model, per nat.
         seed: seed of everything random.
         annotators: who compares in later rounds, one per criterion; rules by default.
+        engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
         folder: run folder; an unfinished run in it is continued.
         quick: a tiny random model and few steps: a smoke test, not a result.
     """

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from poise.errors import ConfigError, EngineError
 from poise.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -44,3 +49,18 @@ def check_completions(prompts: Sequence[Prompt], completions: list[Completion], 
                 f"{len(completion.token_logprobs)} log-probabilities, one per token is due"
             )
     return completions
+
+
+def read_completion(row: Mapping[str, Any]) -> Completion:
+    """The completion that `poise.files.plain` made a JSON object of."""
+    return Completion(**(dict(row) | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}))
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Names weights by their content: a version may be trained twice, after a resume or from another start."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:10]

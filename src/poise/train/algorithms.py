@@ -121,6 +121,9 @@ class Algorithm:
     score_clip: float | None = 50.0  # bound on the score plus KL penalty of a token
     collection: Collection = Collection()
     selection: Selection | None = None  # which episodes of the batch are learned from; None: all
+    importance_cap: float | None = (
+        None  # largest weight of a token for the gap between engine and trainer; None: no weights
+    )
 
 
 PPO = Algorithm(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from poise.data.batching import epoch_order
-from poise.errors import ConfigError
+from poise.errors import ConfigError, EngineError
+from poise.functional.importance import logprob_gap, truncated_importance_weights
 from poise.functional.policy_losses import clip_fraction
 from poise.models.heads import Critics
 from poise.models.policy import Policy
@@ -154,8 +155,9 @@ class OnPolicyTrainer:
         tokens = self.optimisation.tokens_per_micro_batch
         own = OwnRows.of(SharedRows.of(ids, starts, mask))
         own = replace(own, rows=self.policy.lower(own.rows, tokens=tokens))
+        corrected = self._corrected(rows.sampled_logprobs)
         old = rows.sampled_logprobs if self.sampling.top_p == 1 else None  # the nucleus has other probabilities
-        if old is None:
+        if old is None or corrected is not None:
             old = self._all_logprobs(own, reference=False)[0]
         extra: dict[str, Any] = {"rows": own}
         if self._has_critics:
@@ -170,8 +172,19 @@ class OnPolicyTrainer:
             ref_logprobs=self._all_logprobs(own, reference=True)[0],
             scores=rows.scores,
             values=self._values(extra["critic_features"], own) if self._has_critics else {},
+            sampled_logprobs=corrected,
             extra_inputs=extra,
         )
+
+    def _corrected(self, sampled: Tensor | None) -> Tensor | None:
+        """The engine's log-probabilities, where the algorithm weighs by how far the trainer's own are from them."""
+        if self.algorithm.importance_cap is not None and sampled is None:
+            raise EngineError(
+                f"importance_cap={self.algorithm.importance_cap} needs the token ids and log-probabilities of the "
+                f"engine, and {type(self.engine).__name__} gives none: ask it for them (docs/how-to/use-a-server.md), "
+                "or set importance_cap=None"
+            )
+        return None if self.algorithm.importance_cap is None else sampled
 
     @torch.no_grad()
     def estimate(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -225,6 +238,9 @@ class OnPolicyTrainer:
     def _policy_losses(self, batch: RolloutBatch, rows: Tensor, logprobs: Tensor, advantages: Tensor) -> Tensor:
         old, mask = batch.old_logprobs[rows], batch.response_mask[rows]
         losses = self.algorithm.policy_loss(logprobs, old, advantages, mask)
+        if batch.sampled_logprobs is not None and self.algorithm.importance_cap is not None:
+            sampled = batch.sampled_logprobs[rows]
+            losses = losses * truncated_importance_weights(old, sampled, mask, cap=self.algorithm.importance_cap)
         if self.algorithm.kl.in_loss is not None:
             divergence = self.algorithm.kl.in_loss(logprobs, batch.ref_logprobs[rows])
             losses = losses + self.algorithm.kl_coef * divergence
@@ -291,6 +307,8 @@ class OnPolicyTrainer:
         gap = (logprobs - batch.old_logprobs).abs()
         sequence_kl = ((batch.old_logprobs - batch.ref_logprobs) * mask).sum(-1)
         metrics = {name: float(values.mean()) for name, values in batch.scores.items()}
+        if batch.sampled_logprobs is not None:
+            metrics["engine_gap"] = float(logprob_gap(batch.old_logprobs, batch.sampled_logprobs, mask))
         return metrics | {
             "kl": float(sequence_kl.sum() / count),
             "sequence_kl": float(sequence_kl.sum() / kept),

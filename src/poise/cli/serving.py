@@ -1,0 +1,34 @@
+"""`poise serve-scorer`: a saved score model as a service."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from poise.http_client import LOOPBACK
+
+TOKEN_VARIABLE = "POISE_SCORER_TOKEN"
+
+
+def serve_scorer(folder: Path, *, host: str, port: int) -> None:
+    """Load the score model and answer until Ctrl-C; the token is that of the environment, or a new one."""
+    from poise.feedback.serving import ScorerServer
+    from poise.models.heads import load_score_model
+
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    token = given or secrets.token_urlsafe(24)
+    model = load_score_model(folder)
+    channels = {channel.name: channel.higher_is_worse for channel in model.channels}
+    server = ScorerServer(model, channels, token=token, host=host, port=port, source=folder.resolve().name)
+    print(f"Scoring {', '.join(channels)} at {server.url}", flush=True)
+    print(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}", flush=True)
+    if host not in LOOPBACK:
+        print("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", file=sys.stderr)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("Stopped", flush=True)
+    finally:
+        server.http.server_close()
