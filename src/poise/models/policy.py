@@ -40,16 +40,25 @@ class Policy:
     """A language model that is trained, with its reference.
 
     `adapter` is the name of its LoRA adapter on the shared backbone; with `lora=None` all weights of a copy are
-    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference.
+    trained and the backbone itself is the reference. They are kept in fp32 and computed in the backbone's dtype by
+    autocast, or kept in `weights` itself: bf16 needs half of the memory and loses updates below 1/256 of a weight.
     """
 
-    def __init__(self, backbone: Backbone, lora: Lora | None = Lora(), *, adapter: str = "policy", seed: int = 0):  # noqa: B008
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: Lora | None = Lora(),  # noqa: B008
+        *,
+        adapter: str = "policy",
+        seed: int = 0,
+        weights: torch.dtype = torch.float32,
+    ):
         self.backbone, self.lora, self.adapter = backbone, lora, adapter
         self.version = 0
         if lora is None:
             self.model = copy.deepcopy(backbone.model)
             strip_adapters(self.model)
-            self.model.float().requires_grad_(True)
+            self.model.to(weights).requires_grad_(True)
             self.trunk, self.split = Trunk(self.model), 0
         else:
             self.model, self.trunk = backbone.model, backbone.trunk
@@ -81,7 +90,8 @@ class Policy:
 
     @property
     def _mixed(self) -> bool:
-        return self.lora is None and self.backbone.dtype == torch.bfloat16
+        kept = next(iter(self.model.parameters())).dtype
+        return self.lora is None and kept == torch.float32 and self.backbone.dtype == torch.bfloat16
 
     def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows with their states below the first trained layer, equal for policy and reference."""

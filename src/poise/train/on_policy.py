@@ -45,6 +45,7 @@ class Optimisation:
     schedule: Schedule = constant
     steps: int = 100  # for the schedule
     tokens_per_micro_batch: int = 2048
+    measure_kl: bool = True  # also where nothing is charged for it; without, `kl` and `sequence_kl` are 0
     ptx_coef: float = 0.0  # weight of the pretraining-mix loss, if demonstrations are given
 
 
@@ -149,7 +150,10 @@ class OnPolicyTrainer:
         old = rows.sampled_logprobs if self.sampling.top_p == 1 else None  # the nucleus has other probabilities
         if old is None:
             old = self._all_logprobs(lower, reference=False)[0]
-        features = Critics.features(self.policy.critic_states(lower, tokens=tokens))
+        known: dict[str, Any] = {"rows": lower}
+        if self._has_critics:
+            known["critic_features"] = Critics.features(self.policy.critic_states(lower, tokens=tokens))
+        reference = self._all_logprobs(lower, reference=True)[0] if self._needs_reference else old
         return RolloutBatch(
             token_ids=ids,
             attention_mask=rows.attention_mask,
@@ -157,10 +161,10 @@ class OnPolicyTrainer:
             response_mask=mask,
             group=rows.group,
             old_logprobs=old,
-            ref_logprobs=self._all_logprobs(lower, reference=True)[0],
+            ref_logprobs=reference,
             scores=rows.scores,
-            values=self.critics(features) if self._has_critics else {},
-            extra_inputs={"rows": lower, "critic_features": features},
+            values=self.critics(known["critic_features"]) if self._has_critics else {},
+            extra_inputs=known,
         )
 
     @torch.no_grad()
@@ -221,6 +225,11 @@ class OnPolicyTrainer:
             divergence = self.algorithm.kl.in_loss(logprobs, batch.ref_logprobs[rows])
             losses = losses + self.algorithm.kl_coef * divergence
         return losses
+
+    @property
+    def _needs_reference(self) -> bool:
+        """Without a KL penalty the reference is only measured against; its pass can be saved."""
+        return self.optimisation.measure_kl or self.algorithm.kl_coef != 0 or self.algorithm.kl.control is not None
 
     @property
     def _has_critics(self) -> bool:
