@@ -28,7 +28,7 @@ class RowCache:
         starts = torch.arange(2 * self.rows * heads, device=device).view(2, self.rows, heads) * self.columns
         self._starts = starts.transpose(0, 1)  # [rows, 2, heads]
         self.width = 0
-        self.mask: Tensor | None = None  # [count, 1, 1, width]
+        self.mask: Tensor | None = None  # [count, 1, 1, width], 0 where a row may look and -inf elsewhere
         self._places = torch.zeros(0, dtype=torch.long)
 
     def begin_step(self) -> None:
@@ -39,7 +39,8 @@ class RowCache:
         self.width = longest + 1
         self.mask = None
         if shortest < longest:
-            self.mask = (torch.arange(self.width, device=sizes.device) <= sizes[:, None])[:, None, None]
+            seen = torch.arange(self.width, device=sizes.device) <= sizes[:, None]
+            self.mask = _additive(seen, self.buffer.dtype)
         self.sizes[: self.count] += 1
 
     def store(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ class PromptCache:
         self._mask = None
         if int(sizes.min()) < self._width:  # a slot never used has size 0; nothing reads what comes out of it
             seen = torch.arange(self._width, device=sizes.device) < sizes[:, None].clamp(min=1)
-            self._mask = seen[:, None, None]
+            self._mask = _additive(seen, self.buffer.dtype)
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of queries [count, heads, G, D] to their prompts, and its log-normalisers [count, heads, G]."""
@@ -134,18 +135,21 @@ class PromptCache:
         return found[self._index], normalisers[self._index]
 
 
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask [B, 1, 1, S] to add to scores, from which columns [B, S] are seen; made once for all layers."""
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return mask[:, None, None]
+
+
 def attention_with_normalisers(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Attention [B, H, M, D] and the logarithms [B, H, M] of the sums that it divides by."""
     if queries.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=queries.dtype).masked_fill_(~mask, -torch.inf)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=bias)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
     scores = (queries @ keys.transpose(-1, -2)).float() / queries.shape[-1] ** 0.5
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask
     normalisers = scores.logsumexp(-1)
     return (scores - normalisers[..., None]).exp().to(values.dtype) @ values, normalisers
 

@@ -24,7 +24,7 @@ from poise.train.checkpoint import load_optimizer_state, optimizer_state
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import episodes, experiences
-from poise.train.loop import Schedule, apply_gradients, constant, require_finite, set_learning_rate
+from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.supervised import DemonstrationBatches
@@ -78,9 +78,7 @@ class OnPolicyTrainer:
         self.demonstrations, self.seed, self.dump_folder = demonstrations, seed, dump_folder
         self.index = 0
         self.parameters = policy.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=optimisation.lr, betas=(0.9, 0.95), weight_decay=optimisation.weight_decay
-        )
+        self.optimizer = adamw(self.parameters.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
         heads = (*objective.signs, *([GROUP_HEAD] if algorithm.collection.infer_groups else []))
         self.critics = Critics(heads, policy.trunk.width, policy.backbone.device)
         self.critic_optimizer = torch.optim.AdamW(
