@@ -3,7 +3,8 @@
 Ours and the peer each run in a process of their own, so that peak memory is honest, and take turns repeat by repeat,
 so that a change of the machine's load meets both. The peer's malloc is tuned by GLIBC_TUNABLES (worth 20-35 %), ours by
 `poise.allocator`. A repeat says which share of the machine other processes took meanwhile; the medians are over the
-repeats with the least of it.
+repeats with the least of it. `--processor-time` compares processor seconds of one thread instead of the clock: where
+others take most of the machine, the clock says little.
 """
 
 from __future__ import annotations
@@ -78,21 +79,29 @@ def main(benchmark: Benchmark) -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny random model, under a minute: does it run?")
     parser.add_argument("--scaling", action="store_true", help="ours alone at growing sizes; fit the exponents")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--warm-up", type=int)
+    parser.add_argument("--rows", type=int, help="another number of prompts, comparisons or demonstrations")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="processor seconds of one thread, on a busy machine"
+    )
     parser.add_argument("--side", choices=["ours", "peer", "bound"], help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = replace(benchmark.size, **{**QUICK, **benchmark.quick}) if options.quick else benchmark.size
-    size = replace(size, repeats=options.repeats) if options.repeats else size
+    given = {"repeats": options.repeats, "warm_up": options.warm_up, "rows": options.rows}
+    size = replace(size, **{name: value for name, value in given.items() if value is not None})
     size = Size(**json.loads(options.size)) if options.size else size
     if options.side:
         _work(benchmark, options.side, size)
     elif options.scaling:
         _scaling(benchmark, size)
     else:
-        _compare(benchmark, size, keep=not options.quick)
+        _compare(benchmark, size, keep=not options.quick, clock="processor" if options.processor_time else "seconds")
 
 
-def _compare(benchmark: Benchmark, size: Size, *, keep: bool) -> None:
+def _compare(benchmark: Benchmark, size: Size, *, keep: bool, clock: str) -> None:
+    if clock == "processor":
+        os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other would count as work
     sides = ["ours"]
     if benchmark.needs and not _installed(benchmark.needs):
         print(f"{benchmark.needs} is not installed, so there is no peer here: pip install 'poise[bench]'")
@@ -106,10 +115,11 @@ def _compare(benchmark: Benchmark, size: Size, *, keep: bool) -> None:
             row = worker.repeat()
             if index >= size.warm_up:
                 rows[side].append(row)
-                print(f"{side:5} {row['seconds']:8.3f} s   others {row['others']:.0%} of the machine", flush=True)
+                print(f"{side:5} {row[clock]:8.3f} s   others {row['others']:.0%} of the machine", flush=True)
     memory = {side: worker.finish() for side, worker in workers.items()}
-    seconds = {side: _median(found) for side, found in rows.items()}
+    seconds = {side: _median(found, clock) for side, found in rows.items()}
     result = _result(benchmark, size, seconds, memory) | {
+        "clock": clock,
         "size": asdict(size),
         "repeats": rows,
         "machine": machine(),
@@ -142,10 +152,10 @@ def _result(benchmark: Benchmark, size: Size, seconds: dict[str, float], memory:
     }
 
 
-def _median(rows: Sequence[dict[str, float]]) -> float:
+def _median(rows: Sequence[dict[str, float]], clock: str = "seconds") -> float:
     """The median seconds of the half of the repeats that other processes disturbed least."""
     calm = sorted(rows, key=lambda row: row["others"])[: max(2, -(-len(rows) // 2))]
-    return statistics.median(row["seconds"] for row in calm)
+    return statistics.median(row[clock] for row in calm)
 
 
 def _scaling(benchmark: Benchmark, size: Size) -> None:
@@ -259,10 +269,9 @@ class Turn:
 
     def end(self, seconds: float | None = None) -> None:
         """Tell the parent."""
-        wall = time.perf_counter() - self.began
-        others = (busy_seconds() - self.busy) - (own_seconds() - self.own)
-        share = max(0.0, others / (wall * (os.cpu_count() or 1)))
-        _answer({"seconds": wall if seconds is None else seconds, "others": min(1.0, share)})
+        wall, own = time.perf_counter() - self.began, own_seconds() - self.own
+        share = max(0.0, (busy_seconds() - self.busy - own) / (wall * (os.cpu_count() or 1)))
+        _answer({"seconds": wall if seconds is None else seconds, "processor": own, "others": min(1.0, share)})
 
 
 def _answer(values: dict[str, float]) -> None:

@@ -50,7 +50,7 @@ BENCHMARK = Benchmark(
     ours=ours,
     peer=peer,
     bound=_bounds.generation,
-    size=Size(rows=64),
+    size=Size(rows=64, warm_up=1),
 )
 
 if __name__ == "__main__":

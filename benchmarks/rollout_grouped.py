@@ -8,9 +8,13 @@ from harness import Size, main
 from rollout_fixed import BENCHMARK as FIXED
 
 BENCHMARK = replace(
-    FIXED, name="rollout_grouped", bar=4, size=Size(rows=16, prompt=256, samples=8), quick={"samples": 3},
+    FIXED,
+    name="rollout_grouped",
+    bar=4,
+    size=Size(rows=16, prompt=256, samples=8, warm_up=1, repeats=3),
+    quick={"samples": 3},
     scales=(2, 4, 8, 16, 32),
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(BENCHMARK)

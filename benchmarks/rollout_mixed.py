@@ -76,7 +76,7 @@ BENCHMARK = Benchmark(
     bar=4,
     ours=ours,
     peer=peer,
-    size=Size(rows=128, response=128),
+    size=Size(rows=128, response=128, warm_up=1, repeats=3),
     scales=(32, 64, 128, 256),
 )
 
