@@ -1,6 +1,7 @@
 # make demo   the whole of Safe RLHF on this machine, with a report at the end
 # make test   the tests
 # make check  what continuous integration runs: format, lint, types, the rules of the house, tests
+# make bench  time and memory against peers, written to docs/performance.md (an hour or so)
 # make clean  remove caches and build outputs (runs/ and .venv stay)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 
-.PHONY: demo install test check clean
+.PHONY: demo install test check bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/poise run safe-rlhf --folder runs/demo
@@ -37,6 +38,16 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(TEST) tests/architecture
 	$(TEST) -n 2 --ignore=tests/architecture
+
+BENCHMARKS := rollout_fixed rollout_mixed rollout_grouped grpo_16 grpo_64 grpo_16_lora grpo_64_lora \
+	ppo_lag_16 ppo_lag_16_separate dpo reward sft sft_packed
+
+# The peers are an extra; torch and transformers stay as they are.
+bench: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in rollout_fixed grpo_16; do $(BIN)/python benchmarks/$$name.py --scaling || exit 1; done
+	@$(BIN)/python benchmarks/render.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,9 +7,10 @@ import torch
 
 from poise.errors import ConfigError, EngineError
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk, pad_rows
-from poise.rollout import native
-from poise.rollout.native import NativeEngine, SlotCache
+from poise.models.trunk import pad_rows
+from poise.rollout.cache import RowCache
+from poise.rollout.generation import FusedForward, LayerForward
+from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
 SAMPLING = Sampling(max_tokens=24, samples=2, seed=3)
@@ -90,43 +91,41 @@ def test_greedy_is_what_transformers_generates(policy, prompts):
         assert whole[0, ids.shape[1] :].tolist() == list(completion.token_ids)
 
 
-def test_rows_that_leave_early_do_not_change_the_others(policy, prompts, monkeypatch):
-    kept = []
-    select = SlotCache.select
+def prefilled_shapes(monkeypatch):
+    """The shapes of the prompts of every prefill from now on."""
+    shapes = []
+    for kind in (FusedForward, LayerForward):
 
-    def counting(self, index):
-        kept.append(len(index))
-        select(self, index)
+        def recording(self, ids, *rest, prefill=kind.prefill):
+            shapes.append(tuple(ids.shape))
+            return prefill(self, ids, *rest)
 
-    monkeypatch.setattr(SlotCache, "select", counting)
-    expected, selections = None, {}
-    for share in (0.0, native._COMPACT_BELOW, 1.0):
-        monkeypatch.setattr(native, "_COMPACT_BELOW", share)
-        kept.clear()
-        found = by_name(engine_that_stops(policy).generate(prompts, SAMPLING))
-        expected = expected or found
-        assert found == expected
-        selections[share] = list(kept)
+        monkeypatch.setattr(kind, "prefill", recording)
+    return shapes
+
+
+def test_prompts_enter_while_others_are_in_progress_and_change_nothing(policy, prompts, monkeypatch):
+    expected = by_name(engine_that_stops(policy).generate(prompts, SAMPLING))
     assert len({len(tokens) for tokens, _, _ in expected.values()}) > 2
-    never, some, always = selections.values()
-    assert len(never) == 1 < len(some) <= len(always)
-    assert always == sorted(always, reverse=True)
+    shapes, steps, begin_step = prefilled_shapes(monkeypatch), [], RowCache.begin_step
+
+    def counting(self):
+        steps.append(self.count)
+        begin_step(self)
+
+    monkeypatch.setattr(RowCache, "begin_step", counting)
+    assert by_name(engine_that_stops(policy, batch_size=4).generate(prompts, SAMPLING)) == expected
+    assert len(shapes) > 2
+    assert max(steps) == 4
+    needed = sum(len(tokens) - 1 for tokens, _, _ in expected.values())
+    assert sum(steps) == needed, "a row that has ended was computed"
 
 
 def test_a_group_of_samples_is_prefilled_once(policy, prompts, monkeypatch):
-    shapes = []
-    run = Trunk.run
-
-    def recording(self, hidden, **settings):
-        shapes.append(tuple(hidden.shape[:2]))
-        return run(self, hidden, **settings)
-
-    monkeypatch.setattr(Trunk, "run", recording)
+    shapes = prefilled_shapes(monkeypatch)
     engine = NativeEngine(policy)
-    engine.renderer.stop_ids = frozenset()
     engine.generate(prompts[:3], Sampling(max_tokens=3, samples=5))
-    longest = max(len(engine.renderer.prompt_ids(p.messages)[0]) for p in prompts[:3])
-    assert shapes == [(3, longest), (15, 1), (15, 1)]
+    assert shapes == [(3, max(len(engine.renderer.prompt_ids(p.messages)[0]) for p in prompts[:3]))]
 
 
 def test_finish_says_whether_the_turn_was_ended(policy, prompts):

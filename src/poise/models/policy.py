@@ -43,17 +43,26 @@ class Policy:
     """A language model that is trained, with its reference.
 
     `adapter` is the name of its LoRA adapter on the shared backbone; with `lora=None` all weights of a copy are
-    trained in fp32 (computed in the backbone's dtype by autocast) and the backbone itself is the reference. With
+    trained and the backbone itself is the reference. They are kept in fp32 and computed in the backbone's dtype by
+    autocast, or kept in `weights` itself: bf16 needs half of the memory and loses updates below 1/256 of a weight. With
     `recompute` (by default, if POISE_RECOMPUTE is 1) a backward pass runs each layer again instead of keeping what is
     inside it: less memory, more time.
     """
 
-    def __init__(self, backbone: Backbone, lora: Lora | None = Lora(), *, adapter: str = "policy", seed: int = 0):  # noqa: B008
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: Lora | None = Lora(),  # noqa: B008
+        *,
+        adapter: str = "policy",
+        seed: int = 0,
+        weights: torch.dtype = torch.float32,
+    ):
         self.backbone, self.lora, self.adapter = backbone, lora, adapter
         self.version = 0
         self.recompute = os.environ.get(_RECOMPUTE, "0") == "1"
         if lora is None:
-            self.model = _trainable_copy(backbone)
+            self.model = _trainable_copy(backbone, weights)
             self.trunk, self.split = Trunk(self.model), 0
         else:
             self.model, self.trunk = backbone.model, backbone.trunk
@@ -85,7 +94,8 @@ class Policy:
 
     @property
     def _mixed(self) -> bool:
-        return self.lora is None and self.backbone.dtype == torch.bfloat16
+        kept = next(iter(self.model.parameters())).dtype
+        return self.lora is None and kept == torch.float32 and self.backbone.dtype == torch.bfloat16
 
     def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows with their states below the first trained layer, equal for policy and reference."""
@@ -198,14 +208,14 @@ def read_adapter_config(path: Path) -> tuple[Lora, str]:
     return Lora(rank=stored["r"], alpha=stored["lora_alpha"], top=top), base
 
 
-def _trainable_copy(backbone: Backbone) -> Any:
-    """The backbone's weights once more, in fp32 and without adapters."""
+def _trainable_copy(backbone: Backbone, dtype: torch.dtype) -> Any:
+    """The backbone's weights once more, in that dtype and without adapters."""
     if not current().is_sharded:
         model = copy.deepcopy(backbone.model)
         strip_adapters(model)
-        return model.float().requires_grad_(True)
+        return model.to(dtype).requires_grad_(True)
     # a sharded module cannot be copied; one that is loaded again is sharded alike, so that shards can be copied
-    model = load_backbone(backbone.name, dtype=torch.float32, device=str(backbone.device)).model
+    model = load_backbone(backbone.name, dtype=dtype, device=str(backbone.device)).model
     _copy_weights(backbone.model, model)
     return model.requires_grad_(True)
 

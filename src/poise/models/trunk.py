@@ -41,6 +41,7 @@ class Trunk:
     """
 
     def __init__(self, model: Any):  # transformers PreTrainedModel
+        self.config = model.config
         family = model.config.model_type
         if family not in ROTARY_FAMILIES + LEARNED_POSITION_FAMILIES:
             known = ", ".join(ROTARY_FAMILIES + LEARNED_POSITION_FAMILIES)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
+_ROWS = 8  # whose logits stay in a processor's cache through all passes over them
 
 
 def uniform_stream(seed: int, prompt_id: str, sample: int, count: int) -> Tensor:
@@ -30,16 +31,28 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
     returns   ids [B] and their log-probabilities [B] in nats under the distribution drawn from (at temperature 0,
               where there is none, under the softmax of the logits)
     """
-    logits = logits.float()
+    if logits.device.type != "cpu" or len(logits) <= _ROWS:
+        return _sample(logits, uniforms, temperature, top_p)
+    parts = [
+        _sample(logits[begin : begin + _ROWS], uniforms[begin : begin + _ROWS], temperature, top_p)
+        for begin in range(0, len(logits), _ROWS)
+    ]
+    ids, logprobs = zip(*parts, strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     if temperature == 0:
+        logits = logits.float()
         ids = logits.argmax(-1)
         return ids, (logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1))
-    scaled = logits if temperature == 1 else logits / temperature
-    scaled = scaled - scaled.amax(-1, keepdim=True)
+    scaled = logits.to(torch.float32, copy=True)
+    if temperature != 1:
+        scaled.div_(temperature)
+    scaled.sub_(scaled.amax(-1, keepdim=True))
     if top_p < 1:
         scaled = keep_nucleus(scaled, top_p)
-    weights = scaled.exp()
-    ids, total = _inverse_cdf(weights, uniforms.to(weights.device))
+    ids, total = _inverse_cdf(scaled.exp(), uniforms.to(scaled.device))
     return ids, scaled.gather(-1, ids[:, None])[:, 0] - total.log()
 
 
@@ -56,7 +69,7 @@ def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     rows, size = weights.shape
     padded = torch.nn.functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
     blocks = padded.view(rows, -1, _BLOCK)
-    block_ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    block_ends = blocks.sum(-1).double().cumsum(-1)
     total = block_ends[:, -1:]
     target = uniforms[:, None] * total
     block = torch.searchsorted(block_ends, target, right=True).clamp(max=block_ends.shape[1] - 1)

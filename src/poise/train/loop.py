@@ -21,6 +21,8 @@ from poise.ranks import current
 from poise.run import Run
 from poise.train.checkpoint import latest_checkpoint, save_checkpoint, write_tensors
 
+_MANY_WEIGHTS = 10_000_000  # beyond adapters: all weights of a model are trained
+
 Schedule = Callable[[int, int], float]  # (step, steps) -> factor on the learning rate
 
 
@@ -174,6 +176,13 @@ def require_finite(
                 f"{name} has {count} of {tensor.numel()} values that are NaN or infinite{where}. "
                 "Lower the learning rate, or look at the batch"
             )
+
+
+def adamw(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW with the betas of all our loops; in one pass over the weights where there are many of them."""
+    weights = list(parameters)
+    fused = sum(each.numel() for each in weights) > _MANY_WEIGHTS
+    return torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=fused or None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -26,7 +26,7 @@ from poise.train.checkpoint import load_optimizer_state, optimizer_state, restor
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import episodes, experiences
-from poise.train.loop import Schedule, apply_gradients, constant, require_finite, set_learning_rate
+from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine, spread_scorer
@@ -48,6 +48,7 @@ class Optimisation:
     schedule: Schedule = constant
     steps: int = 100  # for the schedule
     tokens_per_micro_batch: int = 2048
+    measure_kl: bool = True  # also where nothing is charged for it; without, `kl` and `sequence_kl` are 0
     ptx_coef: float = 0.0  # weight of the pretraining-mix loss, if demonstrations are given
 
 
@@ -81,9 +82,7 @@ class OnPolicyTrainer:
         self.demonstrations, self.seed, self.dump_folder = demonstrations, seed, dump_folder
         self.index = 0
         self.parameters = policy.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=optimisation.lr, betas=(0.9, 0.95), weight_decay=optimisation.weight_decay
-        )
+        self.optimizer = adamw(self.parameters.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
         heads = (*objective.signs, *([GROUP_HEAD] if algorithm.collection.infer_groups else []))
         self.critics = Critics(heads, policy.trunk.width, policy.backbone.device)
         self.critic_optimizer = torch.optim.AdamW(
@@ -169,7 +168,7 @@ class OnPolicyTrainer:
             response_mask=mask,
             group=rows.group,
             old_logprobs=old,
-            ref_logprobs=self._all_logprobs(own, reference=True)[0],
+            ref_logprobs=self._all_logprobs(own, reference=True)[0] if self._needs_reference else old,
             scores=rows.scores,
             values=self._values(extra["critic_features"], own) if self._has_critics else {},
             sampled_logprobs=corrected,
@@ -245,6 +244,11 @@ class OnPolicyTrainer:
             divergence = self.algorithm.kl.in_loss(logprobs, batch.ref_logprobs[rows])
             losses = losses + self.algorithm.kl_coef * divergence
         return losses
+
+    @property
+    def _needs_reference(self) -> bool:
+        """Without a KL penalty the reference is only measured against; its pass can be saved."""
+        return self.optimisation.measure_kl or self.algorithm.kl_coef != 0 or self.algorithm.kl.control is not None
 
     @property
     def _has_critics(self) -> bool:

@@ -17,7 +17,7 @@ from poise.models.heads import length_buckets
 from poise.models.policy import Policy
 from poise.ranks import current
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
-from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
+from poise.train.loop import Schedule, adamw, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.preference_feedback import Feedback
 from poise.train.preference_methods import AsJudged, Labels, PreferenceMethod
 from poise.train.responses import reference_logprobs, sequence_logprobs, shared_rows
@@ -54,7 +54,7 @@ class PreferenceTrainer:
         self.steps, self.schedule, self.max_norm, self.seed = steps, schedule, max_norm, seed
         self.reference = reference_logprobs(policy, feedback.rows, tokens=self.tokens, cache=cache)
         self.parameters = policy.parameters()
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = adamw(self.parameters.values(), lr=lr)
 
     def step_at(self, index: int) -> dict[str, float]:
         """One optimizer step on the prompts that follow from the index and the seed."""

@@ -13,7 +13,7 @@ from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows
 from poise.ranks import current
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
-from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
+from poise.train.loop import Schedule, adamw, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import shared_rows
 from poise.types import Demonstration
 
@@ -79,9 +79,7 @@ class SupervisedTrainer:
     ):
         self.policy, self.batches, self.steps, self.schedule, self.max_norm = policy, batches, steps, schedule, max_norm
         self.parameters = policy.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay
-        )
+        self.optimizer = adamw(self.parameters.values(), lr=lr, weight_decay=weight_decay)
 
     def step_at(self, index: int) -> dict[str, float]:
         """One optimizer step."""

@@ -1,0 +1,238 @@
+"""Continuous batching: prompts wait, enter free rows, advance one token at a time with the others, and leave."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poise.models.fused import FusedTrunk
+from poise.models.trunk import Trunk, pad_rows
+from poise.rollout.cache import LayerCache, PromptCache, RowCache, attend_step
+from poise.rollout.sampling import sample_tokens
+from poise.types import Finish, Sampling
+
+_PREFILL_TOKENS = 4096  # padded prompt tokens that are computed at once
+_ADMIT_SHARE = 8  # prompts enter when an eighth of the rows is free: one at a time they would be slow
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A completion in the making."""
+
+    number: int  # among all rows of the call
+    prompt_length: int
+    uniforms: Tensor  # [max_tokens]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class Forward(Protocol):
+    """A trunk as generation needs it."""
+
+    shares_prompts: bool  # whether rows of one prompt attend to one copy of it
+
+    def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
+        """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
+        """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Caches:
+    """What the rows in progress attend to."""
+
+    rows: RowCache
+    prompts: PromptCache | None
+    copies: int  # rows per prompt
+
+
+class FusedForward:
+    """The known families, by `FusedTrunk`."""
+
+    shares_prompts = True
+
+    def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype, columns: int):
+        self.trunk = FusedTrunk(trunk, adapter=adapter, dtype=dtype)
+        self.cos, self.sin = self.trunk.rotation(columns)
+
+    def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
+        """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
+        count, length = ids.shape
+
+        def attend(layer: int, queries: Tensor, new: Tensor) -> Tensor:
+            queries = queries.unflatten(0, (count, length)).transpose(1, 2)
+            pairs = new.unflatten(0, (count, length)).unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4)
+            if caches.prompts is not None:
+                caches.prompts.fill(layer, slots, pairs)
+            else:
+                caches.rows.fill(layer, begin, pairs)
+            repeats = queries.shape[1] // pairs.shape[2]
+            keys, values = (part.repeat_interleave(repeats, 1) for part in pairs)
+            found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            return found.transpose(1, 2).flatten(0, 1)
+
+        factors = self.cos[:length].repeat(count, 1, 1), self.sin[:length].repeat(count, 1, 1)
+        hidden = self.trunk.run(self.trunk.embed(ids.flatten()), factors, attend).unflatten(0, (count, length))
+        return self.trunk.logits(hidden[torch.arange(count, device=ids.device), lengths - 1])
+
+    def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
+        """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+
+        def attend(layer: int, queries: Tensor, new: Tensor) -> Tensor:
+            return attend_step(caches.rows, caches.prompts, layer, queries, new)
+
+        factors = self.cos[positions], self.sin[positions]
+        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), factors, attend))
+
+
+class LayerForward:
+    """Any family that `Trunk` runs, by transformers' own layers; every row has a copy of its prompt."""
+
+    shares_prompts = False
+
+    def __init__(self, trunk: Trunk):
+        self.trunk = trunk
+
+    def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
+        """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
+        cache = LayerCache(caches.rows, copies=caches.copies, begin=begin, prefill=True)
+        hidden = self.trunk.run(self.trunk.embed(ids), cache=cache)
+        return self.trunk.logits(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+
+    def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
+        """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+        at, cache = positions[:, None], LayerCache(caches.rows)
+        hidden = self.trunk.embed(tokens[:, None], at)
+        return self.trunk.logits(self.trunk.run(hidden, positions=at, mask=caches.rows.mask, cache=cache)[:, 0])
+
+
+class Generation:
+    """One call of the engine: all rows of all prompts, `batch_rows` of them in progress at a time.
+
+    `prompts` are token ids; `rows` are prompt-major, `sampling.samples` for each; `ends` says of a row whether the
+    token it has just got was its last.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        prompts: Sequence[list[int]],
+        rows: Sequence[Row],
+        *,
+        sampling: Sampling,
+        ends: Callable[[Row], bool],
+        batch_rows: int,
+        fill: int,
+        config: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.forward, self.prompts, self.rows, self.sampling, self.ends = forward, prompts, rows, sampling, ends
+        self.fill, self.device, self.samples = fill, device, sampling.samples
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+        self.active: list[Row] = []  # by slot
+        capacity = min(max(batch_rows, self.samples), len(rows))
+        self.caches = self._caches(capacity, config, dtype)
+
+    def _caches(self, capacity: int, config: Any, dtype: torch.dtype) -> Caches:
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        longest, own = max(map(len, self.prompts)), max(1, self.sampling.max_tokens - 1)
+        prompts = None
+        if self.forward.shares_prompts and self.samples > 1:
+            slots = min(len(self.prompts), 2 * -(-capacity // self.samples))
+            prompts = PromptCache(
+                shape=(layers, slots, key_heads, longest, width),
+                group=self.samples,
+                rows=capacity,
+                dtype=dtype,
+                device=self.device,
+            )
+        columns = own if prompts else longest + own
+        rows = RowCache(shape=(layers, capacity, key_heads, columns, width), dtype=dtype, device=self.device)
+        return Caches(rows=rows, prompts=prompts, copies=self.samples)
+
+    def run(self) -> None:
+        """Complete every row."""
+        while self.waiting or self.active:
+            self._admit()
+            if self.active:
+                self._advance()
+
+    def _admit(self) -> None:
+        """Let waiting prompts in, each with all its samples, once enough rows are free for an efficient pass."""
+        rows, prompts = self.caches.rows, self.caches.prompts
+        enough = max(1, rows.rows // (_ADMIT_SHARE * self.samples))
+        while self.waiting:
+            free = (rows.rows - rows.count) // self.samples
+            if prompts is not None:
+                free = min(free, len(prompts.free_slots()))
+            if free < 1 or (self.active and free < min(enough, len(self.waiting))):
+                return
+            chosen: list[int] = []
+            while self.waiting and len(chosen) < free:
+                if chosen and (len(chosen) + 1) * len(self.prompts[self.waiting[0]]) > _PREFILL_TOKENS:
+                    break
+                chosen.append(self.waiting.popleft())
+            self._enter(chosen)
+
+    def _enter(self, chosen: list[int]) -> None:
+        """Prefill the chosen prompts, give their samples rows and draw each one's first token."""
+        ids, lengths = pad_rows([self.prompts[i] for i in chosen], self.fill, self.device)
+        rows, prompts, begin = self.caches.rows, self.caches.prompts, self.caches.rows.count
+        slots = [] if prompts is None else prompts.free_slots()[: len(chosen)]
+        if prompts is not None:
+            prompts.admit(slots, lengths, begin)
+        logits = self.forward.prefill(ids, lengths, self.caches, begin, slots)
+        repeated = lengths.repeat_interleave(self.samples)
+        end = begin + len(repeated)
+        rows.sizes[begin:end] = repeated if prompts is None else 0
+        rows.count = end
+        self.active += [self.rows[i * self.samples + s] for i in chosen for s in range(self.samples)]
+        self._draw(logits.repeat_interleave(self.samples, 0), begin)
+
+    def _advance(self) -> None:
+        """Feed every row its last token and draw the next."""
+        tokens = torch.tensor([row.tokens[-1] for row in self.active], device=self.device)
+        positions = torch.tensor([row.prompt_length + len(row.tokens) - 1 for row in self.active], device=self.device)
+        self.caches.rows.begin_step()
+        if self.caches.prompts is not None:
+            self.caches.prompts.begin_step(len(self.active))
+        self._draw(self.forward.step(tokens, positions, self.caches), 0)
+
+    def _draw(self, logits: Tensor, begin: int) -> None:
+        """One more token for the rows from slot `begin` on; those that end leave, the last first: that moves least."""
+        rows = self.active[begin:]
+        uniforms = torch.stack([row.uniforms[len(row.tokens)] for row in rows])
+        drawn, values = sample_tokens(
+            logits, uniforms, temperature=self.sampling.temperature, top_p=self.sampling.top_p
+        )
+        for row, token, value in zip(rows, drawn.tolist(), values.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(value)
+            if self.ends(row):
+                row.finish = "stop"
+            elif len(row.tokens) == self.sampling.max_tokens:
+                row.finish = "length"
+        for slot in reversed(range(begin, len(self.active))):
+            if self.active[slot].finish is not None:
+                self._leave(slot)
+
+    def _leave(self, slot: int) -> None:
+        last = self.caches.rows.leave(slot)
+        if self.caches.prompts is not None:
+            self.caches.prompts.leave(slot, last)
+        moved = self.active.pop()
+        if slot != last:
+            self.active[slot] = moved

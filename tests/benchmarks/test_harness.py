@@ -1,0 +1,77 @@
+"""The harness of the benchmarks: two processes in turn, honest memory, and a fit that finds a known exponent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import harness
+from harness import Benchmark, Size, main
+
+def side(seconds, megabytes):
+    def make(size):
+        kept = bytearray((megabytes << 20) + 1)
+        kept[::4096] = b"x" * len(kept[::4096])
+        return lambda: kept and seconds * size.rows
+    return make
+
+main(Benchmark(name="sleeping", peer_name="a sleeper", bar=2, ours=side(0.01, 0), peer=side(0.04, 300),
+               bound=lambda size: 0.02, size=Size(rows=4, repeats=3, warm_up=0), needs=sys.argv.pop()))
+"""
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    return harness
+
+
+def run(tmp_path, needs):
+    script = tmp_path / "sleeping.py"
+    script.write_text(SCRIPT.replace("sys.argv.pop()", repr(needs)))
+    found = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True, check=True)
+    return found.stdout.strip().splitlines()
+
+
+def test_sides_take_turns_and_the_last_line_has_the_ratio(tmp_path):
+    *turns, last = run(tmp_path, "")
+    assert [line.split()[0] for line in turns] == ["ours", "peer", "bound"] * 3
+    result = json.loads(last)
+    assert result["benchmark"] == "sleeping"
+    assert result["ratio"] == pytest.approx(4)
+    assert result["over_bound"] == pytest.approx(result["ours"] / result["bound"])
+    assert result["peer_rss_gib"] > result["ours_rss_gib"] + 0.25
+
+
+def test_without_its_package_there_is_no_peer_and_a_message_says_so(tmp_path):
+    first, *_, last = run(tmp_path, "a_package_that_nobody_has")
+    assert "a_package_that_nobody_has is not installed" in first
+    assert json.loads(last)["ratio"] is None
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_found(harness, power):
+    scales = [16, 32, 64, 256]
+    assert harness.exponent(scales, [3 * scale**power for scale in scales]) == pytest.approx(power)
+
+
+def test_the_median_is_over_the_calmer_half(harness):
+    rows = [{"seconds": s, "others": o} for s, o in ((1.0, 0.0), (1.2, 0.1), (5.0, 0.6), (9.0, 0.9))]
+    assert harness._median(rows) == pytest.approx(1.1)
+
+
+def test_what_other_processes_take_is_counted(harness):
+    turn = harness.Turn()
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    busy = harness.busy_seconds() - turn.busy
+    own = harness.own_seconds() - turn.own
+    assert busy > own
