@@ -33,14 +33,20 @@ _TOKENS_PER_PASS = 4096
 class Channel:
     """One output of a score model: its name, its sign, its units and its calibration.
 
-    The stored value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero
-    keeps its meaning. `calibration` maps the value to a probability (of harm, for a cost).
+    The value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero keeps its
+    meaning. With a `bound` b it is b tanh(that / b): signs and order stay, but what is clearly safe gains nothing by
+    looking safer still. `calibration` maps the value to a probability (of harm, for a cost).
+
+    >>> cost = Channel(name="cost", higher_is_worse=True, scale=2.0, bound=0.5)
+    >>> cost.value(torch.tensor([-100.0, 0.0, 0.2]))
+    tensor([-0.5000,  0.0000,  0.0987])
     """
 
     name: str
     higher_is_worse: bool = False
     shift: float = 0.0
     scale: float = 1.0
+    bound: float | None = None
     calibration: PlattScale | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +54,13 @@ class Channel:
             raise ConfigError(
                 f"channel {self.name!r}: a cost is scaled but never shifted, its zero divides safe from unsafe"
             )
+        if self.bound is not None and not self.bound > 0:
+            raise ConfigError(f"channel {self.name!r}: bound is {self.bound}; give a number above 0, or None for none")
+
+    def value(self, raw: Tensor) -> Tensor:
+        """Raw scores in the channel's units."""
+        scaled = (raw - self.shift) / self.scale
+        return scaled if self.bound is None else self.bound * torch.tanh(scaled / self.bound)
 
 
 REWARD = Channel(name="reward")
@@ -192,9 +205,7 @@ class ScoreModel(nn.Module):
         """Scores [B, C] in each channel's units."""
         rows, starts = self.encode(prompts, responses)
         raw = self(self.pooled_all(rows, starts))
-        shift = torch.tensor([c.shift for c in self.channels], device=raw.device)
-        scale = torch.tensor([c.scale for c in self.channels], device=raw.device)
-        return (raw - shift) / scale
+        return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions: the Scorer protocol. An empty or failed completion is unscorable."""
