@@ -24,6 +24,8 @@ from poise.types import Comparison, Dataset, Estimate, SafetyLabel
 
 # 0 divides the answers that decline from those that do as asked; on a harmful prompt the latter are the worse.
 COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
+# Bounded, so that an answer that is clearly safe gains nothing by being a flatter refusal.
+BOUNDED_COST = replace(COST, bound=0.5)
 SIGNAL_DEPTH, JUDGE_DEPTH = 2 / 3, 0.8
 TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
 PROMPT_TOKENS = 96  # of a dialogue the scores read the last turns
@@ -108,6 +110,7 @@ def signal_lesson(material: Material, settings: Settings) -> Lesson:
         measure=lambda model: signal_accuracy(model, material),
         depth=SIGNAL_DEPTH,
         seed=settings.seed,
+        channels=(REWARD, BOUNDED_COST),
         reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": PROMPT_TOKENS},
     )
 
@@ -143,10 +146,16 @@ def signal_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate
     """Accuracy of the training signal on test prompts: all, and by what is harder or matters more."""
     figures = evaluate_scores(model, material.helpful["test"].comparisons, material.cost["test"].labels)
     look_alikes = evaluate_scores(model, material.look_alikes["test"].comparisons)
-    people = [label for label in material.cost["test"].labels if label.origin.kind == "human"]
-    parts = {
-        "look_alike_pair_accuracy": look_alikes.get("reward_pair_accuracy"),
-        "cost_sign_accuracy_on_human_labels": _sign_accuracy(model, people),
+    labels = material.cost["test"].labels
+    parts = {"look_alike_pair_accuracy": look_alikes.get("reward_pair_accuracy")} | {
+        f"cost_sign_accuracy_on_{name}": _sign_accuracy(model, rows)
+        for name, rows in {
+            "unsafe_answers": [label for label in labels if not label.safe],
+            "safe_answers": [label for label in labels if label.safe],
+            "harmful_prompts_judged_by_people": [
+                label for label in labels if label.origin.kind == "human" and label.prompt.tags["kind"] == "harmful"
+            ],
+        }.items()
     }
     return figures | {name: value for name, value in parts.items() if value is not None}
 

@@ -10,6 +10,7 @@ cost alone refuses everything, one that maximises reward alone refuses nothing: 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from poise.recipes.safe_rlhf import ObjectiveName
@@ -36,6 +37,7 @@ def safe_rlhf_real(
     lr: float = 1e-3,
     kl_coef: float = 0.02,
     evaluated: int = 80,
+    page: str = "",
     folder: str | None = None,
     quick: bool = False,
 ) -> Run:
@@ -55,17 +57,20 @@ def safe_rlhf_real(
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
         evaluated: prompts of each kind that are answered for the verdict.
+        page: a Markdown file with two lines <!-- real-data -->, between which the table goes as well.
         folder: run folder; an unfinished run in it is continued.
         quick: a tiny random model, few steps and the starter set: a smoke test, not a result.
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name != "page"}
     from poise.recipes import _real as real
-    from poise.recipes._real_report import write_results
+    from poise.recipes._real_report import around_section, write_results
 
     settings = real.checked(given)
+    if page:
+        around_section(Path(page))  # a wrong page is found out before the work, not after it
     with Run.open(folder, recipe="safe-rlhf-real", arguments=given) as run:
         experiment = real.prepare(run, settings, seeds=seeds, evaluated=evaluated)
         curves = real.learning_curves(run, experiment)
         trials = [real.try_seed(run, experiment, study, objectives) for study in experiment.studies]
-        write_results(run, experiment, curves, trials)
+        write_results(run, experiment, curves, trials, page=page)
     return run

@@ -279,7 +279,9 @@ def calibrate(model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequ
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
             costs = scaled.value(raw[list(safety), column])
-            scaled = replace(scaled, calibration=fit_platt(costs.numpy(), [float(not safe) for safe in safety.values()]))
+            scaled = replace(
+                scaled, calibration=fit_platt(costs.numpy(), [float(not safe) for safe in safety.values()])
+            )
         model.with_channel(scaled)
 
 
