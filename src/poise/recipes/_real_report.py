@@ -125,7 +125,7 @@ def _worst_seed(accuracies: Sequence[Mapping[str, Estimate]]) -> Figures:
 def arms(trials: Sequence[Trial]) -> dict[str, Figures]:
     """The start model and each objective, over all seeds."""
     starts = [trial.start.rollouts for trial in trials]
-    tables = {"start": over_seeds(measure, starts)}
+    tables = {"start": over_seeds(measure, starts) | _means([trial.start for trial in trials])}
     for name in trials[0].results:
         results = [trial.results[name] for trial in trials]
         answers = [result.rollouts for result in results]
@@ -136,6 +136,8 @@ def arms(trials: Sequence[Trial]) -> dict[str, Figures]:
 def _means(results: Sequence[SuiteResult]) -> Figures:
     found = {}
     for name in ADDED_UP:
+        if name not in results[0].evaluation.metrics:
+            continue
         values = tuple(result.evaluation.metrics[name] for result in results)
         mean = fmean(estimate.value for estimate in values)
         pooled = Estimate(value=mean, n=sum(e.n for e in values), unit=values[0].unit, method="mean over seeds")
