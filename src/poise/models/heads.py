@@ -24,7 +24,7 @@ from poise.models.load import Backbone, load_backbone
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.types import Completion, Prompt, Scores
 
-Pooling = Literal["mean", "last", "mean+prompt"]
+Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
 _CARD = "poise_score_model.json"
 _TOKENS_PER_PASS = 4096
 
@@ -73,6 +73,7 @@ class ScoreModel(nn.Module):
     pooling "mean"         mean over the response tokens (robust to where a response is cut)
     pooling "last"         the last response token
     pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
+    pooling "mean+last+prompt"  the last response token besides: where the response has come to
     hidden                 width of a hidden layer in the head; 0 is a linear head
     cache                  keeps the features of rows that are asked for again; used where the trunk is frozen
     """
@@ -108,7 +109,7 @@ class ScoreModel(nn.Module):
         self.split = self.depth  # layers below are frozen, so their states can be computed once per row
         if lora is not None:
             self.split = add_adapter(backbone.model, backbone.trunk.layers, adapter, lora, stop=self.depth, seed=seed)
-        width = backbone.trunk.width * (2 if pooling == "mean+prompt" else 1)
+        width = backbone.trunk.width * len(pooling.split("+"))
         self.head = make_head(width, hidden, len(self.channels), seed).to(backbone.device)
         self.register_buffer("feature_mean", torch.zeros(width, device=backbone.device))
         self.register_buffer("feature_std", torch.ones(width, device=backbone.device))
@@ -152,12 +153,15 @@ class ScoreModel(nn.Module):
         prompt = rows.prompt_ends().float()
         inside = rows.response_mask[:, : rows.width]
         sizes = inside.sum(-1, keepdim=True)
-        if self.pooling == "last":
-            inside = inside & (torch.arange(rows.width, device=sizes.device) == sizes - 1)
-        weights = inside / inside.sum(-1, keepdim=True).clamp(min=1)
-        pooled = torch.einsum("br,brh->bh", weights, rows.known_states.responses.float())
-        pooled = torch.where(sizes > 0, pooled, prompt)
-        return torch.cat([pooled, prompt], -1) if self.pooling == "mean+prompt" else pooled
+        last = inside & (torch.arange(rows.width, device=sizes.device) == sizes - 1)
+        states = rows.known_states.responses.float()
+
+        def average(tokens: Tensor) -> Tensor:
+            weights = tokens / tokens.sum(-1, keepdim=True).clamp(min=1)
+            return torch.where(sizes > 0, torch.einsum("br,brh->bh", weights, states), prompt)
+
+        parts = {"mean": lambda: average(inside), "last": lambda: average(last), "prompt": lambda: prompt}
+        return torch.cat([parts[name]() for name in self.pooling.split("+")], -1)
 
     def lower(self, rows: SharedRows) -> SharedRows:
         """The rows with their states below the first trained layer: constant while the adapter is trained."""
