@@ -98,12 +98,12 @@ def test_the_report_names_every_policy_and_folds_harmful_answers_away(finished: 
 
 def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(finished: Path, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(f"above\n{MARK}\nold\n{MARK}\nbelow\n")
+    page.write_text(f"above\n{MARK}\nwhat stood here\n{MARK}\nbelow\n")
     for _ in range(2):
         quick(finished, page=str(page))
         before, section, after = page.read_text("utf-8").split(MARK)
         assert (before, after) == ("above\n", "\nbelow\n")
-        assert "old" not in section
+        assert "what stood here" not in section
         for label in ("start model", "Lagrangian", "cost alone", "reward alone", "fixed penalty"):
             assert f"| {label} |" in section
         assert section.count("<details>") == 2
