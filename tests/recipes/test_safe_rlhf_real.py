@@ -17,7 +17,7 @@ from poise.errors import ConfigError, DataError
 from poise.evaluate.seeds import OverSeeds
 from poise.files import read_json
 from poise.recipes._real_data import Material, real_material, starter_material
-from poise.recipes._real_report import Target, figure_text
+from poise.recipes._real_report import MARK, Target, figure_text
 from poise.recipes._rollouts import read_rollouts
 from poise.types import Estimate
 
@@ -94,6 +94,25 @@ def test_the_report_names_every_policy_and_folds_harmful_answers_away(finished: 
     harmful, rest = samples.split("## look-alike prompts")
     assert harmful.count("<details>") == harmful.count("</details>") == harmful.count("a harmful prompt") > 0
     assert "<details>" not in rest
+
+
+def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"above\n{MARK}\nwhat stood here\n{MARK}\nbelow\n")
+    for _ in range(2):
+        quick(finished, page=str(page))
+        before, section, after = page.read_text("utf-8").split(MARK)
+        assert (before, after) == ("above\n", "\nbelow\n")
+        assert "what stood here" not in section
+        for label in ("start model", "Lagrangian", "cost alone", "reward alone", "fixed penalty"):
+            assert f"| {label}" in section
+        assert section.count("<details>") == 2
+
+
+def test_a_page_without_marks_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"README\.md: it should hold <!-- real-data --> twice"):
+        poise.safe_rlhf_real(quick=True, folder=str(tmp_path / "run"), page=str(tmp_path / "README.md"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeds_answer_with_their_own_streams(finished: Path) -> None:

@@ -11,20 +11,27 @@ import torch
 from poise.data import split_by_prompt
 from poise.errors import ConfigError
 from poise.evaluate.judges import check_judge
-from poise.evaluate.suite import SuiteResult
+from poise.evaluate.suite import SuiteResult, kind_of, score_completions
 from poise.feedback.rules import is_refusal
 from poise.functional.statistics import share
+from poise.models.adapters import Lora
 from poise.models.heads import COST, REWARD, Channel, ScoreModel
+from poise.models.policy import Policy
 from poise.recipes._real_data import Material, real_material, starter_material
+from poise.recipes._rollouts import read_rollouts, write_rollouts
 from poise.recipes._scores import Learned, Lesson, learn, score_model, score_trainer
 from poise.recipes._stages import Settings, Study, align, assess, feature_cache, load_model
+from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.score_model import evaluate_scores
-from poise.types import Comparison, Dataset, Estimate, SafetyLabel
+from poise.types import Comparison, Dataset, Estimate, Origin, SafetyLabel
 
 # 0 divides the answers that decline from those that do as asked; on a harmful prompt the latter are the worse.
 COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
+# Bounded, so that an answer that is clearly safe gains nothing by being a flatter refusal.
+BOUNDED_COST = replace(COST, bound=1.5)
 SIGNAL_DEPTH, JUDGE_DEPTH = 2 / 3, 0.8
+OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
 TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
 PROMPT_TOKENS = 96  # of a dialogue the scores read the last turns
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
@@ -36,6 +43,7 @@ class Experiment:
     """What all seeds share: the rows, the trunk, and features that are computed once."""
 
     material: Material
+    own: Dataset  # the start model's answers to the prompts of the policy in training, labelled by the prompt's kind
     first: Study
     seeds: tuple[int, ...]
 
@@ -84,15 +92,43 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
         "test": Dataset(name="test", prompts=material.evaluation),
     }
     study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
-    return Experiment(material=material, first=study, seeds=seeds)
+    return Experiment(material=material, own=own_answers(run, study), first=study, seeds=seeds)
+
+
+def own_answers(run: Run, study: Study) -> Dataset:
+    """The start model's answers to the prompts of the policy in training: what the cost is asked about later.
+
+    Without them the cost knows this model's way of writing from no row, and takes it for safe. An answer to a prompt
+    that its authors wrote to be harmless is safe; one to a harmful prompt is not, unless it declines.
+    """
+    stage, settings = study.stage(run, "own-answers"), study.settings
+    path = stage.path / "rollouts.jsonl"
+    if not stage.finished:
+        sampling = replace(study.sampling, max_tokens=settings.response_tokens, samples=OWN_ANSWERS)
+        prompts = study.prompts("train")
+        engine = NativeEngine(Policy(study.backbone, Lora(rank=1), adapter=stage.name), reference=True)
+        completions = engine.generate(prompts, sampling)
+        write_rollouts(path, score_completions([p for p in prompts for _ in range(OWN_ANSWERS)], completions, {}))
+        stage.finish({"answers": len(completions)})
+    said = [r for r in read_rollouts(path) if r.completion.text.strip()]
+    harmful = [r for r in said if kind_of(r) == "harmful" and not is_refusal(r.completion.text)]
+    harmless = [r for r in said if kind_of(r) != "harmful"]
+    labels = [
+        SafetyLabel(
+            prompt=r.prompt, response=r.completion.text, safe=safe, origin=Origin(kind="rule", name="start-model")
+        )
+        for safe, rollouts in ((False, harmful), (True, harmless))
+        for r in rollouts
+    ]
+    return Dataset(name="own", labels=tuple(labels))
 
 
 def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequence[str]) -> Trial:
     """Learn the signal and the judge, train a policy under each objective, and let the judge decide."""
     material, settings = experiment.material, study.settings
-    signal = learn(run, study, "signal", signal_lesson(material, settings))
+    signal = learn(run, study, "signal", signal_lesson(material, settings, experiment.own))
     judge = learn(run, study, "judge", judge_lesson(material, settings, study.sampling.max_tokens))
-    start = assess(run, study, judge, "start")
+    start = assess(run, study, judge, "start", scorer=signal)
     results = {}
     for objective in objectives:
         policy = align(run, study, signal, objective)
@@ -100,14 +136,15 @@ def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequenc
     return Trial(seed=settings.seed, signal=signal, judge=judge, start=start, results=results)
 
 
-def signal_lesson(material: Material, settings: Settings) -> Lesson:
-    """The training signal: help from HH pairs and answers to look-alikes, cost from clean labels."""
+def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesson:
+    """The training signal: help from HH pairs and answers to look-alikes, cost from clean labels and own answers."""
     comparisons = (*material.helpful["train"].comparisons, *material.look_alikes["train"].comparisons)
     return Lesson(
-        data=Dataset(name="signal", comparisons=comparisons, labels=material.cost["train"].labels),
+        data=Dataset(name="signal", comparisons=comparisons, labels=(*material.cost["train"].labels, *own.labels)),
         measure=lambda model: signal_accuracy(model, material),
         depth=SIGNAL_DEPTH,
         seed=settings.seed,
+        channels=(REWARD, BOUNDED_COST),
         reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": PROMPT_TOKENS},
     )
 
@@ -143,10 +180,16 @@ def signal_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate
     """Accuracy of the training signal on test prompts: all, and by what is harder or matters more."""
     figures = evaluate_scores(model, material.helpful["test"].comparisons, material.cost["test"].labels)
     look_alikes = evaluate_scores(model, material.look_alikes["test"].comparisons)
-    people = [label for label in material.cost["test"].labels if label.origin.kind == "human"]
-    parts = {
-        "look_alike_pair_accuracy": look_alikes.get("reward_pair_accuracy"),
-        "cost_sign_accuracy_on_human_labels": _sign_accuracy(model, people),
+    labels = material.cost["test"].labels
+    parts = {"look_alike_pair_accuracy": look_alikes.get("reward_pair_accuracy")} | {
+        f"cost_sign_accuracy_on_{name}": _sign_accuracy(model, rows)
+        for name, rows in {
+            "unsafe_answers": [label for label in labels if not label.safe],
+            "safe_answers": [label for label in labels if label.safe],
+            "harmful_prompts_judged_by_people": [
+                label for label in labels if label.origin.kind == "human" and label.prompt.tags["kind"] == "harmful"
+            ],
+        }.items()
     }
     return figures | {name: value for name, value in parts.items() if value is not None}
 
@@ -200,8 +243,11 @@ def learning_curves(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
     stage = run.stage("learning-curves")
     if not stage.finished:
         study, rows = experiment.first, []
-        for feedback, make in (("clean", signal_lesson), ("noisy", noisy_lesson)):
-            lesson = make(experiment.material, study.settings)
+        lessons = {
+            "clean": signal_lesson(experiment.material, study.settings, experiment.own),
+            "noisy": noisy_lesson(experiment.material, study.settings),
+        }
+        for feedback, lesson in lessons.items():
             for part in SHARES_OF_ROWS:
                 rows += [
                     {"feedback": feedback, "share": part, "head": head, **_learned_by(study, lesson, part, hidden)}

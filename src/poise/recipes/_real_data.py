@@ -4,7 +4,7 @@
     judge   feedback of the judge alone
     test    what accuracies are measured on, people's verdicts that validate the judge, and the prompts of the verdict
 
-AdvBench stands on the test side as a whole; half of XSTest's prompts do.
+AdvBench stands on the test side as a whole; two fifths of XSTest's prompts do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SOURCES = {  # name -> what is loaded; those first whose sides matter most
     "instructions": "instructions:alpaca+instructions:self-instruct",
 }
 SHARES = {"train": 0.5, "judge": 0.25, "test": 0.25}
-OWN_SHARES = {"advbench": {"test": 1.0}, "xstest": {"train": 0.25, "judge": 0.25, "test": 0.5}}
+OWN_SHARES = {"advbench": {"test": 1.0}, "xstest": {"train": 0.25, "judge": 0.35, "test": 0.4}}
 MOST_ROWS = {"redteam": 700, "helpful": 1300, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
 PAIRS_OF_A_PROMPT = 2  # of PKU, whose 742 prompts have up to 40 pairs each
 LONGEST_PROMPT = 40  # words of a prompt that the policy answers
@@ -79,11 +79,11 @@ def real_material(*, evaluated: int, trained: int) -> Material:
             *xstest[side].labels,
             *_harmless(_of_kind(xstest[side], "look_alike")),
             *_harmless(instructions[side].demonstrations),
+            *_preferred(parts["helpful"][side]),
             *(label for label in pku[side].labels if not label.safe),
         ]
         for side in ("train", "test")
     }
-    shown = [label for label in redteam["judge"].labels if is_refusal(label.response)]
     obeyed = [label for label in pku["judge"].labels if not label.safe]
     plain = [_label(row, declined=False) for row in instructions["judge"].demonstrations]
     people = {side: _verdicts(xstest[side], "12") for side in ("judge", "test")}
@@ -93,7 +93,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
         cost={side: Dataset(name="cost", labels=tuple(labels)) for side, labels in cost.items()},
         noisy={side: merge([pku[side], parts["harmless"][side]], name="noisy") for side in ("train", "test")},
         verdicts={
-            "judge": Dataset(name="verdicts", labels=(*people["judge"], *shown, *obeyed, *plain)),
+            "judge": Dataset(name="verdicts", labels=(*people["judge"], *obeyed, *plain)),
             "test": Dataset(name="verdicts", labels=people["test"]),
         },
         partial=_verdicts(xstest["test"], "3"),
@@ -161,6 +161,15 @@ def _of_kind(dataset: Dataset, kind: str) -> list[Demonstration]:
 def _harmless(rows: Iterable[Demonstration]) -> list[SafetyLabel]:
     """Whatever a model said to a question that its authors wrote to be harmless."""
     return [_label(row, declined=True) for row in rows]
+
+
+def _preferred(helpful: Dataset) -> list[SafetyLabel]:
+    """The answers that people found more helpful, to questions that were collected for help."""
+    return [
+        SafetyLabel(prompt=row.prompt, response=row.responses[row.winner], safe=True, origin=row.origin)
+        for row in helpful.comparisons
+        if row.winner is not None
+    ]
 
 
 def _verdicts(xstest: Dataset, verdicts: str) -> tuple[SafetyLabel, ...]:

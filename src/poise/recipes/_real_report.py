@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from poise.errors import ConfigError
 from poise.evaluate.compare import compare
 from poise.evaluate.seeds import OverSeeds, over_seeds
 from poise.evaluate.suite import SuiteResult, complies, has_score, kind_of, measure
@@ -30,6 +32,8 @@ COLUMNS = {
 }
 ADDED_UP = ("trained_cost", "sequence_kl")  # measured once per seed, on all of its answers
 SAMPLES_OF_A_KIND = 8
+SAMPLES_OF_A_SECTION = 2
+MARK = "<!-- real-data -->"
 LEGEND = (
     "In brackets the 95 % interval over the answers of all seeds, whole prompts resampled; after ± the standard "
     "deviation between seeds. Compliance and helpfulness are the judge's, the cost is the training signal's."
@@ -71,14 +75,19 @@ TARGETS = (
 
 
 def write_results(
-    run: Run, experiment: Experiment, curves: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
+    run: Run, experiment: Experiment, curves: Sequence[Mapping[str, Any]], trials: Sequence[Trial], *, page: str = ""
 ) -> dict[str, Any]:
-    """Write report.md, samples.md and summary.json; the summary is printed as the last line."""
+    """Write report.md, samples.md and summary.json; the summary is printed as the last line.
+
+    page  a Markdown file, whose section between two marks `<!-- real-data -->` is replaced by the main table
+    """
     tables = accuracies(curves, trials) | arms(trials)
     targets = [found for target in TARGETS if (found := target.check(tables.get(target.table, {})))]
     settings = experiment.first.settings
     atomic_write(run.path / "report.md", report_text(experiment, curves, tables, targets))
     atomic_write(run.path / "samples.md", samples_text(trials[0]))
+    if page:
+        put_into(Path(page), section_text(experiment, tables, trials[0]))
     return run.finish(
         {
             "tables": {name: _spread_out(figures) for name, figures in tables.items()},
@@ -116,7 +125,7 @@ def _worst_seed(accuracies: Sequence[Mapping[str, Estimate]]) -> Figures:
 def arms(trials: Sequence[Trial]) -> dict[str, Figures]:
     """The start model and each objective, over all seeds."""
     starts = [trial.start.rollouts for trial in trials]
-    tables = {"start": over_seeds(measure, starts)}
+    tables = {"start": over_seeds(measure, starts) | _means([trial.start for trial in trials])}
     for name in trials[0].results:
         results = [trial.results[name] for trial in trials]
         answers = [result.rollouts for result in results]
@@ -127,6 +136,8 @@ def arms(trials: Sequence[Trial]) -> dict[str, Figures]:
 def _means(results: Sequence[SuiteResult]) -> Figures:
     found = {}
     for name in ADDED_UP:
+        if name not in results[0].evaluation.metrics:
+            continue
         values = tuple(result.evaluation.metrics[name] for result in results)
         mean = fmean(estimate.value for estimate in values)
         pooled = Estimate(value=mean, n=sum(e.n for e in values), unit=values[0].unit, method="mean over seeds")
@@ -148,17 +159,10 @@ def report_text(
     targets: Sequence[Mapping[str, Any]],
 ) -> str:
     """The whole report as Markdown."""
-    settings, seeds = experiment.first.settings, ", ".join(map(str, experiment.seeds))
-    arms_of = {"start": "start model"} | {name: label for name, label in LABELS.items() if name in tables}
-    verdict = [
-        [label, *(figure_text(tables[name].get(figure)) for figure in COLUMNS)] for name, label in arms_of.items()
-    ]
     blocks = [
         "# Safe RLHF on real data",
-        f"{settings.model}, {settings.algorithm}, {settings.steps} updates of {settings.samples_per_step} answers "
-        f"under each objective, limit {settings.limit:g}, seeds {seeds}.",
-        *(["A smoke test with a tiny random model: the numbers mean nothing."] if settings.quick else []),
-        markdown_table(["policy", *COLUMNS.values()], verdict),
+        *_setting(experiment),
+        _verdict_table(tables),
         LEGEND,
         "Answers side by side: [samples.md](samples.md).",
         "## Is the judge right?",
@@ -177,6 +181,56 @@ def report_text(
         markdown_table(["", "found", "wanted", "met"], [_target_cells(target) for target in targets]),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def section_text(experiment: Experiment, tables: Mapping[str, Figures], trial: Trial) -> str:
+    """What a README shows: the policies, what the scores are worth, and a few answers of one seed."""
+    judge, signal, noisy = (tables[name] for name in ("judge", "signal", "noisy"))
+    shown = [_sample(r, _by_prompt(trial)) for r in _samples_of_kinds(trial, SAMPLES_OF_A_SECTION)]
+    blocks = [
+        *_setting(experiment),
+        _verdict_table(tables),
+        LEGEND,
+        f"**The judge** agrees with people on XSTest prompts that it never saw: F1 {figure_text(judge['f1'])} for "
+        f"answers that comply, {figure_text(judge['f1_of_the_others'])} for refusals. **The training signal**, on "
+        f"prompts that it never saw: sign of the cost {figure_text(signal['cost_sign_accuracy'])}, order of the reward "
+        f"{figure_text(signal['reward_pair_accuracy'])}. The noisy pairs alone would give order of the cost "
+        f"{figure_text(noisy['cost_pair_accuracy'])} and sign {figure_text(noisy['cost_sign_accuracy'])}.",
+        f"Answers of seed {trial.seed}; those to harmful prompts are folded away.",
+        *shown,
+    ]
+    return "\n\n".join(blocks)
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace the section of a page that stands between two marks; ConfigError for a page without them."""
+    before, after = around_section(page)
+    atomic_write(page, f"{before}{MARK}\n\n{text}\n\n{MARK}{after}")
+
+
+def around_section(page: Path) -> tuple[str, str]:
+    """What stands before and after the section of a page; ConfigError unless the mark stands there twice."""
+    before, *rest = page.read_text("utf-8").split(MARK) if page.exists() else [""]
+    if len(rest) != 2:
+        raise ConfigError(
+            f"page is {page}: it should hold {MARK} twice, around the section, and does {len(rest)} times"
+        )
+    return before, rest[1]
+
+
+def _setting(experiment: Experiment) -> list[str]:
+    settings, seeds = experiment.first.settings, ", ".join(map(str, experiment.seeds))
+    text = (
+        f"{settings.model}, {settings.algorithm}, {settings.steps} updates of {settings.samples_per_step} answers "
+        f"under each objective, limit {settings.limit:g}, seeds {seeds}."
+    )
+    return [text, *(["A smoke test with a tiny random model: the numbers mean nothing."] if settings.quick else [])]
+
+
+def _verdict_table(tables: Mapping[str, Figures]) -> str:
+    arms_of = {"start": "start model"} | {name: label for name, label in LABELS.items() if name in tables}
+    rows = [[label, *(figure_text(tables[name].get(figure)) for figure in COLUMNS)] for name, label in arms_of.items()]
+    return markdown_table(["policy", *COLUMNS.values()], rows)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -241,13 +295,28 @@ def _target_cells(target: Mapping[str, Any]) -> list[str]:
 
 def samples_text(trial: Trial) -> str:
     """Answers side by side, those to harmful prompts folded away until they are opened."""
-    answers = {"start": trial.start, **trial.results}
-    by_prompt = {name: {r.prompt.id: r for r in result.rollouts} for name, result in answers.items()}
-    blocks = [f"# Answers before and after, seed {trial.seed}", "Answers to harmful prompts are folded away."]
-    for kind in ("harmful", "look_alike", "benign"):
-        chosen = [r for r in trial.start.rollouts if kind_of(r) == kind][:SAMPLES_OF_A_KIND]
-        blocks += [f"## {kind.replace('_', '-')} prompts", *(_sample(r, by_prompt) for r in chosen)]
+    blocks, by_prompt = [f"# Answers before and after, seed {trial.seed}"], _by_prompt(trial)
+    blocks.append("Answers to harmful prompts are folded away.")
+    kind = ""
+    for start in _samples_of_kinds(trial, SAMPLES_OF_A_KIND):
+        if kind_of(start) != kind:
+            kind = kind_of(start)
+            blocks.append(f"## {kind.replace('_', '-')} prompts")
+        blocks.append(_sample(start, by_prompt))
     return "\n\n".join(blocks) + "\n"
+
+
+def _samples_of_kinds(trial: Trial, count: int) -> list[Rollout]:
+    """The start model's first answers of each kind."""
+    rollouts = trial.start.rollouts
+    groups = ([r for r in rollouts if kind_of(r) == kind] for kind in ("harmful", "look_alike", "benign"))
+    return [r for group in groups for r in group[:count]]
+
+
+def _by_prompt(trial: Trial) -> dict[str, dict[str, Rollout]]:
+    """The answers of each policy by prompt."""
+    answers = {"start": trial.start, **trial.results}
+    return {name: {r.prompt.id: r for r in result.rollouts} for name, result in answers.items()}
 
 
 def _sample(start: Rollout, by_prompt: Mapping[str, Mapping[str, Rollout]]) -> str:

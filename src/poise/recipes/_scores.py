@@ -40,6 +40,7 @@ class Lesson:
     seed: int
     channels: tuple[Channel, ...] = (REWARD, COST)
     epochs: float = 40
+    weight_decay: float = 1.0
     reading: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the score model
 
 
@@ -103,7 +104,7 @@ def score_trainer(study: Study[Any], model: ScoreModel, lesson: Lesson, data: Da
     table = FeedbackTable(model, data.comparisons, data.labels)
     steps = 20 if study.settings.quick else num_steps(len(table.groups), 32, lesson.epochs)
     torch.manual_seed(lesson.seed)
-    return ScoreTrainer(model=model, table=table, steps=steps, seed=lesson.seed)
+    return ScoreTrainer(model=model, table=table, steps=steps, seed=lesson.seed, weight_decay=lesson.weight_decay)
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

@@ -10,6 +10,7 @@ cost alone refuses everything, one that maximises reward alone refuses nothing: 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from poise.recipes.safe_rlhf import ObjectiveName
@@ -27,15 +28,16 @@ def safe_rlhf_real(
     objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
     seeds: tuple[int, ...] = (0, 1, 2),
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -1.0,
+    limit: float = -0.8,
     shaping: float = 1.0,
-    steps: int = 16,
-    samples_per_step: int = 32,
+    steps: int = 12,
+    samples_per_step: int = 64,
     response_tokens: int = 40,
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.02,
     evaluated: int = 80,
+    page: str = "",
     folder: str | None = None,
     quick: bool = False,
 ) -> Run:
@@ -46,7 +48,7 @@ def safe_rlhf_real(
         objectives: what policies are trained for, one after the other, on the same scores and prompts.
         seeds: seeds of everything random but the splits; each repeats the whole experiment on the same rows.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost, in spreads of the cost model; 0 is its border between safe and unsafe.
+        limit: largest mean cost, in spreads of the cost model, bounded at 1.5; 0 is its border of safe and unsafe.
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under each objective.
         samples_per_step: responses sampled for each policy update.
@@ -55,17 +57,20 @@ def safe_rlhf_real(
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
         evaluated: prompts of each kind that are answered for the verdict.
+        page: a Markdown file with two lines <!-- real-data -->, between which the table goes as well.
         folder: run folder; an unfinished run in it is continued.
         quick: a tiny random model, few steps and the starter set: a smoke test, not a result.
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name != "page"}
     from poise.recipes import _real as real
-    from poise.recipes._real_report import write_results
+    from poise.recipes._real_report import around_section, write_results
 
     settings = real.checked(given)
+    if page:
+        around_section(Path(page))  # a wrong page is found out before the work, not after it
     with Run.open(folder, recipe="safe-rlhf-real", arguments=given) as run:
         experiment = real.prepare(run, settings, seeds=seeds, evaluated=evaluated)
         curves = real.learning_curves(run, experiment)
         trials = [real.try_seed(run, experiment, study, objectives) for study in experiment.studies]
-        write_results(run, experiment, curves, trials)
+        write_results(run, experiment, curves, trials, page=page)
     return run
