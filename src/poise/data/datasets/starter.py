@@ -43,7 +43,7 @@ class StarterRow(Row):
 
 
 def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """The prompt, a comparison for each two responses that differ under a criterion, a label for each clear response."""
+    """The prompt, comparisons of responses that differ under a criterion, and a label for each clear response."""
     row = validate(StarterRow, columns, place)
     categories = names_of(row.category)
     tags = place.tags(kind=row.kind, categories=categories, split=row.split)
