@@ -128,13 +128,8 @@ _INTRO = """
 The bandit of [arXiv:2402.12366](https://arxiv.org/abs/2402.12366), section 5 ([worlds](../worlds.md)): of a hundred
 arms, arm i is worth i. The teacher's answers lie around arm 80 (mean gold {teacher:.2f}). Imitation fits {answers:,} of
 them. Feedback compares {answers:,} pairs of a student's own answers without a single wrong label, fits a reward by
-<<<<<<< HEAD
-Bradley-Terry and tilts the student by it (beta {beta:g}), the reward after {steps:,} steps of descent. The paper's
-student lies around 40.
-=======
 Bradley-Terry ({steps:,} steps of descent) and tilts the student by it (beta {beta:g}). The paper's student lies around
 40.
->>>>>>> world-recipes
 """
 
 _EXTRA = """
