@@ -29,6 +29,24 @@ def test_a_step_is_the_same_whether_or_not_the_steps_before_it_were_asked_for(si
     assert epoch_order(size, per_step, step, seed=1) == alone
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(0, 100))
+def test_every_stretch_of_an_epoch_holds_the_strata_in_their_proportions(strata: list[str], seed: int) -> None:
+    size = len(strata)
+    order = epoch_order(size, size, 0, seed=seed, strata=strata)
+    assert sorted(order) == list(range(size))
+    for name in set(strata):
+        share = strata.count(name) / size
+        for length in range(1, size + 1):
+            found = sum(strata[row] == name for row in order[:length])
+            assert abs(found - share * length) < 2
+
+
+def test_strata_leave_each_epoch_an_order_of_its_own():
+    strata = ["a"] * 10 + ["b"] * 10
+    assert len({tuple(epoch_order(20, 20, step, seed=0, strata=strata)) for step in range(4)}) == 4
+
+
 def test_another_seed_and_another_epoch_give_another_order():
     orders = {tuple(epoch_order(20, 20, step, seed=seed)) for step in range(3) for seed in range(3)}
     assert len(orders) == 9

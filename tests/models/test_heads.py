@@ -38,7 +38,7 @@ def test_a_saved_score_model_comes_back_with_its_scores_signs_and_calibration(
 ):
     channels = (
         Channel(name="reward", shift=0.7, scale=2.0),
-        Channel(name="cost", higher_is_worse=True, scale=3.0, calibration=PlattScale(slope=1.5, offset=-0.25)),
+        Channel(name="cost", higher_is_worse=True, scale=3.0, bound=0.7, calibration=PlattScale(slope=1.5, offset=-0.25)),
     )
     model = make(pooling, hidden, lora, channels=channels, max_response_tokens=20)
     model.save_pretrained(tmp_path)
@@ -153,6 +153,19 @@ def test_values_are_in_the_units_of_their_channel(dialogues):
     assert model.channel("cost").scale == 4.0
     with pytest.raises(ConfigError, match="channels reward, cost, not 'harm'"):
         model.channel("harm")
+
+
+def test_a_bound_keeps_signs_and_order_and_flattens_both_ends():
+    free, bound = (Channel(name="cost", higher_is_worse=True, scale=2.0, bound=bound) for bound in (None, 0.5))
+    raw = torch.tensor([-4.0, -2.0, -0.02, 0.0, 0.02, 2.0])
+    values = bound.value(raw)
+    assert values.abs().max() < 0.5
+    assert torch.equal(values.sign(), raw.sign())
+    assert torch.equal(values.argsort(), raw.argsort())
+    torch.testing.assert_close(values[2:5], free.value(raw)[2:5], rtol=1e-3, atol=0)
+    assert values[1] - values[0] < 0.02 < free.value(raw)[1] - free.value(raw)[0]
+    with pytest.raises(ConfigError, match="bound is 0"):
+        Channel(name="cost", bound=0.0)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, top=0.5), Lora(rank=2)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -303,6 +304,16 @@ def test_the_calibrated_probability_of_harm_rises_with_the_cost_and_meets_the_ba
     assert probability[order][-1] > 0.6
     assert probability[order][0] < 0.4
     assert evaluate_scores(model, comparisons, labels)["cost_calibration_error"].value < 0.35
+
+
+def test_a_bounded_cost_is_calibrated_in_the_values_that_it_gives():
+    model, prompts, responses, comparisons, labels = calibration_rows()
+    model.with_channel(replace(COST, bound=200.0))
+    calibrate(model, comparisons, labels)
+    costs = model.values(prompts, responses)[:, 1]
+    assert costs.abs().max() < 200.0
+    probability = model.channel("cost").calibration.probability(costs.numpy())
+    assert probability.mean() == pytest.approx(sum(not label.safe for label in labels) / len(labels), abs=0.01)
 
 
 def test_calibrating_twice_is_calibrating_once():

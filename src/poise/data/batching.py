@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 from poise.errors import ConfigError
 
 
-def epoch_order(size: int, per_step: int, step: int, *, seed: int) -> list[int]:
+def epoch_order(
+    size: int, per_step: int, step: int, *, seed: int, strata: Sequence[Hashable] | None = None
+) -> list[int]:
     """Indices of the rows for `step`: each epoch is a new permutation, and steps run across its borders.
+
+    With `strata`, one for each row, every stretch of an epoch holds the strata in their proportions, so that the mean
+    of a small batch does not depend on how many rows of each it happened to draw.
 
     >>> seen = [i for step in range(4) for i in epoch_order(6, 3, step, seed=0)]
     >>> sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
@@ -22,8 +29,18 @@ def epoch_order(size: int, per_step: int, step: int, *, seed: int) -> list[int]:
         epoch, offset = divmod(position + len(chosen), size)
         order = list(range(size))
         random.Random(f"{seed}/{epoch}").shuffle(order)
+        order = order if strata is None else _spread(order, strata)
         chosen += order[offset : offset + per_step - len(chosen)]
     return chosen
+
+
+def _spread(order: Sequence[int], strata: Sequence[Hashable]) -> list[int]:
+    """The rows of each stratum, in their order, at equal distances."""
+    sizes, seen, place = Counter(strata), Counter[Hashable](), {}
+    for row in order:
+        seen[strata[row]] += 1
+        place[row] = (seen[strata[row]] - 0.5) / sizes[strata[row]]
+    return sorted(order, key=place.__getitem__)
 
 
 def num_steps(size: int, per_step: int, epochs: float) -> int:

@@ -24,7 +24,7 @@ from poise.models.load import Backbone, load_backbone
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.types import Completion, Prompt, Scores
 
-Pooling = Literal["mean", "last", "mean+prompt"]
+Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
 _CARD = "poise_score_model.json"
 _TOKENS_PER_PASS = 4096
 
@@ -33,14 +33,20 @@ _TOKENS_PER_PASS = 4096
 class Channel:
     """One output of a score model: its name, its sign, its units and its calibration.
 
-    The stored value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero
-    keeps its meaning. `calibration` maps the value to a probability (of harm, for a cost).
+    The value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero keeps its
+    meaning. With a `bound` b it is b tanh(that / b): signs and order stay, but what is clearly safe gains nothing by
+    looking safer still. `calibration` maps the value to a probability (of harm, for a cost).
+
+    >>> cost = Channel(name="cost", higher_is_worse=True, scale=2.0, bound=0.5)
+    >>> cost.value(torch.tensor([-100.0, 0.0, 0.2]))
+    tensor([-0.5000,  0.0000,  0.0987])
     """
 
     name: str
     higher_is_worse: bool = False
     shift: float = 0.0
     scale: float = 1.0
+    bound: float | None = None
     calibration: PlattScale | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +54,13 @@ class Channel:
             raise ConfigError(
                 f"channel {self.name!r}: a cost is scaled but never shifted, its zero divides safe from unsafe"
             )
+        if self.bound is not None and not self.bound > 0:
+            raise ConfigError(f"channel {self.name!r}: bound is {self.bound}; give a number above 0, or None for none")
+
+    def value(self, raw: Tensor) -> Tensor:
+        """Raw scores in the channel's units."""
+        scaled = (raw - self.shift) / self.scale
+        return scaled if self.bound is None else self.bound * torch.tanh(scaled / self.bound)
 
 
 REWARD = Channel(name="reward")
@@ -60,6 +73,7 @@ class ScoreModel(nn.Module):
     pooling "mean"         mean over the response tokens (robust to where a response is cut)
     pooling "last"         the last response token
     pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
+    pooling "mean+last+prompt"  the last response token besides: where the response has come to
     hidden                 width of a hidden layer in the head; 0 is a linear head
     cache                  keeps the features of rows that are asked for again; used where the trunk is frozen
     """
@@ -95,7 +109,7 @@ class ScoreModel(nn.Module):
         self.split = self.depth  # layers below are frozen, so their states can be computed once per row
         if lora is not None:
             self.split = add_adapter(backbone.model, backbone.trunk.layers, adapter, lora, stop=self.depth, seed=seed)
-        width = backbone.trunk.width * (2 if pooling == "mean+prompt" else 1)
+        width = backbone.trunk.width * len(pooling.split("+"))
         self.head = make_head(width, hidden, len(self.channels), seed).to(backbone.device)
         self.register_buffer("feature_mean", torch.zeros(width, device=backbone.device))
         self.register_buffer("feature_std", torch.ones(width, device=backbone.device))
@@ -139,12 +153,15 @@ class ScoreModel(nn.Module):
         prompt = rows.prompt_ends().float()
         inside = rows.response_mask[:, : rows.width]
         sizes = inside.sum(-1, keepdim=True)
-        if self.pooling == "last":
-            inside = inside & (torch.arange(rows.width, device=sizes.device) == sizes - 1)
-        weights = inside / inside.sum(-1, keepdim=True).clamp(min=1)
-        pooled = torch.einsum("br,brh->bh", weights, rows.known_states.responses.float())
-        pooled = torch.where(sizes > 0, pooled, prompt)
-        return torch.cat([pooled, prompt], -1) if self.pooling == "mean+prompt" else pooled
+        last = inside & (torch.arange(rows.width, device=sizes.device) == sizes - 1)
+        states = rows.known_states.responses.float()
+
+        def average(tokens: Tensor) -> Tensor:
+            weights = tokens / tokens.sum(-1, keepdim=True).clamp(min=1)
+            return torch.where(sizes > 0, torch.einsum("br,brh->bh", weights, states), prompt)
+
+        parts = {"mean": lambda: average(inside), "last": lambda: average(last), "prompt": lambda: prompt}
+        return torch.cat([parts[name]() for name in self.pooling.split("+")], -1)
 
     def lower(self, rows: SharedRows) -> SharedRows:
         """The rows with their states below the first trained layer: constant while the adapter is trained."""
@@ -192,9 +209,7 @@ class ScoreModel(nn.Module):
         """Scores [B, C] in each channel's units."""
         rows, starts = self.encode(prompts, responses)
         raw = self(self.pooled_all(rows, starts))
-        shift = torch.tensor([c.shift for c in self.channels], device=raw.device)
-        scale = torch.tensor([c.scale for c in self.channels], device=raw.device)
-        return (raw - shift) / scale
+        return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions: the Scorer protocol. An empty or failed completion is unscorable."""

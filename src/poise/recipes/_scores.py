@@ -54,6 +54,7 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Learn
         measure=lambda model: _accuracy(model, study.splits["test"]),
         depth=0.7 if is_judge else 0.5,
         seed=study.settings.seed + (1000 if is_judge else 0),
+        reading={} if is_judge else {"pooling": "mean+last+prompt"},
     )
     return learn(run, study, name, lesson)
 

@@ -99,11 +99,15 @@ class OnPolicyTrainer:
         return metrics | self.objective.update(batch.scores)
 
     def step_at(self, index: int) -> dict[str, float]:
-        """The step number `index`: its prompts follow from the seed and the index alone."""
+        """The step number `index`: its prompts follow from the seed and the index alone.
+
+        Each batch holds the kinds of prompts in their proportions: a mean cost says nothing of which were drawn.
+        """
         self.index = index
         started = time.monotonic()
         set_learning_rate(self.optimizer, self.optimisation.schedule(index, self.optimisation.steps))
-        chosen = epoch_order(len(self.prompts), self.prompts_per_step, index, seed=self.seed)
+        kinds = [str(prompt.tags.get("kind", "")) for prompt in self.prompts]
+        chosen = epoch_order(len(kinds), self.prompts_per_step, index, seed=self.seed, strata=kinds)
         metrics = self.step([self.prompts[i] for i in chosen])
         self.policy.version += 1
         self._remember_best(metrics)

@@ -230,7 +230,7 @@ def evaluate_scores(
     raw = model(model.features(table.rows, table.starts)).cpu()
     result: dict[str, Estimate] = {}
     for column, channel in enumerate(model.channels):
-        values = (raw[:, column] - channel.shift) / channel.scale
+        values = channel.value(raw[:, column])
         rows = [j for j in table.judgements if j.channel == channel.name]
         result |= _pair_accuracy(channel, values, rows) | _sign_accuracy(channel, values, response_flags(rows))
     return result
@@ -275,12 +275,12 @@ def calibrate(model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequ
             raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to set its units")
         spread = raw[used, column].std().clamp(min=1e-6).item()
         shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
-        calibration = channel.calibration
+        scaled = replace(channel, shift=shift, scale=spread)
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
-            costs = (raw[list(safety), column] - shift) / spread
-            calibration = fit_platt(costs.numpy(), [float(not safe) for safe in safety.values()])
-        model.with_channel(replace(channel, shift=shift, scale=spread, calibration=calibration))
+            costs = scaled.value(raw[list(safety), column])
+            scaled = replace(scaled, calibration=fit_platt(costs.numpy(), [float(not safe) for safe in safety.values()]))
+        model.with_channel(scaled)
 
 
 def response_numbers(judgements: Sequence[Judgement]) -> list[int]:

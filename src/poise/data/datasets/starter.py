@@ -16,6 +16,7 @@ from poise.data.datasets.base import Item, Place, PromptText, Row, Text, names_o
 from poise.types import Comparison, Origin, Prompt, SafetyLabel
 
 LEAST_DIFFERENCE = 2  # of 10 points: smaller differences are within what one reader sees differently on another day
+UNCLEAR = range(2, 6)  # points of harm of garbled, evasive and borderline responses: ranked, but not flagged
 Points = Annotated[int, Field(ge=0, le=10)]
 
 
@@ -42,7 +43,7 @@ class StarterRow(Row):
 
 
 def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """The prompt, a comparison for each two responses that differ under a criterion, and a label for each response."""
+    """The prompt, a comparison for each two responses that differ under a criterion, a label for each clear response."""
     row = validate(StarterRow, columns, place)
     categories = names_of(row.category)
     tags = place.tags(kind=row.kind, categories=categories, split=row.split)
@@ -50,7 +51,7 @@ def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     yield prompt
     for pair in combinations(row.responses, 2):
         yield from _comparisons(prompt, pair, categories, place)
-    for response in row.responses:
+    for response in filter(_is_clear, row.responses):
         harms = () if response.safe else categories
         origin = Origin(kind="dataset", name=f"{place.dataset}:{response.source}", location=place.location)
         yield SafetyLabel(prompt=prompt, response=response.text, safe=response.safe, categories=harms, origin=origin)
@@ -70,7 +71,11 @@ def _comparisons(
             responses=texts,
             criterion="safe",
             winner=int(second.harm < first.harm),
-            safe=(first.safe, second.safe),
+            safe=(first.safe, second.safe) if _is_clear(first) and _is_clear(second) else None,
             categories=tuple(() if response.safe else categories for response in pair),
             origin=origin,
         )
+
+
+def _is_clear(response: Response) -> bool:
+    return response.harm not in UNCLEAR
