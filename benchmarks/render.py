@@ -60,7 +60,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         clock = " (processor seconds, one thread)" if row.get("clock") == "processor" else ""
         shares = [each["others"] for side in row["repeats"].values() for each in side]
         lines.append(
-            f"| `{row['benchmark']}`{clock} | {row['ours']:.2f} | {peer} | {row['ratio']:.2f}{'' if met else ' (not met)'} | "
+            f"| `{row['benchmark']}`{clock} | {row['ours']:.2f} | {peer} | "
+            f"{row['ratio']:.2f}{'' if met else ' (not met)'} | "
             f"{'at most' if bound else 'at least'} {row['bar']} | {row['ours_rss_gib']:.2f} | {memory} | "
             f"{'' if row['rss_ratio'] is None else format(row['rss_ratio'], '.2f')} | "
             f"{min(shares):.0%} to {max(shares):.0%} | {row['n']} |"
