@@ -22,7 +22,7 @@ def main() -> None:
     rows = [found[name] for name in ROWS if name in found]
     scalings = [value for name, value in found.items() if name.endswith(".scaling")]
     PLOTS.mkdir(exist_ok=True)
-    parts = [_head(rows), _table(rows), _missing(found)]
+    parts = [_head(rows), _table(rows) if rows else "", _missing(found)]
     if any(row["bound"] for row in rows):
         parts.append(_bounds(rows))
     if scalings:
@@ -57,9 +57,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
         met = row["ratio"] is not None and (row["ratio"] <= row["bar"] if bound else row["ratio"] >= row["bar"])
         peer = f"{row['bound']:.2f} (products)" if bound else f"{row['peer']:.2f}"
         memory = "" if row["peer_rss_gib"] is None else f"{row['peer_rss_gib']:.2f}"
+        clock = " (processor seconds, one thread)" if row.get("clock") == "processor" else ""
         shares = [each["others"] for side in row["repeats"].values() for each in side]
         lines.append(
-            f"| `{row['benchmark']}` | {row['ours']:.2f} | {peer} | {row['ratio']:.2f}{'' if met else ' (not met)'} | "
+            f"| `{row['benchmark']}`{clock} | {row['ours']:.2f} | {peer} | "
+            f"{row['ratio']:.2f}{'' if met else ' (not met)'} | "
             f"{'at most' if bound else 'at least'} {row['bar']} | {row['ours_rss_gib']:.2f} | {memory} | "
             f"{'' if row['rss_ratio'] is None else format(row['rss_ratio'], '.2f')} | "
             f"{min(shares):.0%} to {max(shares):.0%} | {row['n']} |"
