@@ -38,7 +38,9 @@ def test_a_saved_score_model_comes_back_with_its_scores_signs_and_calibration(
 ):
     channels = (
         Channel(name="reward", shift=0.7, scale=2.0),
-        Channel(name="cost", higher_is_worse=True, scale=3.0, bound=0.7, calibration=PlattScale(slope=1.5, offset=-0.25)),
+        Channel(
+            name="cost", higher_is_worse=True, scale=3.0, bound=0.7, calibration=PlattScale(slope=1.5, offset=-0.25)
+        ),
     )
     model = make(pooling, hidden, lora, channels=channels, max_response_tokens=20)
     model.save_pretrained(tmp_path)
