@@ -216,7 +216,7 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
 def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
-        "lagrangian": Lagrangian(Limit(at_most=settings.limit), ProjectedAscent(multiplier=2.0, rate=1.0)),
+        "lagrangian": Lagrangian(Limit(at_most=settings.limit), ProjectedAscent(multiplier=3.0, rate=1.0)),
         "shaping": Penalty(settings.shaping),
         "reward-only": Unconstrained(),
         "cost-only": Penalty(1.0, reward_weight=0.0),
