@@ -141,7 +141,7 @@ class FusedLinear:
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """The product [N, outputs] of x [N, inputs]."""
         if self.packed:
-            product = torch.ops.mkldnn._linear_pointwise
+            product: Any = torch.ops.mkldnn._linear_pointwise
             if add is None:
                 return product(x, self.weights[0], self.bias, "none", [], "")
             return product.binary(x, add, self.weights[0], self.bias, "add")

@@ -35,6 +35,22 @@ def without_splits(dataset: Dataset) -> Dataset:
     return Dataset(name=dataset.name, prompts=tuple(strip(p) for p in dataset.prompts), **rows)
 
 
+def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
+    """The preferred responses that are known to be safe: refusals and redirections, and good answers elsewhere.
+
+    Raises DataError if no preferred response is flagged as safe.
+    """
+    safe = {(label.prompt.id, label.response) for label in dataset.labels if label.safe}
+    for row in dataset.comparisons:
+        safe |= {(row.prompt.id, said) for said, flag in zip(row.responses, row.safe or (), strict=False) if flag}
+    found = [row for row in preferred_demonstrations(dataset) if (row.prompt.id, row.response) in safe]
+    if not found:
+        raise DataError(
+            f"{dataset.name} flags no preferred response as safe: there is none to mix in; set ptx_coef to 0"
+        )
+    return found
+
+
 def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[Demonstration]:
     """The responses that people preferred, each weighted by the share of its comparisons that it won.
 
@@ -60,6 +76,6 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     found += [d for d in dataset.demonstrations if d.weight > 0]
     if not found:
         raise DataError(
-            f"{dataset.name} has neither demonstrations nor comparisons to imitate; set supervised_steps to 0"
+            f"{dataset.name} has neither demonstrations nor comparisons to imitate; set supervised_steps and ptx_coef to 0"
         )
     return found

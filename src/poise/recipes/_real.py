@@ -73,7 +73,7 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{name} are {values}: give at least one, and none twice")
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
-    fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "seed": seeds[0]}
+    fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "ptx_coef": 0.0, "seed": seeds[0]}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 

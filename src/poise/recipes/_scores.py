@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,11 @@ from poise.types import Dataset, Estimate
 
 if TYPE_CHECKING:
     from poise.recipes._stages import Study
+
+
+COST_BOUND = (
+    1.0  # spreads: to be flatter than clearly safe gains nothing, so that a refusal is not better than an answer
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,7 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Learn
         data=merge([study.splits[split], *([] if is_judge else study.gathered)], name=split),
         measure=lambda model: _accuracy(model, study.splits["test"]),
         depth=0.7 if is_judge else 0.5,
+        channels=(REWARD, COST if is_judge else replace(COST, bound=COST_BOUND)),
         seed=study.settings.seed + (1000 if is_judge else 0),
         reading={} if is_judge else {"pooling": "mean+last+prompt"},
     )

@@ -21,7 +21,7 @@ from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
-from poise.recipes._data import first_prompts, preferred_demonstrations
+from poise.recipes._data import first_prompts, preferred_demonstrations, safe_demonstrations
 from poise.recipes._rollouts import read_comparison, read_rollouts, write_rollouts
 from poise.recipes._scores import Learned
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
@@ -95,6 +95,7 @@ class Settings(StudySettings):
     samples_per_step: int
     lr: float
     kl_coef: float
+    ptx_coef: float
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     @classmethod
@@ -104,7 +105,7 @@ class Settings(StudySettings):
         settings.require(
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr"),
-            not_negative=("compare_steps", "supervised_steps", "kl_coef", "shaping"),
+            not_negative=("compare_steps", "supervised_steps", "kl_coef", "ptx_coef", "shaping"),
         )
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
@@ -226,7 +227,7 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
 def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
-        "lagrangian": Lagrangian(Limit(at_most=settings.limit), ProjectedAscent(multiplier=3.0, rate=1.0)),
+        "lagrangian": Lagrangian(Limit(at_most=settings.limit), ProjectedAscent(multiplier=3.0, rate=1.5)),
         "shaping": Penalty(settings.shaping),
         "reward-only": Unconstrained(),
         "cost-only": Penalty(1.0, reward_weight=0.0),
@@ -270,7 +271,8 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps),
+            optimisation=Optimisation(lr=settings.lr, steps=steps, ptx_coef=settings.ptx_coef),
+            demonstrations=_mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,
         )
@@ -287,6 +289,13 @@ def align(
         stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
     policy.copy_from(stage.path / "model")
     return policy
+
+
+def _mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | None:
+    """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
+    if study.settings.ptx_coef == 0:
+        return None
+    return DemonstrationBatches(safe_demonstrations(study.splits["train"]), policy, seed=study.settings.seed)
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:

@@ -36,10 +36,10 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -1.1,
+    limit: float = -0.65,
     shaping: float = 1.0,
     rounds: int = 1,
-    steps: int = 22,
+    steps: int = 12,
     compare_steps: int = 6,
     supervised_steps: int = 0,
     samples_per_step: int = 64,
@@ -47,6 +47,7 @@ def safe_rlhf(
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.02,
+    ptx_coef: float = 0.1,
     seed: int = 0,
     annotators: Sequence[Annotator] | None = None,
     engine: str = "native",
@@ -60,7 +61,7 @@ def safe_rlhf(
         data: names or paths of feedback, joined by +.
         objective: what the policy is trained for; shaping, reward-only and cost-only are the paper's comparisons.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost, in spreads of the cost model; 0 is its border between safe and unsafe.
+        limit: largest mean cost, in spreads of the cost model and between -1 and 1; 0 divides safe from unsafe.
         shaping: coefficient of the cost for objective shaping.
         rounds: rounds of feedback; later ones sample from the current policy and ask the annotators.
         steps: policy updates per round.
@@ -71,6 +72,7 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
+        ptx_coef: weight of imitating safe responses of the training prompts in every update (the paper's PTX loss).
         seed: seed of everything random.
         annotators: who compares in later rounds, one per criterion; rules by default.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
