@@ -55,7 +55,7 @@ def test_every_command_in_the_table_exists() -> None:
 
     from poise.cli import app
 
-    named = set(re.findall(r"`poise (\w+)", README))
+    named = set(re.findall(r"`poise ([\w-]+)", README))
     assert named <= set(get_command(app).commands)  # type: ignore[attr-defined]
     assert set(get_command(app).commands) <= named  # type: ignore[attr-defined]
 

@@ -54,7 +54,7 @@ def test_old_logprobs_are_the_trainers_own_and_the_gap_is_measured(make_trainer,
     engine.skew = 0.5
     trainer = make_trainer(policy=policy, engine=engine, algorithm=CAPPED)
     batch = trainer.collect(prompts)
-    exact = trainer._all_logprobs(trainer._rows(batch), reference=False)[0]
+    exact = trainer._all_logprobs(trainer._own_rows(batch), reference=False)[0]
     torch.testing.assert_close(batch.old_logprobs, exact)
     odd = torch.arange(batch.response_mask.shape[1]) % 2 == 1
     gap = (batch.old_logprobs - batch.sampled_logprobs)[batch.response_mask & odd]
