@@ -76,6 +76,7 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     found += [d for d in dataset.demonstrations if d.weight > 0]
     if not found:
         raise DataError(
-            f"{dataset.name} has neither demonstrations nor comparisons to imitate; set supervised_steps and ptx_coef to 0"
+            f"{dataset.name} has nothing to imitate, neither demonstrations nor comparisons; set supervised_steps and "
+            "ptx_coef to 0"
         )
     return found
