@@ -8,7 +8,7 @@ go afterwards; elsewhere the base weights are used as they are and only adapted 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +132,10 @@ class FusedLinear:
 
     def __init__(self, modules: Sequence[nn.Module], adapter: str | None, dtype: torch.dtype):
         merged = [merged_weight(module, adapter, dtype) for module in modules]
-        biases = [getattr(module, "base", module).bias for module in modules]
-        self.bias = None if biases[0] is None else torch.cat([bias.detach().to(dtype) for bias in biases])
+        biases: list[Tensor | None] = [cast("nn.Linear", getattr(module, "base", module)).bias for module in modules]
+        self.bias = (
+            None if biases[0] is None else torch.cat([bias.detach().to(dtype) for bias in biases if bias is not None])
+        )
         self.packed = packs(merged[0])
         self.weights = [_packed(torch.cat(merged) if len(merged) > 1 else merged[0])] if self.packed else merged
         self._splits = [weight.shape[0] for weight in merged]
@@ -154,7 +156,7 @@ class FusedLinear:
 @torch.no_grad()
 def merged_weight(module: nn.Module, adapter: str | None, dtype: torch.dtype) -> Tensor:
     """The weight [outputs, inputs] of a linear layer: its own where no adapter adds to it, else a merged copy."""
-    base = module.base if isinstance(module, LoraLinear) else module
+    base: Any = module.base if isinstance(module, LoraLinear) else module
     weight: Tensor = base.weight.detach()
     if isinstance(module, LoraLinear) and adapter is not None and adapter in module.scale:
         return (weight.float() + module.product(adapter)).to(dtype)
