@@ -22,8 +22,8 @@ SHAPE = "prompts + decoupled comparisons -> policy adapter, score model, report"
 COST = "about 15 minutes on 2 CPU cores for smollm2-135m, under 6 GiB"
 EXPECTED = {
     "paper": "harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
-    "ours": "35.7 % [24.5, 48.8] -> 5.4 % [1.8, 14.6] (n = 56, held-out judge, one round, seed 0)",
-    "hardware": "2 CPU cores without AMX, SmolLM2-135M",
+    "ours": "50.0 % [37.3, 62.7] -> 17.9 % [10.0, 29.8] (n = 56, held-out judge, one round, seed 0)",
+    "hardware": "2 CPU cores with AMX, SmolLM2-135M",
     "date": "2026-11-21",
 }
 
