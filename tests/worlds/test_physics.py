@@ -36,7 +36,7 @@ def test_right_formulas_are_right():
     assert by_name["distance"].formulas[0](u=3, a=2, t=4) == 28
     assert by_name["kinetic energy"].formulas[0](m=4, v=7) == 98
     assert by_name["parallel"].formulas[0](r=6, s=3) == 2
-    assert by_name["pendulum"].formulas[0](l=9.81) == pytest.approx(6.2832, abs=1e-4)
+    assert by_name["pendulum"].formulas[0](length=9.81) == pytest.approx(6.2832, abs=1e-4)
 
 
 def test_problems_are_answered_by_their_tags():

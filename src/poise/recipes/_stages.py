@@ -98,6 +98,14 @@ class Settings(StudySettings):
     ptx_coef: float
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
+    def require_reachable(self, bound: float) -> None:
+        """Raise ConfigError for a limit that no policy can meet, because costs lie within `bound` of 0."""
+        if self.limit <= -bound:
+            raise ConfigError(
+                f"limit is {self.limit}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
+                f"choose one above {-bound:g}"
+            )
+
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Settings:
         """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""

@@ -81,9 +81,10 @@ def safe_rlhf(
     """
     from poise.recipes import _report
     from poise.recipes import _stages as stages
-    from poise.recipes._scores import learn_scores
+    from poise.recipes._scores import COST_BOUND, learn_scores
 
     settings = stages.Settings.of(locals())
+    settings.require_reachable(COST_BOUND)
     with Run.open(folder, recipe="safe-rlhf", arguments=settings.arguments) as run:
         study = stages.prepare(run, settings)
         stages.fine_tune(run, study)

@@ -69,7 +69,10 @@ class ServerEngine:
 
     def models(self) -> list[str]:
         """The names of the models that the endpoint serves."""
-        read = lambda answer: [str(row["id"]) for row in answer["data"]]  # noqa: E731
+
+        def read(answer: Any) -> list[str]:
+            return [str(row["id"]) for row in answer["data"]]
+
         try:
             return list(ask(self.endpoint, Request(path="/models"), read=read))
         except RequestFailed as failure:

@@ -147,13 +147,13 @@ KINDS = (
     ),
     Kind(
         name="pendulum",
-        text="What is the period of a pendulum of {l:g} m?",
-        ranges={"l": (1, 30)},
+        text="What is the period of a pendulum of {length:g} m?",
+        ranges={"length": (1, 30)},
         formulas=(
-            lambda l: 2 * math.pi * math.sqrt(l / _GRAVITY),  # noqa: E741
-            lambda l: 2 * math.pi * math.sqrt(_GRAVITY / l),  # noqa: E741
-            lambda l: math.sqrt(l / _GRAVITY),  # noqa: E741
-            lambda l: 2 * math.pi * l / _GRAVITY,  # noqa: E741
+            lambda length: 2 * math.pi * math.sqrt(length / _GRAVITY),
+            lambda length: 2 * math.pi * math.sqrt(_GRAVITY / length),
+            lambda length: math.sqrt(length / _GRAVITY),
+            lambda length: 2 * math.pi * length / _GRAVITY,
         ),
         units=("s", "Hz", "m", "m/s"),
     ),
