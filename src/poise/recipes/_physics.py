@@ -147,13 +147,17 @@ def attempt(arm: str, seed: int, *, pairs: int, steps: int) -> Outcome:
     """Train one arm; how often each of its policies is right is computed, and read off at equal KL."""
     world = PhysicsTable(seed=seed)
     feedback = ranked(world, pairs, seed)
+
+    def on_fitted(train: Callable[..., Iterator[Tensor]]) -> Iterator[Tensor]:
+        return train(fitted(world, feedback))
+
     makers: dict[str, Callable[[], Iterator[Tensor]]] = {
         "dpo": lambda: by_preferences(world.start, feedback, steps),
     }
     for name, algorithm in (("ppo", PPO), ("remax", REMAX)):
         train = partial(by_policy_gradient, start=world.start, algorithm=algorithm, steps=steps, seed=seed)
-        makers[name] = lambda train=train: train(fitted(world, feedback))  # type: ignore[misc]
-        makers[f"{name}-checked"] = lambda train=train: train(world)  # type: ignore[misc]
+        makers[name] = partial(on_fitted, train)
+        makers[f"{name}-checked"] = partial(train, world)
     start = world.start.softmax(-1)
     policies = [start, *makers[arm]()]
     kl = np.maximum.accumulate([divergence(policy, start) for policy in policies])
