@@ -9,6 +9,7 @@ from functools import cache, partial
 from poise.functional.intervals import student_mean
 from poise.recipes._arms import Claim, Column, Outcome, Page, Results
 from poise.recipes._toy import controller, learn
+from poise.train.controllers import Controller
 from poise.train.objectives import (
     MEAN,
     Lagrangian,
@@ -101,8 +102,8 @@ def best() -> Optimum:
     return best_under_limits(toy.table(), [(rule.weights, rule.at_most) for rule in RULES])
 
 
-def _five(controllers: Callable[[Rule], object]) -> Objective:
-    return Lagrangian(*(rule.limit for rule in RULES), *(controllers(rule) for rule in RULES))  # type: ignore[arg-type]
+def _five(controllers: Callable[[Rule], Controller]) -> Objective:
+    return Lagrangian(*(rule.limit for rule in RULES), *(controllers(rule) for rule in RULES))
 
 
 def _one_limit() -> Objective:
