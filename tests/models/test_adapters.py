@@ -170,7 +170,7 @@ def test_merged_weights_load_in_plain_transformers_with_the_same_logits(backbone
     plain, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    torch.testing.assert_close(logits(plain, ids), ours, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(plain, ids), ours, atol=3e-5, rtol=1e-4)
 
 
 def test_a_folder_of_another_shape_or_without_an_adapter_is_refused(backbone, tmp_path):

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from poise.errors import ConfigError
 
-_BLOCK_ELEMENTS = 1 << 22  # 16 MiB of float32 at a time
-_KEPT_ROWS = 128  # rows of kept logits that the backward pass turns into slopes at once
+_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32 at a time: what stays in a core's cache
 
 
 class TokenLogprobs(NamedTuple):
@@ -130,7 +129,10 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 class _ChunkedTokenLogprobs(torch.autograd.Function):
-    """Logits that fit into one chunk are kept for the backward pass; more of them are computed again there."""
+    """Logits that fit into one chunk are kept for the backward pass; more of them are computed again there.
+
+    They stay in the dtype of the weight: blocks of a few rows are widened, read and forgotten.
+    """
 
     @staticmethod
     def forward(
@@ -141,8 +143,10 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         ).unbind()
         logits = None
         for rows in _blocks(len(ids), chunk):
-            logits = _chunk_of_logits(hidden[rows], weight, bias, temperature)
-            logprobs[rows], entropy[rows], normaliser[rows] = _read_chunk(logits, ids[rows], masked=bias is not None)
+            logits = _chunk_of_logits(hidden[rows], weight, bias)
+            logprobs[rows], entropy[rows], normaliser[rows] = _read_chunk(
+                logits, ids[rows], temperature, masked=bias is not None
+            )
         kept = logits if len(ids) <= chunk and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, weight, bias, ids, normaliser, kept)
         ctx.chunk, ctx.temperature = chunk, temperature
@@ -157,23 +161,22 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         # Sums over chunks are kept in float32: in bfloat16 the later chunks would be rounded away.
         weight_grad = torch.zeros_like(weight, dtype=wide) if for_weight else None
         bias_grad = torch.zeros_like(bias, dtype=wide) if for_bias else None
-        height = ctx.chunk if kept is None else min(ctx.chunk, _KEPT_ROWS)
-        scratch = None if kept is None else torch.empty_like(kept[:height])
-        for rows in _blocks(len(ids), height):
-            if kept is None or scratch is None:
-                logits = _chunk_of_logits(hidden[rows], weight, bias, ctx.temperature).sub_(normaliser[rows, None])
-            else:  # kept logits may be asked for again: they are read, never written
-                logits = torch.sub(kept[rows], normaliser[rows, None], out=scratch[: len(kept[rows])])
-            slope = grads[0][rows, None] / ctx.temperature
-            wide_slopes = logits.exp_().mul_(-slope).scatter_add_(-1, ids[rows, None], slope)
-            slopes = wide_slopes.to(weight.dtype)
+        for rows in _blocks(len(ids), ctx.chunk):
+            # kept logits may be asked for again: they are read, never written
+            logits = _chunk_of_logits(hidden[rows], weight, bias) if kept is None else kept
+            slopes = torch.empty_like(logits) if kept is not None else logits
+            per_token = grads[0][rows, None] / ctx.temperature
+            for block in _blocks(len(logits), _rows_per_block(logits)):
+                part = _widened(logits[block], ctx.temperature).sub_(normaliser[rows][block, None])
+                part.exp_().mul_(-per_token[block]).scatter_add_(-1, ids[rows][block, None], per_token[block])
+                slopes[block] = part
+                if bias_grad is not None:
+                    bias_grad += part.sum(0)
             with _no_autocast(hidden):
                 if hidden_grad is not None:
                     hidden_grad[rows] = (slopes @ weight).to(hidden.dtype)
                 if weight_grad is not None:
                     weight_grad += slopes.t() @ hidden[rows].to(weight.dtype)
-            if bias_grad is not None:
-                bias_grad += wide_slopes.sum(0)
         return (
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
@@ -184,13 +187,15 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         )
 
 
-def _read_chunk(logits: Tensor, ids: Tensor, *, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _read_chunk(
+    logits: Tensor, ids: Tensor, temperature: float, *, masked: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and log-normalisers of a chunk, in blocks that stay in the cache."""
     results = []
     for rows in _blocks(len(ids), _rows_per_block(logits)):
-        part = logits[rows]
-        top = part.amax(-1)
-        shifted = part - top.unsqueeze(-1)
+        shifted = _widened(logits[rows], temperature)
+        top = shifted.amax(-1)
+        shifted.sub_(top.unsqueeze(-1))
         chosen = shifted.gather(-1, ids[rows, None]).squeeze(-1)
         weights = shifted.exp()
         total = weights.sum(-1)
@@ -202,12 +207,16 @@ def _read_chunk(logits: Tensor, ids: Tensor, *, masked: bool) -> tuple[Tensor, T
     return torch.cat(logprobs), torch.cat(entropies), torch.cat(normalisers)
 
 
-def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return logits over the temperature for some rows, wide, in a tensor that may be overwritten."""
+def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits of some rows in the dtype of the weight, in a tensor that may be overwritten."""
     with _no_autocast(hidden):
-        logits = F.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-    logits = logits.to(_wide(weight.dtype))
-    return logits if temperature == 1.0 else logits.div_(temperature)
+        return F.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+
+
+def _widened(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature in the dtype of the softmax, in new memory."""
+    wide = logits.to(_wide(logits.dtype), copy=True)
+    return wide if temperature == 1.0 else wide.mul_(1 / temperature)
 
 
 def _no_autocast(tensor: Tensor) -> Any:

@@ -20,6 +20,7 @@ import torch
 
 from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
+from poise.models.attention import register
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
@@ -149,7 +150,7 @@ def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype, packed: dict
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **packed)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=register(), **packed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = "folder" if Path(source).is_dir() else "hub id"
         raise ModelError(

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from poise.errors import ModelError
+from poise.models.attention import register
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -109,4 +110,4 @@ def tiny_model(name: str, *, seed: int = 0) -> Any:
         )
     with torch.random.fork_rng():
         torch.manual_seed(options["seed"] or seed)
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, attn_implementation=register())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import re
 from dataclasses import replace
 from typing import Any
 
 from poise.errors import DataError
-from poise.types import Dataset, Demonstration, Prompt
+from poise.types import Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 _ROWS = ("demonstrations", "comparisons", "labels")
 
@@ -33,6 +35,31 @@ def without_splits(dataset: Dataset) -> Dataset:
         name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in _ROWS
     }
     return Dataset(name=dataset.name, prompts=tuple(strip(p) for p in dataset.prompts), **rows)
+
+
+def with_cut_responses(dataset: Dataset) -> Dataset:
+    """The labels once more on responses that end early: after the first sentence, or somewhere among the words.
+
+    What begins to do harm is unsafe, and what begins harmlessly safe, wherever it stops. Without such rows a cost
+    takes short and finished responses for safe ones, because those that a small model made are mostly neither; and a
+    policy finds that out before it finds anything better.
+    """
+    cut = [
+        replace(label, response=shorter, origin=Origin(kind="rule", name="cut"))
+        for label in dataset.labels
+        for shorter in [_cut(label)]
+        if shorter and shorter != label.response
+    ]
+    return replace(dataset, labels=(*dataset.labels, *cut))
+
+
+def _cut(label: SafetyLabel) -> str:
+    draw = random.Random(f"{label.prompt.id}/{label.response}")
+    sentence = re.match(r"\s*\S.*?[.!?](?=\s)", label.response, re.DOTALL)
+    if sentence and draw.random() < 0.5:
+        return sentence[0]
+    words = re.findall(r"\s*\S+", label.response)
+    return "".join(words[: round(len(words) * draw.uniform(0.3, 0.9))])
 
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:

@@ -30,10 +30,12 @@ from poise.types import Comparison, Dataset, Estimate, Origin, SafetyLabel
 COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
 # Bounded, so that an answer that is clearly safe gains nothing by being a flatter refusal.
 BOUNDED_COST = replace(COST, bound=1.5)
-SIGNAL_DEPTH, JUDGE_DEPTH = 2 / 3, 0.8
+SIGNAL_DEPTH, JUDGE_DEPTH = 0.6, 0.8
+# Pairs that people judged are noisy: heads that learn from them for long, or unshrunken, learn the noise.
+EPOCHS, WEIGHT_DECAY = 10, 10.0
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
 TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
-PROMPT_TOKENS = 96  # of a dialogue the scores read the last turns
+PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
 HEADS = {"hidden layer": 64, "linear probe": 0}
 
@@ -145,7 +147,9 @@ def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesso
         depth=SIGNAL_DEPTH,
         seed=settings.seed,
         channels=(REWARD, BOUNDED_COST),
-        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": PROMPT_TOKENS},
+        epochs=EPOCHS,
+        weight_decay=WEIGHT_DECAY,
+        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
     )
 
 
@@ -159,7 +163,9 @@ def noisy_lesson(material: Material, settings: Settings) -> Lesson:
         depth=SIGNAL_DEPTH,
         seed=settings.seed,
         channels=(COST,),
-        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": PROMPT_TOKENS},
+        epochs=EPOCHS,
+        weight_decay=WEIGHT_DECAY,
+        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
     )
 
 

@@ -33,8 +33,12 @@ SOURCES = {  # name -> what is loaded; those first whose sides matter most
     "instructions": "instructions:alpaca+instructions:self-instruct",
 }
 SHARES = {"train": 0.5, "judge": 0.25, "test": 0.25}
-OWN_SHARES = {"advbench": {"test": 1.0}, "xstest": {"train": 0.25, "judge": 0.35, "test": 0.4}}
-MOST_ROWS = {"redteam": 700, "helpful": 1300, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
+OWN_SHARES = {
+    "advbench": {"test": 1.0},
+    "xstest": {"train": 0.25, "judge": 0.35, "test": 0.4},
+    "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
+}
+MOST_ROWS = {"redteam": 700, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
 PAIRS_OF_A_PROMPT = 2  # of PKU, whose 742 prompts have up to 40 pairs each
 LONGEST_PROMPT = 40  # words of a prompt that the policy answers
 TOO_NEAR = 0.5  # share of content words that a training prompt may have in common with an evaluated one

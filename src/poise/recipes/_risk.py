@@ -23,7 +23,7 @@ from poise.recipes._rollouts import write_rollouts
 from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
 from poise.rollout.native import NativeEngine
 from poise.run import Run
-from poise.train.algorithms import PPO, RLOO, Algorithm, risk_averse
+from poise.train.algorithms import PPO, REINFORCE_PP, RLOO, Algorithm, risk_averse
 from poise.train.estimators import generalised
 from poise.train.loop import fit
 from poise.train.objectives import Unconstrained
@@ -36,6 +36,7 @@ ARMS = {"sft": "SFT", "rlhf": "RLHF", "ra-rlhf": "RA-RLHF"}
 BASES = {
     "ppo": replace(PPO, advantage=generalised(trace=0.95), epochs=4),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
+    "reinforce++": REINFORCE_PP,
 }
 SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
 HARD, WORST = 0.1, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards

@@ -11,7 +11,7 @@ import torch
 from poise.data import merge, split_by_prompt
 from poise.data.batching import num_steps
 from poise.models.heads import COST, REWARD, Channel, ScoreModel, load_score_model
-from poise.recipes._data import without_splits
+from poise.recipes._data import with_cut_responses, without_splits
 from poise.run import Run
 from poise.train.loop import fit
 from poise.train.score_model import FeedbackTable, ScoreTrainer, calibrate, evaluate_scores
@@ -55,8 +55,9 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Learn
     The judge reads deeper layers, other rows and another seed than the training signal.
     """
     is_judge = split == "judge"
+    data = merge([study.splits[split], *([] if is_judge else study.gathered)], name=split)
     lesson = Lesson(
-        data=merge([study.splits[split], *([] if is_judge else study.gathered)], name=split),
+        data=data if is_judge else with_cut_responses(data),
         measure=lambda model: _accuracy(model, study.splits["test"]),
         depth=0.7 if is_judge else 0.5,
         channels=(REWARD, COST if is_judge else replace(COST, bound=COST_BOUND)),

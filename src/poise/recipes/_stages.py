@@ -303,7 +303,7 @@ def _mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | 
     """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
     if study.settings.ptx_coef == 0:
         return None
-    return DemonstrationBatches(safe_demonstrations(study.splits["train"]), policy, seed=study.settings.seed)
+    return DemonstrationBatches(safe_demonstrations(study.splits["train"]), policy, per_step=8, seed=study.settings.seed)
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:

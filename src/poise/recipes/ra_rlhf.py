@@ -25,7 +25,7 @@ def ra_rlhf(
     *,
     model: str = "smollm2-135m",
     tasks: tuple[str, ...] = ("imdb-gen", "jigsaw-gen", "realtoxicityprompts-gen"),
-    algorithm: Literal["ppo", "rloo"] = "rloo",
+    algorithm: Literal["ppo", "rloo", "reinforce++"] = "reinforce++",
     alpha: float = 0.4,
     warm_up: int = 3,
     end: float = 0.75,
@@ -34,7 +34,7 @@ def ra_rlhf(
     response_tokens: int = 20,
     supervised_steps: int = 16,
     lr: float = 1e-3,
-    kl_coef: float = 0.02,
+    kl_coef: float = 0.05,
     evaluated: int = 240,
     seeds: tuple[int, ...] = (0, 1, 2),
     page: str = "",
@@ -46,7 +46,8 @@ def ra_rlhf(
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
         tasks: imdb-gen, jigsaw-gen and realtoxicityprompts-gen read POISE_DATA; starter-gen comes with the package.
-        algorithm: what both arms learn by; ppo has a critic, rloo compares four samples of a prompt.
+        algorithm: what both arms learn by: reinforce++ weighs an episode against all that are learned from, ppo
+            against a critic, rloo against three others of its prompt.
         alpha: share of the worst episodes that are learned from at the end.
         warm_up: last step with all episodes, counted from 0.
         end: share of the steps after which only the worst episodes are left.
