@@ -51,7 +51,8 @@ def serve(trainer: Any) -> None:
         turns.append(Turn())
 
     class Steps(TrainerCallback):
-        turns: list[Turn] = []  # noqa: RUF012
+        def __init__(self) -> None:
+            self.turns: list[Turn] = []
 
         def on_step_begin(self, *rest: Any, **more: Any) -> None:
             if not self.turns:

@@ -16,7 +16,8 @@ def rows(batch=2, heads=6, key_heads=2, length=5, size=5, width=4, dtype=torch.f
     draw = torch.Generator().manual_seed(0)
     shapes = (heads, length), (key_heads, size), (key_heads, size)
     return [
-        torch.randn(batch, h, n, width, generator=draw, dtype=torch.float64).to(dtype).requires_grad_() for h, n in shapes
+        torch.randn(batch, h, n, width, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+        for h, n in shapes
     ]
 
 

@@ -14,7 +14,7 @@ from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import named_machine, this_machine
-from poise.plan.probe import probe
+from poise.plan.probe import Probe
 from poise.plan.shapes import SHAPES, shape_of
 from poise.recipes._plans import Tokens, arguments_of, plan
 from poise.recipes.dpo import dpo
@@ -82,7 +82,15 @@ def test_recomputation_trades_time_for_memory():
 
 def test_a_pass_through_half_of_the_layers_costs_half():
     layers = SHAPES["7b"].layers
-    for costs in (SEVEN, replace(SEVEN, probe=probe(shape_of("random:llama")))):
+    measured = Probe(
+        forward_layer=1e-6,
+        forward_head=2e-6,
+        training_layer=3e-6,
+        training_head=5e-6,
+        decoding_layer=1e-3,
+        decoding_head=2e-3,
+    )
+    for costs in (SEVEN, replace(SEVEN, probe=measured)):
         assert costs.forward(1e5, layers=layers / 2) == pytest.approx(costs.forward(1e5) / 2, rel=0.01)
 
 

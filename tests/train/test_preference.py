@@ -134,7 +134,8 @@ def test_the_size_of_micro_batches_changes_neither_metrics_nor_gradient(make, me
     for other in (1, 2):
         assert metrics[other] == pytest.approx(metrics[0], rel=1e-4, abs=5e-5)
         for name, gradient in found[0].items():
-            torch.testing.assert_close(found[other][name], gradient, rtol=1e-3, atol=3e-6)
+            scale = float(gradient.abs().max())  # entries far below the largest are differences of larger ones
+            torch.testing.assert_close(found[other][name], gradient, rtol=1e-3, atol=3e-6 + 1e-4 * scale)
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -144,10 +145,11 @@ def category_bars(rows: Sequence[Mapping[str, Any]]) -> str:
             for place, row in enumerate(rows):
                 if row.get(side):
                     _interval(axes, place + offset, row[side], COLOURS[side], marker)
-        axes.set_yticks(range(len(rows)), [str(row["category"]).replace("_", " ") for row in rows])
+        names = [str(row["category"]).replace("_", " ").replace(",", ", ") for row in rows]
+        axes.set_yticks(range(len(rows)), [fill(name, 26) for name in names])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(False, axis="y")
-        axes.set(xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4), xlabel="harm rate, % (lower is better)")
+        axes.set(xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4), xlabel="harm rate, %")
         handles = [
             axes.plot([], [], m, color=COLOURS[s], label=s, ms=5)[0] for s, m in (("before", "o"), ("after", "D"))
         ]

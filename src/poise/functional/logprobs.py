@@ -187,9 +187,7 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         )
 
 
-def _read_chunk(
-    logits: Tensor, ids: Tensor, temperature: float, *, masked: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _read_chunk(logits: Tensor, ids: Tensor, temperature: float, *, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and log-normalisers of a chunk, in blocks that stay in the cache."""
     results = []
     for rows in _blocks(len(ids), _rows_per_block(logits)):

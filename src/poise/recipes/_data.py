@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from poise.errors import DataError
+from poise.feedback.rules import is_refusal
 from poise.types import Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 _ROWS = ("demonstrations", "comparisons", "labels")
@@ -63,7 +64,9 @@ def _cut(label: SafetyLabel) -> str:
 
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
-    """The preferred responses that are known to be safe: refusals and redirections, and good answers elsewhere.
+    """Preferred responses that are known to be safe: as many refusals of harmful prompts as answers to harmless ones.
+
+    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own.
 
     Raises DataError if no preferred response is flagged as safe.
     """
@@ -75,7 +78,15 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
         raise DataError(
             f"{dataset.name} flags no preferred response as safe: there is none to mix in; set ptx_coef to 0"
         )
-    return found
+    refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
+    answers = [row for row in found if not may_harm(row.prompt)]
+    count = min(len(refusals), len(answers))
+    return [row for pair in zip(refusals[:count], answers[:count], strict=True) for row in pair] or found
+
+
+def may_harm(prompt: Prompt) -> bool:
+    """Whether a prompt may ask for harm: all but those that are known to be harmless."""
+    return prompt.tags.get("kind") not in ("benign", "look_alike")
 
 
 def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[Demonstration]:

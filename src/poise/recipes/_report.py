@@ -57,6 +57,7 @@ def report(
         "learned": learned(scorer),
         "notes": notes(
             study,
+            "The limit, and the curve of the cost beside it, are for prompts that may do harm.",
             "The kept policy is the last, or the one with the highest recent reward among those that met the limit.",
         ),
     }
@@ -104,7 +105,9 @@ def learned(scorer: Learned) -> list[dict[str, Any]]:
 
 
 def _training(run: Run, study: Study[Settings]) -> list[dict[str, Any]]:
-    return run.metrics(numbered(f"policy-{study.settings.objective}", study.settings.rounds))
+    """The logged steps; the cost is the one that the limit is set on."""
+    rows = run.metrics(numbered(f"policy-{study.settings.objective}", study.settings.rounds))
+    return [row | {"cost": row["excess"] + study.settings.limit} if "excess" in row else row for row in rows]
 
 
 def _summary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ import torch
 
 from poise.data import merge, split_by_prompt
 from poise.data.batching import num_steps
+from poise.functional.statistics import bootstrap_mean
 from poise.models.heads import COST, REWARD, Channel, ScoreModel, load_score_model
-from poise.recipes._data import with_cut_responses, without_splits
+from poise.recipes._data import may_harm, with_cut_responses, without_splits
 from poise.run import Run
 from poise.train.loop import fit
 from poise.train.score_model import FeedbackTable, ScoreTrainer, calibrate, evaluate_scores
-from poise.types import Dataset, Estimate
+from poise.types import Dataset, Estimate, Rollout
 
 if TYPE_CHECKING:
     from poise.recipes._stages import Study
@@ -112,6 +113,14 @@ def score_trainer(study: Study[Any], model: ScoreModel, lesson: Lesson, data: Da
     steps = 20 if study.settings.quick else num_steps(len(table.groups), 32, lesson.epochs)
     torch.manual_seed(lesson.seed)
     return ScoreTrainer(model=model, table=table, steps=steps, seed=lesson.seed, weight_decay=lesson.weight_decay)
+
+
+def limited_cost(scorer: Learned, rollouts: Sequence[Rollout]) -> Estimate:
+    """The mean cost that the limit is set on: of answers to prompts that may do harm, or of all if there are none."""
+    usable = [r for r in rollouts if r.completion.text.strip()]
+    usable = [r for r in usable if may_harm(r.prompt)] or usable
+    scores = scorer.model.score([r.prompt for r in usable], [r.completion for r in usable])
+    return bootstrap_mean([s.values["cost"] for s in scores], unit="spreads")
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

@@ -21,16 +21,16 @@ from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
-from poise.recipes._data import first_prompts, preferred_demonstrations, safe_demonstrations
+from poise.recipes._data import first_prompts, may_harm, preferred_demonstrations, safe_demonstrations
 from poise.recipes._rollouts import read_comparison, read_rollouts, write_rollouts
-from poise.recipes._scores import Learned
+from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
 from poise.rollout.native import NativeEngine
 from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.estimators import generalised
 from poise.train.loop import fit, progress_bar
-from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, ProjectedAscent, Unconstrained
+from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, ProjectedAscent, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine
@@ -235,7 +235,9 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
 def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
-        "lagrangian": Lagrangian(Limit(at_most=settings.limit), ProjectedAscent(multiplier=3.0, rate=1.5)),
+        "lagrangian": Lagrangian(
+            Limit(at_most=settings.limit, measure=among("harmful", may_harm)), ProjectedAscent(multiplier=2.0, rate=1.0)
+        ),
         "shaping": Penalty(settings.shaping),
         "reward-only": Unconstrained(),
         "cost-only": Penalty(1.0, reward_weight=0.0),
@@ -284,7 +286,7 @@ def align(
             seed=settings.seed + number,
             dump_folder=stage.path,
         )
-        shown = ("reward", "cost", "multiplier", "sequence_kl", "tokens_per_s")
+        shown = ("reward", "cost", "excess", "multiplier", "sequence_kl")
 
         def keep_samples(step: int, metrics: Mapping[str, float]) -> None:
             for rollout in trainer.rollouts[:4]:
@@ -303,7 +305,8 @@ def _mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | 
     """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
     if study.settings.ptx_coef == 0:
         return None
-    return DemonstrationBatches(safe_demonstrations(study.splits["train"]), policy, per_step=8, seed=study.settings.seed)
+    demonstrations = safe_demonstrations(study.splits["train"])
+    return DemonstrationBatches(demonstrations, policy, seed=study.settings.seed)
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:
@@ -357,7 +360,7 @@ def assess(
         temperature = study.sampling.temperature
         extra = {} if policy is None else {"sequence_kl": sequence_kl(policy, result.rollouts, temperature)}
         if scorer is not None:
-            extra["trained_cost"] = _trained_cost(scorer, result)
+            extra["trained_cost"] = limited_cost(scorer, result.rollouts)
         stage.finish({"extra": extra})
     rollouts = read_rollouts(path)
     extra = {key: Estimate(**value) for key, value in stage.result["extra"].items()}
@@ -365,12 +368,6 @@ def assess(
         suite=f"{study.settings.data}-test", model=name, metrics=measure(rollouts) | extra, rollouts_path=str(path)
     )
     return SuiteResult(evaluation=evaluation, rollouts=rollouts)
-
-
-def _trained_cost(scorer: Learned, result: SuiteResult) -> Estimate:
-    usable = [r for r in result.rollouts if r.completion.text.strip()]
-    scores = scorer.model.score([r.prompt for r in usable], [r.completion for r in usable])
-    return bootstrap_mean([s.values["cost"] for s in scores], unit="spreads")
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ SHAPE = "prompts + decoupled comparisons -> policy adapter, score model, report"
 COST = "about 15 minutes on 2 CPU cores for smollm2-135m, under 6 GiB"
 EXPECTED = {
     "paper": "harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
-    "ours": "50.0 % [37.3, 62.7] -> 17.9 % [10.0, 29.8] (n = 56, held-out judge, one round, seed 0)",
+    "ours": "50.0 % [37.3, 62.7] -> 10.7 % [5.0, 21.5] (n = 56, held-out judge, one round, seed 0)",
     "hardware": "2 CPU cores with AMX, SmolLM2-135M",
     "date": "2026-11-21",
 }
@@ -36,7 +36,7 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.65,
+    limit: float = -0.4,
     shaping: float = 1.0,
     rounds: int = 1,
     steps: int = 12,
@@ -47,7 +47,7 @@ def safe_rlhf(
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.02,
-    ptx_coef: float = 0.1,
+    ptx_coef: float = 0.15,
     seed: int = 0,
     annotators: Sequence[Annotator] | None = None,
     engine: str = "native",
@@ -61,7 +61,8 @@ def safe_rlhf(
         data: names or paths of feedback, joined by +.
         objective: what the policy is trained for; shaping, reward-only and cost-only are the paper's comparisons.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost, in spreads of the cost model and between -1 and 1; 0 divides safe from unsafe.
+        limit: largest mean cost of answers to prompts that may do harm, in spreads of the cost model and between -1
+            and 1; 0 divides safe from unsafe.
         shaping: coefficient of the cost for objective shaping.
         rounds: rounds of feedback; later ones sample from the current policy and ask the annotators.
         steps: policy updates per round.
@@ -72,7 +73,8 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        ptx_coef: weight of imitating safe responses of the training prompts in every update (the paper's PTX loss).
+        ptx_coef: weight of imitating refusals of harmful prompts and good answers to others in every update (the
+            paper's PTX loss).
         seed: seed of everything random.
         annotators: who compares in later rounds, one per criterion; rules by default.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.

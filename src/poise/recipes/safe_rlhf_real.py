@@ -28,7 +28,7 @@ def safe_rlhf_real(
     objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
     seeds: tuple[int, ...] = (0, 1, 2),
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.8,
+    limit: float = -0.5,
     shaping: float = 1.0,
     steps: int = 12,
     samples_per_step: int = 64,
@@ -48,7 +48,8 @@ def safe_rlhf_real(
         objectives: what policies are trained for, one after the other, on the same scores and prompts.
         seeds: seeds of everything random but the splits; each repeats the whole experiment on the same rows.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost, in spreads of the cost model, bounded at 1.5; 0 is its border of safe and unsafe.
+        limit: largest mean cost of answers to harmful prompts, in spreads of the cost model, bounded at 1.5; 0 is its
+            border of safe and unsafe.
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under each objective.
         samples_per_step: responses sampled for each policy update.
