@@ -159,18 +159,18 @@ def test_a_saved_policy_comes_back_with_the_same_layers_and_logits(family, tmp_p
         assert torch.equal(logits(again.model, ids), logits(policy.model, ids))
 
 
-def test_merged_weights_load_in_plain_transformers_with_the_same_logits(backbone, tmp_path, ids, move_adapter):
-    policy = Policy(backbone, Lora(rank=3, top=0.5))
+def test_merged_weights_load_in_plain_transformers_with_the_same_logits(family, tmp_path, ids, move_adapter):
+    policy = Policy(load_backbone(f"random:{family}?layers=4&hidden=32", dtype=torch.float64), Lora(rank=3, top=0.5))
     add_adapter(policy.model, policy.trunk.layers, "other", Lora(rank=2))
     move_adapter(policy.model, "policy")
     move_adapter(policy.model, "other")
     with policy.acting():
         ours = logits(policy.model, ids)
     policy.save_pretrained(tmp_path, merge=True)
-    plain, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    plain, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    torch.testing.assert_close(logits(plain, ids), ours, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(plain, ids), ours, atol=1e-5, rtol=1e-5)
 
 
 def test_a_folder_of_another_shape_or_without_an_adapter_is_refused(backbone, tmp_path):

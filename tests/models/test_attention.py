@@ -73,12 +73,28 @@ def test_a_scale_and_a_single_mask_for_all_rows_are_taken():
     torch.testing.assert_close(ours, theirs.transpose(1, 2))
 
 
-def test_long_rows_are_left_to_torch():
-    query, key, value = rows(batch=1, length=1, size=LONGEST + 1)
-    ours, _ = attention(Module(), query, key, value, None)
-    theirs = scaled_dot_product_attention(query, key, value, enable_gqa=True)
+def is_batched(monkeypatch, query, key, value, mask, **rest):
+    """Whether our own product was used; either way the values are torch's."""
+    used = []
+    apply = BatchedAttention.apply
+    monkeypatch.setattr(BatchedAttention, "apply", lambda *parts: used.append(True) or apply(*parts))
+    ours, _ = attention(Module(), query, key, value, mask, **rest)
+    theirs = scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     torch.testing.assert_close(ours, theirs.transpose(1, 2))
-    assert "BatchedAttention" not in str(ours.grad_fn.next_functions)
+    return bool(used)
+
+
+@pytest.mark.parametrize("size", [LONGEST, LONGEST + 1])
+def test_long_rows_are_left_to_torch(monkeypatch, size):
+    query, key, value = rows(batch=1, length=1, size=size)
+    mask = torch.ones(1, 1, 1, size, dtype=torch.bool)
+    assert is_batched(monkeypatch, query, key, value, mask) == (size <= LONGEST)
+
+
+def test_what_only_transformers_knows_is_left_to_it():
+    query, key, value = rows()
+    with pytest.raises(ValueError, match="softcap"):
+        attention(Module(), query, key, value, None, softcap=5.0)
 
 
 def test_in_bf16_it_is_as_near_as_torch_s():

@@ -14,7 +14,7 @@ from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import named_machine, this_machine
-from poise.plan.probe import Probe
+from poise.plan.probe import _measure, probe
 from poise.plan.shapes import SHAPES, shape_of
 from poise.recipes._plans import Tokens, arguments_of, plan
 from poise.recipes.dpo import dpo
@@ -80,18 +80,26 @@ def test_recomputation_trades_time_for_memory():
     assert 1.2 < again.training(1e5, positions=0) / SEVEN.training(1e5, positions=0) < 2
 
 
-def test_a_pass_through_half_of_the_layers_costs_half():
+def test_a_pass_through_half_of_the_layers_costs_half(monkeypatch):
     layers = SHAPES["7b"].layers
-    measured = Probe(
-        forward_layer=1e-6,
-        forward_head=2e-6,
-        training_layer=3e-6,
-        training_head=5e-6,
-        decoding_layer=1e-3,
-        decoding_head=2e-3,
-    )
+    clock = {1: (1.0, 3.0, 0.5), 4: (2.5, 9.0, 1.7)}
+    monkeypatch.setattr("poise.plan.probe._measure", lambda shape, depth: clock[depth])
+    measured = probe(shape_of("random:llama"))
+    assert (measured.decoding_layer, measured.decoding_head) == pytest.approx((0.4, 0.1))
+    assert measured.training_layer / measured.forward_layer == pytest.approx(4.0)
     for costs in (SEVEN, replace(SEVEN, probe=measured)):
         assert costs.forward(1e5, layers=layers / 2) == pytest.approx(costs.forward(1e5) / 2, rel=0.01)
+
+
+def test_a_machine_too_busy_to_be_measured_says_so(monkeypatch):
+    monkeypatch.setattr("poise.plan.probe._measure", lambda shape, depth: (1.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match="4 layers took no longer than 1"):
+        probe(shape_of("random:llama"))
+
+
+def test_every_pass_of_a_probe_takes_time():
+    forward, training, _ = _measure(shape_of("random:llama"), 1)
+    assert forward > 0 and training > 0
 
 
 def test_this_machine_is_measured():

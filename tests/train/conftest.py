@@ -40,9 +40,14 @@ class LetterScorer:
         ]
 
 
-def tiny_policy(name: str = "random:llama", lora: Lora | None = Lora(rank=2, top=0.5), seed: int = 0) -> Policy:  # noqa: B008
+def tiny_policy(
+    name: str = "random:llama",
+    lora: Lora | None = Lora(rank=2, top=0.5),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
     """A tiny policy whose adapter has left its start, so that policy and reference differ."""
-    policy = Policy(load_backbone(name), lora, seed=seed)
+    policy = Policy(load_backbone(name, dtype=dtype), lora, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in policy.parameters().items():

@@ -16,6 +16,8 @@ from torch import Tensor
 from poise.errors import ConfigError
 
 _BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32 at a time: what stays in a core's cache
+_GPU_BLOCK_ELEMENTS = 1 << 22  # where a call costs more than a pass through memory
+_KEPT_ROWS = 512  # rows of kept logits that the backward pass turns into slopes at once
 
 
 class TokenLogprobs(NamedTuple):
@@ -102,7 +104,8 @@ def _blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def _rows_per_block(logits: Tensor) -> int:
-    return max(1, _BLOCK_ELEMENTS * len(logits) // max(1, logits.numel()))
+    most = _BLOCK_ELEMENTS if logits.device.type == "cpu" else _GPU_BLOCK_ELEMENTS
+    return max(1, most * len(logits) // max(1, logits.numel()))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -161,9 +164,9 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         # Sums over chunks are kept in float32: in bfloat16 the later chunks would be rounded away.
         weight_grad = torch.zeros_like(weight, dtype=wide) if for_weight else None
         bias_grad = torch.zeros_like(bias, dtype=wide) if for_bias else None
-        for rows in _blocks(len(ids), ctx.chunk):
+        for rows in _blocks(len(ids), ctx.chunk if kept is None else min(ctx.chunk, _KEPT_ROWS)):
             # kept logits may be asked for again: they are read, never written
-            logits = _chunk_of_logits(hidden[rows], weight, bias) if kept is None else kept
+            logits = _chunk_of_logits(hidden[rows], weight, bias) if kept is None else kept[rows]
             slopes = torch.empty_like(logits) if kept is not None else logits
             per_token = grads[0][rows, None] / ctx.temperature
             for block in _blocks(len(logits), _rows_per_block(logits)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 NAME = "poise"
 LONGEST = 1024  # keys; beyond it the scores of a batch take too much memory
-_Saved = tuple[Tensor | None, ...]
+_NOT_OURS = ("softcap", "position_bias", "cache", "output_attentions")  # of what transformers may ask for
 
 
 class BatchedAttention(torch.autograd.Function):
@@ -30,7 +30,7 @@ class BatchedAttention(torch.autograd.Function):
         return torch.bmm(_weights(queries, keys, bias), values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> _Saved:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         queries, keys, values, bias = ctx.saved_tensors
         (gradient,) = gradients
@@ -69,7 +69,9 @@ def attention(
     batch, heads, length, width = query.shape
     key_heads, size = key.shape[1:3]
     is_square = attention_mask is None and length == size and is_causal is not False
-    if query.device.type != "cpu" or size > LONGEST or dropout > 0 or not (is_square or _fits(attention_mask, batch)):
+    is_plain = dropout == 0 and all(rest.get(name) is None for name in _NOT_OURS)
+    is_short = query.device.type == "cpu" and size <= LONGEST
+    if not (is_short and is_plain and (is_square or _fits(attention_mask, batch))):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(

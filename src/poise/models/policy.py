@@ -52,7 +52,7 @@ class Policy:
     def __init__(
         self,
         backbone: Backbone,
-        lora: Lora | None = Lora(),  # noqa: B008
+        lora: Lora | None = Lora(),
         *,
         adapter: str = "policy",
         seed: int = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,10 +23,8 @@ def four_bits(bits: int, device: str) -> Any:
         raise ConfigError(f"POISE_BASE_BITS=4 needs a CUDA GPU, and this run is on {device!r}: unset it")
     if current().is_sharded:
         raise ConfigError("packed weights cannot be sharded: with POISE_BASE_BITS=4 set POISE_SHARD=0")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("POISE_BASE_BITS=4 needs the package bitsandbytes: pip install 'poise[gpu]'") from error
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("POISE_BASE_BITS=4 needs the package bitsandbytes: pip install 'poise[gpu]'")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

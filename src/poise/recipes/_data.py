@@ -66,7 +66,8 @@ def _cut(label: SafetyLabel) -> str:
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     """Preferred responses that are known to be safe: as many refusals of harmful prompts as answers to harmless ones.
 
-    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own.
+    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. Where there
+    are no refusals, or no answers, all safe responses are taken.
 
     Raises DataError if no preferred response is flagged as safe.
     """

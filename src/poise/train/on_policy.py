@@ -65,7 +65,7 @@ class OnPolicyTrainer:
         objective: Objective,
         prompts: Sequence[Prompt],
         prompts_per_step: int = 16,
-        sampling: Sampling = Sampling(),  # noqa: B008
+        sampling: Sampling = Sampling(),
         optimisation: Optimisation = Optimisation(),
         demonstrations: DemonstrationBatches | None = None,
         seed: int = 0,

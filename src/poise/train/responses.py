@@ -75,7 +75,8 @@ def sequence_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, r
     Each process runs its part of the rows and has the figures of all of them.
     """
     own = OwnRows.of(shared_rows(policy, rows))
-    found = torch.zeros(len(rows), device=policy.backbone.device)
+    dtype = torch.promote_types(policy.backbone.dtype, torch.float32)
+    found = torch.zeros(len(rows), dtype=dtype, device=policy.backbone.device)
     with torch.no_grad():
         for part, counts in own.passes(tokens):
             logprobs, _ = policy.logprobs(policy.lower(own.rows.select(part)), reference=reference)
