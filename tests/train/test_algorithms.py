@@ -57,7 +57,7 @@ def test_the_mixed_policy_loss_is_that_of_the_published_code(goldens, multiplier
     case = goldens[f"safe.ppo_lag.actor_loss.lambda_{multiplier}"]
     i = case["inputs"]
     objective = Lagrangian(Limit(), ProjectedAscent(multiplier=i["lambda_"]))
-    mixed = objective.mix({"reward": tensor(i["reward_adv"]), "cost": tensor(i["cost_adv"])})
+    mixed = objective.mix({"reward": tensor(i["reward_adv"]), "cost": tensor(i["cost_adv"])}, {})
     torch.testing.assert_close(mixed, tensor(case["expected"]["combined_adv"]))
     mask = torch.tensor(i["mask"])
     losses = PPO.policy_loss(tensor(i["log_probs"]), tensor(i["old_log_probs"]), as_they_are(mixed, mask), mask)
@@ -68,7 +68,7 @@ def test_the_mixed_policy_loss_is_that_of_the_published_code(goldens, multiplier
 def test_the_ends_of_the_multiplier_are_plain_ppo_on_one_channel(goldens, multiplier, plain):
     i = goldens["safe.ppo_lag.actor_loss.lambda_1.0"]["inputs"]
     advantages = {"reward": tensor(i["reward_adv"]), "cost": tensor(i["cost_adv"])}
-    mixed = Lagrangian(Limit(), ProjectedAscent(multiplier=multiplier)).mix(advantages)
+    mixed = Lagrangian(Limit(), ProjectedAscent(multiplier=multiplier)).mix(advantages, {})
     alone = advantages["reward"] if plain == "reward" else -advantages["cost"]
     mask = torch.tensor(i["mask"])
     losses = [PPO.policy_loss(tensor(i["log_probs"]), tensor(i["old_log_probs"]), a, mask) for a in (mixed, alone)]

@@ -133,7 +133,7 @@ def test_several_limits_move_apart_and_are_feasible_only_together():
         "feasible": 0.0,
     }
     assert objective.signs == {"reward": 1, "cost": -1, "length": -1}
-    mixed = objective.mix({"reward": torch.tensor(4.0), "cost": torch.tensor(1.0), "length": torch.tensor(-2.0)})
+    mixed = objective.mix({"reward": torch.tensor(4.0), "cost": torch.tensor(1.0), "length": torch.tensor(-2.0)}, {})
     assert mixed.item() == pytest.approx((4.0 - 1.5 * 1.0 + 1.5 * 2.0) / (1 + 1.5 + 1.5))
     assert objective.update(batch(1.0, length=torch.tensor([10.0])))["feasible"] == 1.0
 

@@ -84,7 +84,7 @@ def test_more_padding_changes_nothing(make_trainer, weights_of, prompts, model):
         start = weights_of(trainer)
         batch = trainer.collect(prompts)
         advantages, targets = trainer.estimate(wider(batch, padding))
-        trainer.update(wider(batch, padding), trainer.objective.mix(advantages), targets)
+        trainer.update(wider(batch, padding), trainer.objective.mix(advantages, batch.scores), targets)
         changes.append(moved(trainer, start, weights_of))
     assert_same(changes[1], changes[0])
 

@@ -36,7 +36,7 @@ def episodes(objective, step=0, steps=10):
         returns=RETURNS,
         first_targets={name: -values for name, values in RETURNS.items()},
         signs=objective.signs,
-        mix=objective.mix,
+        mix=lambda channels: objective.mix(channels, {}),
         step=step,
         steps=steps,
     )

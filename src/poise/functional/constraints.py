@@ -47,7 +47,7 @@ def lagrangian_mix_channels(
 
     reward_advantages  [...] higher is better
     cost_advantages    channel -> [...] higher is worse
-    multipliers        channel -> number or [], >= 0, the same channels
+    multipliers        channel -> number, [] or [...] (0 where a cost does not count), >= 0, the same channels
     returns            [...]
 
     >>> import torch

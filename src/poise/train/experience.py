@@ -34,7 +34,7 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
         )
         for name, scores in shaped.items()
     }
-    mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()})
+    mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()}, batch.scores)
     return {
         name: Experience(
             rewards=rewards[name],
@@ -68,7 +68,7 @@ def episodes(
         returns={name: each.sum(-1)[live] for name, each in rewards.items()},
         first_targets={name: first_return(each, batch.response_mask)[live] for name, each in targets.items()},
         signs=objective.signs,
-        mix=objective.mix,
+        mix=lambda channels: objective.mix(channels, {name: scores[live] for name, scores in batch.scores.items()}),
         step=step,
         steps=steps,
     )

@@ -178,6 +178,13 @@ class Watch:
             costs[inside] = weight * self.limit.measure.costs(values[inside], self._seen(values[inside]))
         return costs
 
+    def prices(self, scores: Mapping[str, Tensor], dimensions: int) -> Tensor | float:
+        """The multiplier; of a group of prompts one for each row [B, 1, ...], in so many dimensions, and 0 outside."""
+        inside = None if self.limit.measure.among is None else self._read(scores)[1]
+        if inside is None:
+            return self.controller.multiplier
+        return (self.controller.multiplier * inside).view(-1, *[1] * (dimensions - 1))
+
     def update(self, scores: Mapping[str, Tensor]) -> None:
         """Measure a rollout batch and move the multiplier; a batch without prompts of the group changes nothing."""
         values, inside = self._read(scores)

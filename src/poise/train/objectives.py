@@ -65,8 +65,8 @@ class Objective(Protocol):
         """The channels [B] that are trained on."""
         ...
 
-    def mix(self, advantages: Mapping[str, Tensor]) -> Tensor:
-        """One advantage [B, T] from those of the channels."""
+    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+        """One advantage [B, ...] from those of the channels; the scores [B] say which limits speak of a row."""
         ...
 
     def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
@@ -110,7 +110,7 @@ class Unconstrained(_Stateless):
         """The channel alone."""
         return {self.channel: _maximised(channel_of(scores, self.channel, "the objective"), self.measure)}
 
-    def mix(self, advantages: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
         """Its advantages."""
         return advantages[self.channel]
 
@@ -139,7 +139,7 @@ class Penalty(_Stateless):
             shaped = penalised_reward(shaped, channel_of(scores, name, "the penalty"), coefficient)
         return {"shaped": shaped}
 
-    def mix(self, advantages: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
         """The advantages of the shaped reward."""
         return advantages["shaped"]
 
@@ -147,9 +147,10 @@ class Penalty(_Stateless):
 class Lagrangian:
     """Maximise reward under limits: min over l >= 0 of max over policies of E[reward] - sum l_i (measure_i - limit_i).
 
-    Advantages are mixed as (A_r - sum l_i A_i) / (1 + sum l_i). Each multiplier moves once per rollout batch. Give any
-    number of limits, and none or as many controllers, in the order of the limits. With `reward=cvar(0.4)` the mean of
-    the worst 40 % of the rewards is maximised instead of that of all.
+    Advantages are mixed as (A_r - sum l_i A_i) / (1 + sum l_i). The limit of a group of prompts is left out of both
+    sums on other prompts: there the reward counts whole. Each multiplier moves once per rollout batch. Give any number
+    of limits, and none or as many controllers, in the order of the limits. With `reward=cvar(0.4)` the mean of the
+    worst 40 % of the rewards is maximised instead of that of all.
     Source: Safe RLHF (arXiv:2310.12773); the default controller is projected dual ascent, `ReferenceAscent` is theirs.
 
     >>> objective = Lagrangian(Limit("cost", 0.02, measure=rate()), Limit("length", 200.0), PID(), PID())
@@ -187,10 +188,11 @@ class Lagrangian:
         reward = _maximised(channel_of(scores, "reward", "the objective"), self.reward)
         return {"reward": reward} | {watch.limit.name: watch.costs(scores) for watch in self.watches}
 
-    def mix(self, advantages: Mapping[str, Tensor]) -> Tensor:
-        """(A_r - sum l_i A_i) / (1 + sum l_i)."""
-        costs = {name: advantages[name] for name in self.multipliers}
-        return lagrangian_mix_channels(advantages["reward"], costs, self.multipliers)
+    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+        """(A_r - sum l_i A_i) / (1 + sum l_i), over the limits that speak of the row."""
+        costs = {watch.limit.name: advantages[watch.limit.name] for watch in self.watches}
+        prices = {watch.limit.name: watch.prices(scores, costs[watch.limit.name].dim()) for watch in self.watches}
+        return lagrangian_mix_channels(advantages["reward"], costs, prices)
 
     def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
         """Move each multiplier by what is measured; returns multipliers, saturation, excesses and feasibility.

@@ -98,7 +98,7 @@ class OnPolicyTrainer:
         """One step: the whole algorithm."""
         batch = self.collect(prompts)
         advantages, targets = self.estimate(batch)
-        mixed = self.objective.mix(advantages)
+        mixed = self.objective.mix(advantages, batch.scores)
         metrics = self.update(self.select(batch, targets), mixed, targets)
         return metrics | self.objective.update(batch.scores)
 
@@ -278,7 +278,7 @@ class OnPolicyTrainer:
             losses += [(loss * weights).sum() for loss in each]
         logits, infer = group_logits(values, batch.response_mask), self.algorithm.collection.infer_groups
         if logits is not None and infer is not None:
-            losses.append(infer(logits, self.objective.mix(self.objective.shape(batch.scores))))
+            losses.append(infer(logits, self.objective.mix(self.objective.shape(batch.scores), batch.scores)))
         return torch.stack(losses).sum()
 
     def _ptx(self) -> None:
