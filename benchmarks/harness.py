@@ -1,8 +1,8 @@
 """What every benchmark shares: two processes that take turns, medians, peak memory, the limit of this machine.
 
 Ours and the peer each run in a process of their own, so that peak memory is honest, and take turns repeat by repeat,
-so that a change of the machine's load meets both. The peer's malloc is tuned by GLIBC_TUNABLES (worth 20-35 %), ours by
-`poise.allocator`. A repeat says which share of the machine other processes took meanwhile; the medians are over the
+so that a change of the machine's load meets both. Both have the malloc that `poise run` gives itself, so that no win is
+an allocator's. A repeat says which share of the machine other processes took meanwhile; the medians are over the
 repeats with the least of it. `--processor-time` compares processor seconds of one thread instead of the clock: where
 others take most of the machine, the clock says little.
 """
@@ -23,11 +23,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from poise.allocator import TUNABLES, TUNED
+
 RESULTS = Path(__file__).parent / "results"
-TUNED = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:"
-    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
-)
 Repeat = Callable[[], float | None]  # runs once; may return the seconds that count, where they are not all
 
 
@@ -195,8 +193,8 @@ class _Worker:
     def __init__(self, benchmark: Benchmark, side: str, size: Size):
         self.side = side
         environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-        if side == "peer":
-            environment["GLIBC_TUNABLES"] = TUNED
+        if side != "bound":
+            environment[TUNABLES] = TUNED
         command = [sys.executable, sys.argv[0], "--side", side, "--size", json.dumps(asdict(size))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -227,10 +225,6 @@ class _Worker:
 
 
 def _work(benchmark: Benchmark, side: str, size: Size) -> None:
-    if side == "ours":
-        from poise.allocator import keep_freed_memory
-
-        keep_freed_memory()
     if side == "bound":
         assert benchmark.bound is not None
         bound = benchmark.bound

@@ -41,7 +41,7 @@ def _head(rows: list[dict[str, Any]]) -> str:
     return (
         "# Performance\n\nTimes against peers on the same machine, model (SmolLM2-135M in bf16), prompts and lengths. "
         "`make bench` measures and writes this page; each row is a script of `benchmarks/`. Both sides run in one "
-        "process tree and take turns; the peer has its malloc tuned. Figures are medians over the calmer half of the "
+        "process tree and take turns; both have the same tuned malloc. Figures are medians over the calmer half of the "
         "repeats: other processes may share the machine, and each result keeps which share they took.\n\n"
         + "\n".join(lines)
     )

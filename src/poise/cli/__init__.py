@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from poise.allocator import restart_with_huge_pages
 from poise.cli import running
 from poise.cli.recipes import RecipeCard, find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
@@ -155,6 +156,8 @@ def data_lint(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on are one paragraph and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and words[:1] == ["run"]:
+        restart_with_huge_pages()
     debug = "--debug" in words or os.environ.get("POISE_DEBUG", "0") not in ("", "0")
     try:
         app([word for word in words if word != "--debug"], prog_name="poise")

@@ -66,8 +66,9 @@ def _cut(label: SafetyLabel) -> str:
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     """Preferred responses that are known to be safe: as many refusals of harmful prompts as answers to harmless ones.
 
-    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. Where there
-    are no refusals, or no answers, all safe responses are taken.
+    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. Answers to
+    look-alikes come first: they are what a refusal must not spread to. Where there are no refusals, or no answers, all
+    safe responses are taken.
 
     Raises DataError if no preferred response is flagged as safe.
     """
@@ -81,6 +82,7 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
     answers = [row for row in found if not may_harm(row.prompt)]
+    answers.sort(key=lambda row: row.prompt.tags["kind"] != "look_alike")
     count = min(len(refusals), len(answers))
     return [row for pair in zip(refusals[:count], answers[:count], strict=True) for row in pair] or found
 

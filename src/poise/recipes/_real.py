@@ -75,7 +75,7 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{name} are {values}: give at least one, and none twice")
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
-    fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "ptx_coef": 0.0, "seed": seeds[0]}
+    fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "seed": seeds[0]}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 
@@ -90,7 +90,14 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
     run.record_data(settings.data, material.provenance)
     torch.manual_seed(settings.seed)
     splits = {
-        "train": Dataset(name="train", prompts=material.policy_prompts),
+        "train": Dataset(
+            name="train",
+            prompts=material.policy_prompts,
+            demonstrations=material.demonstrations,
+            labels=tuple(
+                SafetyLabel(prompt=row.prompt, response=row.response, safe=True) for row in material.demonstrations
+            ),
+        ),
         "test": Dataset(name="test", prompts=material.evaluation),
     }
     study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))

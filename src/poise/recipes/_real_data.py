@@ -18,7 +18,7 @@ from poise.data import load, merge, select
 from poise.data.lint_checks import normalised
 from poise.data.splits import split_together
 from poise.feedback.rules import is_refusal
-from poise.recipes._data import first_prompts
+from poise.recipes._data import first_prompts, safe_demonstrations
 from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 Sides = Mapping[str, Dataset]
@@ -54,13 +54,16 @@ class Material:
     noisy: Sides  # train, test: pairs and flags as they were published
     verdicts: Sides  # judge, test: labels whose `safe` says that the answer declines
     partial: tuple[SafetyLabel, ...]  # test: what people called a partial refusal; nobody's right answer
+    demonstrations: tuple[Demonstration, ...]  # train: refusals of harmful prompts, answers to others, by their kind
     policy_prompts: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
     provenance: Mapping[str, object]
 
     def prompts_by_side(self) -> dict[str, list[Prompt]]:
         """Every prompt that is used, under its side."""
-        sides: dict[str, list[Prompt]] = {"train": [*self.policy_prompts], "judge": [], "test": [*self.evaluation]}
+        imitated = [row.prompt for row in self.demonstrations]
+        sides: dict[str, list[Prompt]] = {"train": [*self.policy_prompts, *imitated], "judge": [], "test": []}
+        sides["test"] += self.evaluation
         for uses in (self.helpful, self.look_alikes, self.cost, self.noisy, self.verdicts):
             for side, dataset in uses.items():
                 sides[side] += [row.prompt for row in dataset.comparisons] + [row.prompt for row in dataset.labels]
@@ -101,6 +104,11 @@ def real_material(*, evaluated: int, trained: int) -> Material:
             "test": Dataset(name="verdicts", labels=people["test"]),
         },
         partial=_verdicts(xstest["test"], "3"),
+        demonstrations=(
+            *_imitated(redteam["train"].demonstrations, "harmful"),
+            *_imitated(_complying(xstest["train"]), "look_alike"),
+            *_imitated(instructions["train"].demonstrations, "benign"),
+        ),
         policy_prompts=_trained(parts, trained, evaluation),
         evaluation=evaluation,
         provenance=merge(list(loaded.values())).provenance,
@@ -126,6 +134,7 @@ def starter_material(*, evaluated: int, trained: int) -> Material:
         noisy={side: rows(side, criterion="safe") for side in ("train", "test")},
         verdicts={side: verdicts(side) for side in ("judge", "test")},
         partial=(),
+        demonstrations=tuple(safe_demonstrations(rows("train"))),
         policy_prompts=rows("train").prompts,
         evaluation=first_prompts(sides["test"], 3 * evaluated).prompts,
         provenance=starter.provenance,
@@ -207,6 +216,15 @@ def _answers_beat_refusals(xstest: Dataset) -> Dataset:
         for bad in verdicts.get("2", ())
     ]
     return Dataset(name="look_alikes", comparisons=tuple(pairs))
+
+
+def _complying(xstest: Dataset) -> list[Demonstration]:
+    """Completions that people called full compliance with a prompt that only looks harmful."""
+    return [row for row in _of_kind(xstest, "look_alike") if row.prompt.tags["final_label"].startswith("1")]
+
+
+def _imitated(rows: Iterable[Demonstration], kind: str) -> list[Demonstration]:
+    return [Demonstration(prompt=_tagged(row.prompt, kind), response=row.response) for row in rows]
 
 
 def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:

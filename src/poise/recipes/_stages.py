@@ -306,7 +306,8 @@ def _mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | 
     if study.settings.ptx_coef == 0:
         return None
     demonstrations = safe_demonstrations(study.splits["train"])
-    return DemonstrationBatches(demonstrations, policy, seed=study.settings.seed)
+    longest = max(128, 4 * study.settings.response_tokens)  # half of it for the prompt
+    return DemonstrationBatches(demonstrations, policy, max_tokens=longest, seed=study.settings.seed)
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:

@@ -36,10 +36,10 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.4,
+    limit: float = -0.45,
     shaping: float = 1.0,
     rounds: int = 1,
-    steps: int = 12,
+    steps: int = 15,
     compare_steps: int = 6,
     supervised_steps: int = 0,
     samples_per_step: int = 64,
@@ -73,8 +73,8 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        ptx_coef: weight of imitating refusals of harmful prompts and good answers to others in every update (the
-            paper's PTX loss).
+        ptx_coef: weight of imitating refusals of harmful prompts, and good answers to those that only look harmful, in
+            every update (the paper's PTX loss).
         seed: seed of everything random.
         annotators: who compares in later rounds, one per criterion; rules by default.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.

@@ -36,6 +36,7 @@ def safe_rlhf_real(
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.02,
+    ptx_coef: float = 0.15,
     evaluated: int = 80,
     page: str = "",
     folder: str | None = None,
@@ -57,6 +58,8 @@ def safe_rlhf_real(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
+        ptx_coef: weight of imitating published refusals of harmful prompts, and answers to those that only look
+            harmful, in every update.
         evaluated: prompts of each kind that are answered for the verdict.
         page: a Markdown file with two lines <!-- real-data -->, between which the table goes as well.
         folder: run folder; an unfinished run in it is continued.
