@@ -33,7 +33,7 @@ from poise.train.spread import spread_engine, spread_scorer
 from poise.train.supervised import DemonstrationBatches
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
 
-_BEST_WINDOW = 4  # batches averaged before a policy may be called the best feasible one
+_BEST_WINDOW = 3  # batches averaged before a policy may be called the best feasible one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +99,10 @@ class OnPolicyTrainer:
         batch = self.collect(prompts)
         advantages, targets = self.estimate(batch)
         mixed = self.objective.mix(advantages, batch.scores)
-        metrics = self.update(self.select(batch, targets), mixed, targets)
-        return metrics | self.objective.update(batch.scores)
+        chosen = self.select(batch, targets)
+        moved = self.objective.update(batch.scores)
+        self._remember_best(batch.scores, moved)
+        return moved | self.update(chosen, mixed, targets)
 
     def step_at(self, index: int) -> dict[str, float]:
         """The step number `index`: its prompts follow from the seed and the index alone.
@@ -114,7 +116,6 @@ class OnPolicyTrainer:
         chosen = epoch_order(len(kinds), self.prompts_per_step, index, seed=self.seed, strata=kinds)
         metrics = self.step([self.prompts[i] for i in chosen])
         self.policy.version += 1
-        self._remember_best(metrics)
         self._control_kl(metrics)
         return metrics | {"tokens_per_s": metrics["tokens"] / (time.monotonic() - started)}
 
@@ -327,12 +328,13 @@ class OnPolicyTrainer:
             "finished": sum(r.completion.finish == "stop" for r in self.rollouts) / max(1, len(self.rollouts)),
         }
 
-    def _remember_best(self, metrics: Mapping[str, float]) -> None:
+    def _remember_best(self, scores: Mapping[str, Tensor], moved: Mapping[str, float]) -> None:
         """Keep the weights with the highest recent reward among those whose recent scores met every limit.
 
-        The scores of a step are those of the weights before its update, up to one step: a window hides the difference.
+        They are those that the last of the scores belong to: an update later, a policy may have left the limit behind.
         """
-        self.recent.append({k: v for k, v in metrics.items() if k == "reward" or k.startswith("excess")})
+        rewards = {"reward": float(scores["reward"].mean())} if "reward" in scores else {}
+        self.recent.append(rewards | {k: v for k, v in moved.items() if k.startswith("excess")})
         known = set.intersection(*(set(row) for row in self.recent))  # a group's limit may not be measured yet
         means = {k: sum(row[k] for row in self.recent) / len(self.recent) for k in known}
         limits = [value for name, value in means.items() if name.startswith("excess")]
@@ -340,7 +342,7 @@ class OnPolicyTrainer:
         ready = len(self.recent) == _BEST_WINDOW and "reward" in means and measured and max(limits) <= 0
         if ready and means["reward"] >= self.best.get("reward", -float("inf")):
             weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-            self.best = {"reward": means["reward"], "step": self.index + 1, "weights": weights}
+            self.best = {"reward": means["reward"], "step": self.index, "weights": weights}
 
     def _control_kl(self, metrics: Mapping[str, float]) -> None:
         if self.algorithm.kl.control is not None:
