@@ -14,6 +14,7 @@ from poise.evaluate.suite import KINDS, Suite, SuiteResult, measure, run_suite
 from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.rules import RefusalScorer
 from poise.files import plain
+from poise.functional.constraints import PIDGains
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.statistics import bootstrap_mean
 from poise.models.adapters import Lora
@@ -28,9 +29,10 @@ from poise.rollout.named import check_engine_name, close_engine, computes_elsewh
 from poise.rollout.native import NativeEngine
 from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
+from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import fit, progress_bar
-from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, ProjectedAscent, Unconstrained, among
+from poise.train.loop import fit, progress_bar, stable_decay
+from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine
@@ -39,6 +41,7 @@ from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollou
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
+GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
 ALGORITHMS = {
@@ -210,8 +213,7 @@ def load_recorded(run: Run, name: str, *, seed: int = 0) -> Backbone:
 
 def fine_tune(run: Run, study: Study[Any]) -> None:
     """Supervised fine-tuning on the responses that people preferred, merged into the trunk: the start model."""
-    steps = study.settings.supervised_steps
-    if steps == 0:
+    if (steps := study.settings.supervised_steps) == 0:
         return
     stage = study.stage(run, "supervised")
     if not stage.finished:
@@ -236,7 +238,7 @@ def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
         "lagrangian": Lagrangian(
-            Limit(at_most=settings.limit, measure=among("harmful", may_harm)), ProjectedAscent(multiplier=2.0, rate=1.0)
+            Limit(at_most=settings.limit, measure=among("harmful", may_harm)), PID(gains=GAINS, multiplier=3.0)
         ),
         "shaping": Penalty(settings.shaping),
         "reward-only": Unconstrained(),
@@ -281,7 +283,7 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps, ptx_coef=settings.ptx_coef),
+            optimisation=Optimisation(lr=settings.lr, steps=steps, schedule=stable_decay, ptx_coef=settings.ptx_coef),
             demonstrations=_mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,
