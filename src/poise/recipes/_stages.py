@@ -41,7 +41,7 @@ from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollou
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
-GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
+GAINS = PIDGains(proportional=5.0, integral=1.0, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
 ALGORITHMS = {
@@ -296,9 +296,9 @@ def align(
 
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=shown, after_step=keep_samples)
         close_engine(engine)
-        best = trainer.load_best()
+        kept = trainer.load_best(feasible=False) or steps
         policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
+        stage.finish({"steps": steps, "kept_step": kept, "feasible": trainer.load_best() is not None})
     policy.copy_from(stage.path / "model")
     return policy
 

@@ -60,7 +60,7 @@ def linear(step: int, steps: int) -> float:
     return 1.0 - 0.9 * step / max(1, steps - 1)
 
 
-def stable_decay(step: int, steps: int, *, stable: float = 0.6) -> float:
+def stable_decay(step: int, steps: int, *, stable: float = 0.7) -> float:
     """Stays for a share of the steps, then falls in a straight line to a tenth.
 
     >>> [round(stable_decay(step, 6, stable=0.5), 2) for step in range(6)]
