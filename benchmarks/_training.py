@@ -25,7 +25,7 @@ from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 from poise.types import Comparison, Completion, Demonstration, Prompt, Sampling, Scores
 
 GROUP = 8  # completions per prompt of GRPO
-TOKENS = 1024  # padded tokens of a micro-batch
+TOKENS = 4608  # padded tokens of a micro-batch: each one adds a gradient of all weights to the sum
 
 
 def policy(size: Size) -> Policy:
