@@ -31,7 +31,7 @@ from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import fit, progress_bar, stable_decay
+from poise.train.loop import fit, progress_bar
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.rollout_batch import encode_rollouts
@@ -41,7 +41,7 @@ from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollou
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
-GAINS = PIDGains(proportional=5.0, integral=1.0, derivative=0.0)  # answers at once: there are few updates to swing in
+GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
 ALGORITHMS = {
@@ -283,7 +283,7 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps, schedule=stable_decay, ptx_coef=settings.ptx_coef),
+            optimisation=Optimisation(lr=settings.lr, steps=steps, ptx_coef=settings.ptx_coef),
             demonstrations=_mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,
@@ -296,9 +296,9 @@ def align(
 
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=shown, after_step=keep_samples)
         close_engine(engine)
-        kept = trainer.load_best(feasible=False) or steps
+        best = trainer.load_best()
         policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "kept_step": kept, "feasible": trainer.load_best() is not None})
+        stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
     policy.copy_from(stage.path / "model")
     return policy
 

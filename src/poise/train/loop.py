@@ -60,16 +60,6 @@ def linear(step: int, steps: int) -> float:
     return 1.0 - 0.9 * step / max(1, steps - 1)
 
 
-def stable_decay(step: int, steps: int, *, stable: float = 0.7) -> float:
-    """Stays for a share of the steps, then falls in a straight line to a tenth.
-
-    >>> [round(stable_decay(step, 6, stable=0.5), 2) for step in range(6)]
-    [1.0, 1.0, 1.0, 1.0, 0.55, 0.1]
-    """
-    begin = round(stable * steps)
-    return 1.0 if step <= begin else 1.0 - 0.9 * (step - begin) / max(1, steps - 1 - begin)
-
-
 def fit(
     trainer: Trainer,
     *,
