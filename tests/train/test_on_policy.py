@@ -302,19 +302,6 @@ def test_there_is_no_best_policy_where_no_step_was_feasible_or_nothing_is_limite
         assert trainer.load_best() is None
 
 
-def test_the_policy_nearest_to_its_limits_is_kept_where_none_met_them(make_trainer):
-    trainer, snapshots = make_trainer(), []
-    for index in range(8):  # steps 4-6 sample what is nearest to a mean cost of 0; reward says otherwise
-        cost = 1.0 if 3 <= index < 6 else 5.0
-        trainer.scorers = (ScriptedScores(reward=[float(index)], cost=[cost]),)
-        trainer.step_at(index)
-        snapshots.append({name: p.detach().clone() for name, p in trainer.parameters.items()})
-    assert trainer.load_best() is None
-    assert_same(dict(trainer.parameters), snapshots[-1], share=0)
-    assert trainer.load_best(feasible=False) == 5
-    assert_same(dict(trainer.parameters), snapshots[4], share=0)
-
-
 def test_a_step_follows_from_its_index_and_seed_alone(make_trainer, weights_of):
     first, second, other = make_trainer(), make_trainer(), make_trainer(seed=1)
     torch.manual_seed(123)

@@ -331,8 +331,7 @@ class OnPolicyTrainer:
     def _remember_best(self, scores: Mapping[str, Tensor], moved: Mapping[str, float]) -> None:
         """Keep the weights whose recent scores met every limit, of these the ones with the highest recent reward.
 
-        While none has met them, those that came nearest are kept. The weights are those that the last of the scores
-        belong to: an update later, a policy may have left the limit behind.
+        They are those that the last of the scores belong to: an update later, a policy may have left the limit behind.
         """
         rewards = {"reward": float(scores["reward"].mean())} if "reward" in scores else {}
         self.recent.append(rewards | {k: v for k, v in moved.items() if k.startswith("excess")})
@@ -340,25 +339,22 @@ class OnPolicyTrainer:
         means = {k: sum(row[k] for row in self.recent) / len(self.recent) for k in known}
         limits = [value for name, value in means.items() if name.startswith("excess")]
         measured = len(limits) >= max(1, sum(sign < 0 for sign in self.objective.signs.values()))
-        if len(self.recent) < _BEST_WINDOW or "reward" not in means or not measured:
-            return
-        excess = max(0.0, *limits)
-        if not self.best or (-excess, means["reward"]) >= (-self.best["excess"], self.best["reward"]):
+        ready = len(self.recent) == _BEST_WINDOW and "reward" in means and measured and max(limits) <= 0
+        if ready and means["reward"] >= self.best.get("reward", -float("inf")):
             weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-            self.best = {"excess": excess, "reward": means["reward"], "step": self.index, "weights": weights}
+            self.best = {"reward": means["reward"], "step": self.index, "weights": weights}
 
     def _control_kl(self, metrics: Mapping[str, float]) -> None:
         if self.algorithm.kl.control is not None:
             moved = self.algorithm.kl.control(self.algorithm.kl_coef, metrics["sequence_kl"], metrics["kept"])
             self.algorithm = replace(self.algorithm, kl_coef=moved)
 
-    def load_best(self, *, feasible: bool = True) -> int | None:
+    def load_best(self) -> int | None:
         """Put the best feasible weights into the policy; returns after how many updates it had them.
 
-        Without `feasible` those that came nearest to every limit will do. Returns None, and the weights stay, if there
-        are none.
+        Returns None, and the weights stay, if no step was feasible.
         """
-        if not self.best or (feasible and self.best["excess"] > 0):
+        if not self.best:
             return None
         with torch.no_grad():
             for name, parameter in self.parameters.items():
