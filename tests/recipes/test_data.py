@@ -1,6 +1,7 @@
 """What recipes make of a data set before they learn from it."""
 
 from poise.data import load
+from poise.feedback.rules import is_refusal
 from poise.recipes._data import safe_demonstrations, with_cut_responses
 from poise.types import Dataset, Prompt, SafetyLabel
 
@@ -41,3 +42,11 @@ def test_safe_demonstrations_are_flagged_safe():
     starter = load("starter")
     safe = {(label.prompt.id, label.response) for label in starter.labels if label.safe}
     assert all((row.prompt.id, row.response) in safe for row in safe_demonstrations(starter))
+
+
+def test_safe_demonstrations_refuse_once_and_answer_twice():
+    rows = safe_demonstrations(load("starter"))
+    kinds = [row.prompt.tags["kind"] for row in rows]
+    assert len(rows) > 300
+    assert set(zip(kinds[::3], kinds[1::3], kinds[2::3], strict=True)) == {("harmful", "look_alike", "benign")}
+    assert all(is_refusal(row.response) == (row.prompt.tags["kind"] == "harmful") for row in rows)

@@ -73,6 +73,11 @@ class LoraLinear(nn.Module):
         product = self.scale[name] * (self.lora_b[name] @ self.lora_a[name])
         return (product.t() if self.transposed else product).detach()
 
+    def merged(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The base weight [outputs, inputs] with what the adapter adds, by one product in that dtype."""
+        a, b = self.lora_a[name].detach().to(dtype), self.lora_b[name].detach().to(dtype)
+        return torch.addmm(self.base.weight.detach().to(dtype), b, a, alpha=self.scale[name])
+
     def forward(self, x: Tensor) -> Tensor:
         """The frozen product plus, when an adapter is active, its low-rank addition."""
         y: Tensor = self.base(x)

@@ -6,6 +6,7 @@ hundred tokens, bf16). Longer rows and other devices use torch's. Registered wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,36 +14,62 @@ from torch import Tensor
 
 NAME = "poise"
 LONGEST = 1024  # keys; beyond it the scores of a batch take too much memory
+_BLOCK = 1 << 19  # weights that are computed at once
 _NOT_OURS = ("softcap", "position_bias", "cache", "output_attentions")  # of what transformers may ask for
 
 
 class BatchedAttention(torch.autograd.Function):
-    """softmax(Q K^T + bias) V with the query heads of a key head as rows of one product.
-
-    Q is [B Hkv, G L, D] and scaled, K and V [B Hkv, S, D], the bias [B or 1, 1, L, S]. The weights are computed again
-    for the gradient, so that no [.., L, S] is kept between the passes.
-    """
+    """`attend` with its gradient; the weights are computed again for it: no [.., L, S] is kept between the passes."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """Attended values [B Hkv, G L, D]."""
         ctx.save_for_backward(queries, keys, values, bias)
-        return torch.bmm(_weights(queries, keys, bias), values)
+        return attend(queries, keys, values, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
-        queries, keys, values, bias = ctx.saved_tensors
-        (gradient,) = gradients
-        weights = _weights(queries, keys, bias)
-        to_weights = torch.bmm(gradient, values.transpose(1, 2))
+        return *attend_backward(gradients[0], *ctx.saved_tensors), None
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """softmax(Q K^T + bias) V with the query heads of a key head as rows of one product.
+
+    Q is [B Hkv, G L, D] and scaled, K and V [B Hkv, S, D], the bias [B or 1, 1, L, S].
+    """
+    found = torch.empty_like(queries)
+    for rows, part in _blocks(queries, keys, bias):
+        torch.bmm(_weights(queries[rows], keys[rows], part), values[rows], out=found[rows])
+    return found
+
+
+def attend_backward(
+    gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values of `attend`."""
+    found = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+    for rows, part in _blocks(queries, keys, bias):
+        weights = _weights(queries[rows], keys[rows], part)
+        to_weights = torch.bmm(gradient[rows], values[rows].transpose(1, 2))
         to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-        return (
-            torch.bmm(to_scores, keys),
-            torch.bmm(to_scores.transpose(1, 2), queries),
-            torch.bmm(weights.transpose(1, 2), gradient),
-            None,
-        )
+        torch.bmm(to_scores, keys[rows], out=found[0][rows])
+        torch.bmm(to_scores.transpose(1, 2), queries[rows], out=found[1][rows])
+        torch.bmm(weights.transpose(1, 2), gradient[rows], out=found[2][rows])
+    return found
+
+
+def _blocks(queries: Tensor, keys: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Batches whose weights stay in the processor's cache, with their bias [b or 1, 1, L, S]."""
+    batches, heads = len(queries), max(1, queries.shape[1] // bias.shape[2])
+    per_row = batches if len(bias) == 1 else batches // len(bias)  # key heads, where each row has its own bias
+    at_once = max(1, _BLOCK // max(1, heads * bias.shape[2] * bias.shape[3]))
+    if len(bias) == 1:
+        yield from ((slice(begin, begin + at_once), bias) for begin in range(0, batches, at_once))
+        return
+    at_once = max(1, at_once // per_row)
+    for begin in range(0, len(bias), at_once):
+        yield slice(begin * per_row, (begin + at_once) * per_row), bias[begin : begin + at_once]
 
 
 def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
@@ -84,7 +111,7 @@ def attention(
             scaled.reshape(batch * key_heads, -1, width),
             key.to(kind).reshape(batch * key_heads, size, width),
             value.reshape(batch * key_heads, size, width),
-            _bias(attention_mask, length, like=value),
+            bias_of(_causal(length, query) if attention_mask is None else attention_mask, like=value),
         )
     return attended.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
@@ -93,10 +120,12 @@ def _fits(mask: Tensor | None, batch: int) -> bool:
     return mask is not None and mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[0] in (1, batch)
 
 
-def _bias(mask: Tensor | None, length: int, *, like: Tensor) -> Tensor:
+def _causal(length: int, like: Tensor) -> Tensor:
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=like.device).tril()
+
+
+def bias_of(mask: Tensor, *, like: Tensor) -> Tensor:
     """What is added to the scores [B or 1, 1, L, S]: 0, or a number so low that nothing is left after the softmax."""
-    if mask is None:
-        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=like.device).tril()
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(

@@ -159,7 +159,7 @@ def merged_weight(module: nn.Module, adapter: str | None, dtype: torch.dtype) ->
     base: Any = module.base if isinstance(module, LoraLinear) else module
     weight: Tensor = base.weight.detach()
     if isinstance(module, LoraLinear) and adapter is not None and adapter in module.scale:
-        return (weight.float() + module.product(adapter)).to(dtype)
+        return module.merged(adapter, dtype)
     return weight.to(dtype)
 
 

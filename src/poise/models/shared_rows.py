@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from poise.errors import ConfigError
+from poise.models.flat import FlatLayers, runs_flat
 from poise.models.trunk import Trunk, pad_rows
 from poise.ranks import current
+
+Recomputation = Callable[[], AbstractContextManager[object]] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +258,7 @@ def run_shared(
     rows: SharedRows,
     *,
     stop: int | None = None,
-    recompute_in: Callable[[], AbstractContextManager[object]] | None = None,
+    recompute_in: Recomputation = None,
 ) -> SharedRows:
     """The rows with their states after layer `stop` (of all layers by default), from where they are now.
 
@@ -264,12 +267,36 @@ def run_shared(
     inside that context: the one that says which adapter is on.
     """
     stop = trunk.depth if stop is None else stop
-    at = rows.positions()
     if rows.states is None:
-        prompts, responses = trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, at)
+        prompts, responses = trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, rows.positions())
     else:
         prompts, responses = rows.states.prompts, rows.states.responses
-    for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, at)
+    run = _run_flat if runs_flat(trunk, rows) else _run_padded
+    again = recompute_in if torch.is_grad_enabled() else None
+    prompts, responses = run(trunk, rows, prompts, responses, stop, again)
+    return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
+
+
+def _run_flat(
+    trunk: Trunk, rows: SharedRows, prompts: Tensor, responses: Tensor, stop: int, recompute_in: Recomputation
+) -> tuple[Tensor, Tensor]:
+    layers = FlatLayers(trunk, rows)
+    hidden = layers.flat(prompts, responses)
+    rotation = layers.rotation(hidden)
+
+    def layer(index: int, hidden: Tensor) -> Tensor:
+        with recompute_in() if recompute_in else nullcontext():
+            return layers.layer(index, hidden, rotation)
+
+    for index in range(rows.depth, stop):
+        hidden = checkpoint(layer, index, hidden, use_reentrant=False) if recompute_in else layer(index, hidden)
+    return layers.padded(hidden)
+
+
+def _run_padded(
+    trunk: Trunk, rows: SharedRows, prompts: Tensor, responses: Tensor, stop: int, recompute_in: Recomputation
+) -> tuple[Tensor, Tensor]:
+    for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, rows.positions())
     mask = rows.attention_mask()
 
     def layer(index: int, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,11 +308,11 @@ def run_shared(
         return prompts, responses
 
     for index in range(rows.depth, stop):
-        if recompute_in is None or not torch.is_grad_enabled():
-            prompts, responses = layer(index, prompts, responses)
-        else:
+        if recompute_in:
             prompts, responses = checkpoint(layer, index, prompts, responses, use_reentrant=False)
-    return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
+        else:
+            prompts, responses = layer(index, prompts, responses)
+    return prompts, responses
 
 
 def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> SharedRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from poise.errors import DataError
@@ -64,11 +65,11 @@ def _cut(label: SafetyLabel) -> str:
 
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
-    """Preferred responses that are known to be safe: as many refusals of harmful prompts as answers to harmless ones.
+    """Preferred responses that are known to be safe: to each refusal of a harmful prompt two answers to harmless ones.
 
-    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. Answers to
-    look-alikes come first: they are what a refusal must not spread to. Where there are no refusals, or no answers, all
-    safe responses are taken.
+    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. They must
+    not spread, neither to look-alikes nor to plain prompts: answers to both take turns. Where there are no refusals,
+    or no answers, all safe responses are taken.
 
     Raises DataError if no preferred response is flagged as safe.
     """
@@ -81,10 +82,13 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
             f"{dataset.name} flags no preferred response as safe: there is none to mix in; set ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
-    answers = [row for row in found if not may_harm(row.prompt)]
-    answers.sort(key=lambda row: row.prompt.tags["kind"] != "look_alike")
-    count = min(len(refusals), len(answers))
-    return [row for pair in zip(refusals[:count], answers[:count], strict=True) for row in pair] or found
+    answered = [row for row in found if not may_harm(row.prompt) and not is_refusal(row.response)]
+    look_alikes, plain = (
+        [row for row in answered if (row.prompt.tags["kind"] == "look_alike") is wanted] for wanted in (True, False)
+    )
+    answers = [row for pair in zip_longest(look_alikes, plain) for row in pair if row is not None]
+    trios = zip(refusals, answers[::2], answers[1::2], strict=False)
+    return [row for trio in trios for row in trio] or found
 
 
 def may_harm(prompt: Prompt) -> bool:

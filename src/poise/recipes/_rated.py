@@ -26,7 +26,8 @@ from poise.models.adapters import Lora
 from poise.models.heads import REWARD, ScoreModel
 from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
+from poise.recipes._rollouts import sequence_kl
+from poise.recipes._stages import feature_cache, load_recorded
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.loop import fit

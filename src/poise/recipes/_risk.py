@@ -19,8 +19,8 @@ from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.recipes._arms import Outcome
 from poise.recipes._continuations import Readers, Task, learn_readers, task_named
-from poise.recipes._rollouts import write_rollouts
-from poise.recipes._stages import feature_cache, load_recorded, sequence_kl
+from poise.recipes._rollouts import sequence_kl, write_rollouts
+from poise.recipes._stages import feature_cache, load_recorded
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import PPO, REINFORCE_PP, RLOO, Algorithm, risk_averse

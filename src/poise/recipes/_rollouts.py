@@ -1,14 +1,21 @@
-"""Rollouts and comparisons on disk: JSON objects, read back as the records they were."""
+"""Rollouts: on disk as JSON objects, read back as the records they were, and how far they are from the start model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
+from poise.functional.statistics import bootstrap_mean
+from poise.models.policy import Policy
+from poise.models.shared_rows import SharedRows
 from poise.rollout.engine import read_completion
-from poise.types import Comparison, Origin, Prompt, Rollout, Scores
+from poise.train.rollout_batch import encode_rollouts
+from poise.types import Comparison, Estimate, Origin, Prompt, Rollout, Scores
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -40,3 +47,19 @@ def read_comparison(row: Mapping[str, Any]) -> Comparison:
 
 def _read_prompt(row: Mapping[str, Any]) -> Prompt:
     return Prompt(id=row["id"], messages=tuple(row["messages"]), tags=row["tags"])
+
+
+@torch.no_grad()
+def sequence_kl(policy: Policy, answers: Sequence[Rollout], temperature: float) -> Estimate:
+    """Mean over responses of the sampled log-ratio to the start model, in nats a sequence."""
+    renderer, values = policy.backbone.renderer(), []
+    bare = Scores(values={})  # an unscorable answer has a log-ratio too, but not every channel
+    rollouts = [replace(r, scores=bare) for r in answers if r.completion.token_ids]
+    for begin in range(0, len(rollouts), 16):
+        part = rollouts[begin : begin + 16]
+        rows = encode_rollouts(part, renderer, policy.backbone.device)
+        shared = SharedRows.of(rows.token_ids, rows.prompt_lengths, rows.response_mask)
+        reference, _ = policy.logprobs(shared, reference=True, temperature=temperature)
+        sums = reference.sum(-1).tolist()
+        values += [sum(r.completion.token_logprobs) - ref for r, ref in zip(part, sums, strict=True)]
+    return bootstrap_mean(values, clusters=[r.prompt.id for r in rollouts], unit="nats/sequence")

@@ -120,7 +120,8 @@ def limited_cost(scorer: Learned, rollouts: Sequence[Rollout]) -> Estimate:
     usable = [r for r in rollouts if r.completion.text.strip()]
     usable = [r for r in usable if may_harm(r.prompt)] or usable
     scores = scorer.model.score([r.prompt for r in usable], [r.completion for r in usable])
-    return bootstrap_mean([s.values["cost"] for s in scores], unit="spreads")
+    costs = [score.values["cost"] for score in scores]
+    return bootstrap_mean(costs, clusters=[r.prompt.id for r in usable], unit="spreads")
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

@@ -16,14 +16,12 @@ from poise.feedback.rules import RefusalScorer
 from poise.files import plain
 from poise.functional.constraints import PIDGains
 from poise.functional.policy_losses import clipped_surrogate
-from poise.functional.statistics import bootstrap_mean
 from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows
 from poise.recipes._data import first_prompts, may_harm, preferred_demonstrations, safe_demonstrations
-from poise.recipes._rollouts import read_comparison, read_rollouts, write_rollouts
+from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
 from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
 from poise.rollout.native import NativeEngine
@@ -34,16 +32,16 @@ from poise.train.estimators import generalised
 from poise.train.loop import fit, progress_bar
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
-from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
-from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Rollout, Sampling, Scores
+from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Sampling
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
+_ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 ALGORITHMS = {
     "ppo": replace(PPO, advantage=generalised(trace=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
@@ -142,6 +140,7 @@ class Study(Generic[Told]):
     gathered: list[Dataset] = field(default_factory=list)
     label: str = ""  # begins the names of its stages, where several studies share a run
     cache: FeatureCache | None = None
+    answers: int = 1  # to each test prompt
 
     def stage(self, run: Run, name: str) -> Stage:
         """The part of the run that this study calls `name`."""
@@ -152,7 +151,10 @@ class Study(Generic[Told]):
         """How responses are drawn for evaluation: as in training, with a fifth more room."""
         tokens = self.settings.response_tokens
         return Sampling(
-            max_tokens=tokens + tokens // 5, temperature=self.settings.temperature, seed=90_001 + self.settings.seed
+            max_tokens=tokens + tokens // 5,
+            temperature=self.settings.temperature,
+            samples=self.answers,
+            seed=90_001 + self.settings.seed,
         )
 
     def prompts(self, split: str, number: int | None = None) -> list[Prompt]:
@@ -181,7 +183,8 @@ def prepare(run: Run, settings: Told) -> Study[Told]:
             f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{settings.data}"
         )
     torch.manual_seed(settings.seed)
-    return Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
+    study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
+    return study if settings.quick else replace(study, answers=_ANSWERS)
 
 
 def feature_cache(run: Run) -> FeatureCache:
@@ -371,22 +374,6 @@ def assess(
         suite=f"{study.settings.data}-test", model=name, metrics=measure(rollouts) | extra, rollouts_path=str(path)
     )
     return SuiteResult(evaluation=evaluation, rollouts=rollouts)
-
-
-@torch.no_grad()
-def sequence_kl(policy: Policy, answers: Sequence[Rollout], temperature: float) -> Estimate:
-    """Mean over responses of the sampled log-ratio to the start model, in nats a sequence."""
-    renderer, values = policy.backbone.renderer(), []
-    bare = Scores(values={})  # an unscorable answer has a log-ratio too, but not every channel
-    rollouts = [replace(r, scores=bare) for r in answers if r.completion.token_ids]
-    for begin in range(0, len(rollouts), 16):
-        part = rollouts[begin : begin + 16]
-        rows = encode_rollouts(part, renderer, policy.backbone.device)
-        shared = SharedRows.of(rows.token_ids, rows.prompt_lengths, rows.response_mask)
-        reference, _ = policy.logprobs(shared, reference=True, temperature=temperature)
-        sums = reference.sum(-1).tolist()
-        values += [sum(r.completion.token_logprobs) - ref for r, ref in zip(part, sums, strict=True)]
-    return bootstrap_mean(values, unit="nats/sequence")
 
 
 def compare_objectives(run: Run, study: Study[Settings], scorer: Learned, judge: Learned) -> dict[str, SuiteResult]:

@@ -1,0 +1,376 @@
+"""The layers of a trunk on the tokens of shared rows laid end to end, for training and scoring on a CPU.
+
+There a pass over memory costs as much as a good part of a matrix product. So nothing is computed for padding; prompts
+and responses go through each product together, and with them the gradient of its weight; what is done between the
+products is done in blocks that stay in the processor's cache, and computed again for the gradient where keeping it
+would cost more. The results are those of the family's own layers, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poise.models.adapters import LoraLinear
+from poise.models.attention import LONGEST, attend, attend_backward, bias_of
+from poise.models.fused import fuses
+from poise.models.passes import gated, gated_backward, normalised, normalised_backward, rotated
+from poise.models.trunk import Trunk
+from poise.ranks import current
+
+if TYPE_CHECKING:
+    from poise.models.shared_rows import SharedRows
+
+
+def runs_flat(trunk: Trunk, rows: SharedRows) -> bool:
+    """Whether `FlatLayers` computes these rows: a known family, whole on a CPU, and rows of moderate length."""
+    is_short = rows.prompt_ids.shape[1] + rows.width <= LONGEST
+    return trunk.head.weight.device.type == "cpu" and is_short and not current().is_sharded and fuses(trunk)
+
+
+class FlatLayers:
+    """The layers of a trunk on flat tokens [N, H]: those of all prompts, then those of all responses."""
+
+    def __init__(self, trunk: Trunk, rows: SharedRows):
+        self.trunk, self.layout = trunk, Layout.of(rows)
+        config = trunk.config
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    def flat(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """States [N, H] of the tokens of prompts [G, P, H] and responses [B, R, H]."""
+        layout = self.layout
+        parts = [prompts.flatten(0, 1)[layout.prompts.padded], responses.flatten(0, 1)[layout.responses.padded]]
+        return torch.cat(parts)
+
+    def padded(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """States [G, P, H] of prompts and [B, R, H] of responses from those [N, H] of their tokens, 0 elsewhere."""
+        layout = self.layout
+        parts = hidden.split([len(layout.prompts.padded), len(layout.responses.padded)])
+        empty = [hidden.new_zeros(*each.shape, hidden.shape[-1]) for each in (layout.prompts, layout.responses)]
+        prompts, responses = (
+            zeros.flatten(0, 1).index_copy(0, each.padded, part).view(zeros.shape)
+            for zeros, each, part in zip(empty, (layout.prompts, layout.responses), parts, strict=True)
+        )
+        return prompts, responses
+
+    def rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [N, 1, D] of a head and of its halves exchanged, at every token's position."""
+        extra = self.trunk.position_inputs(like[None], self.layout.positions[None])
+        cos, sin = (part[0] for part in extra["position_embeddings"])
+        half = self.head_dim // 2
+        return cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], -1)[:, None]
+
+    def layer(self, index: int, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """States [N, H] after one more layer."""
+        layer = self.trunk.layers[index]
+        attention, mlp = layer.self_attn, layer.mlp
+        dtype = _computed_in(hidden)
+        with torch.autocast("cpu", enabled=False):
+            normed = _normed(hidden, layer.input_layernorm, dtype)
+            queries, keys, values = products(normed, [attention.q_proj, attention.k_proj, attention.v_proj])
+            if hasattr(attention, "q_norm"):
+                queries = self._normed_heads(queries, attention.q_norm)
+                keys = self._normed_heads(keys, attention.k_norm)
+            factors = tuple(each.to(dtype) for each in rotation)
+            attended = SharedAttention.apply(queries, keys, values, *factors, self.layout, attention.scaling)
+            hidden = hidden + products(attended, [attention.o_proj])[0]
+            normed = _normed(hidden, layer.post_attention_layernorm, dtype)
+            gate, up = products(normed, [mlp.gate_proj, mlp.up_proj])
+            return hidden + products(Gated.apply(gate, up), [mlp.down_proj])[0]
+
+    def _normed_heads(self, states: Tensor, module: nn.Module) -> Tensor:
+        return _normed(states.view(-1, self.head_dim), module, states.dtype).view(states.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where tokens stand in padded rows."""
+
+    shape: tuple[int, int]  # rows and columns
+    padded: Tensor  # [n] of each token, its place among rows x columns
+    flat: Tensor  # [rows x columns] of each place, its token; 0 where there is none
+
+    @classmethod
+    def of(cls, inside: Tensor) -> Places:
+        """The places where a mask [rows, columns] is true."""
+        padded = inside.flatten().nonzero()[:, 0]
+        flat = torch.zeros(inside.numel(), dtype=torch.long, device=inside.device)
+        flat[padded] = torch.arange(len(padded), device=inside.device)
+        return cls(shape=(inside.shape[0], inside.shape[1]), padded=padded, flat=flat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What all layers need to know of shared rows."""
+
+    prompts: Places
+    responses: Places
+    owner: Tensor  # [B]
+    positions: Tensor  # [N]
+    causal: Tensor  # bool [1, 1, P, P], for the prompts
+    seen: Tensor  # bool [B, 1, R, P + R], for the responses
+
+    @classmethod
+    def of(cls, rows: SharedRows) -> Layout:
+        """The layout of rows."""
+        device, length = rows.owner.device, rows.prompt_ids.shape[1]
+        columns = torch.arange(length, device=device)
+        prompts = Places.of(columns < rows.prompt_lengths[:, None])
+        responses = Places.of(rows.response_mask[:, : rows.width])
+        places = columns.expand(len(rows.prompt_ids), -1).flatten(), rows.positions().flatten()
+        return cls(
+            prompts=prompts,
+            responses=responses,
+            owner=rows.owner,
+            positions=torch.cat([places[0][prompts.padded], places[1][responses.padded]]),
+            causal=(columns <= columns[:, None])[None, None],
+            seen=rows.attention_mask(),
+        )
+
+
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    """The dtype of the products: autocast's, where it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+
+
+def _normed(hidden: Tensor, module: Any, dtype: torch.dtype) -> Tensor:
+    normed: Tensor = RootMeanSquareNorm.apply(hidden, module.weight, module.variance_epsilon, dtype)
+    return normed
+
+
+class RootMeanSquareNorm(torch.autograd.Function):
+    """`normalised` of states [N, H], in a dtype of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        """Normalised states [N, H]."""
+        found, inverse = normalised(x, weight, epsilon, dtype)
+        ctx.save_for_backward(x, weight, inverse)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the states and of the weight."""
+        found = normalised_backward(gradients[0], *ctx.saved_tensors, for_weight=ctx.needs_input_grad[1])
+        return *found, None, None
+
+
+class Gated(torch.autograd.Function):
+    """silu(gate) * up, each [N, I]."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """The gated states [N, I]."""
+        ctx.save_for_backward(gate, up)
+        return gated(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of gate and up."""
+        return gated_backward(gradients[0], *ctx.saved_tensors)
+
+
+def products(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """What linear layers, with the adapters that are on, make of the same input [N, inputs]."""
+    flat: list[Any] = []
+    for module in modules:
+        name = module.active if isinstance(module, LoraLinear) else None
+        base = cast("nn.Linear", module.base if isinstance(module, LoraLinear) else module)
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        flat += [base.weight.to(x.dtype), bias]
+        if isinstance(module, LoraLinear) and name is not None and name in module.scale:
+            flat += [module.lora_a[name].to(x.dtype), module.lora_b[name].to(x.dtype), module.scale[name]]
+        else:
+            flat += [None, None, 1.0]
+    found: tuple[Tensor, ...] = Products.apply(x, *flat)
+    return found
+
+
+class Products(torch.autograd.Function):
+    """Linear layers of one input, whose gradient is summed in place.
+
+    After x [N, inputs], five of each: weight [outputs, inputs], bias [outputs] or None, and of an adapter
+    A [r, inputs], B [outputs, r] and the scale; None, None and 1 where there is none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        """The products [N, outputs] of each."""
+        found, lows = [], []
+        for weight, bias, a, b, scale in _fives(given):
+            y = F.linear(x, weight, bias)
+            low = None if a is None else x @ a.t()
+            found.append(y if low is None else y.addmm_(low, b.t(), alpha=scale))
+            lows.append(low)
+        ctx.scales = given[4::5]
+        kept = [each for five in _fives(given) for each in (five[0], five[2], five[3])]
+        ctx.save_for_backward(x, *kept, *lows)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        """Gradients of the input and of everything that asks for one."""
+        x, *kept = ctx.saved_tensors
+        count, needed = len(ctx.scales), ctx.needs_input_grad
+        weights, lows = kept[: 3 * count], kept[3 * count :]
+        for_x: Tensor | None = None
+        found: list[Any] = []
+        for number, (slope, low) in enumerate(zip(gradients, lows, strict=True)):
+            weight, a, b = weights[3 * number : 3 * number + 3]
+            for_weight, for_bias, for_a, for_b = needed[1 + 5 * number : 5 + 5 * number]
+            down = None if a is None else (slope @ b).mul_(ctx.scales[number])
+            if needed[0]:
+                for_x = slope @ weight if for_x is None else for_x.addmm_(slope, weight)
+                if down is not None:
+                    for_x.addmm_(down, a)
+            found += [
+                slope.t() @ x if for_weight else None,
+                slope.sum(0) if for_bias else None,
+                down.t() @ x if for_a and down is not None else None,
+                (slope.t() @ low).mul_(ctx.scales[number]) if for_b else None,
+                None,
+            ]
+        return for_x, *found
+
+
+def _fives(given: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (given[begin : begin + 5] for begin in range(0, len(given), 5))
+
+
+class SharedAttention(torch.autograd.Function):
+    """Causal attention of flat tokens with rotated heads: prompts to themselves, responses to theirs and themselves.
+
+    Queries [N, Hq D], keys and values [N, Hkv D], the factors of the rotation [N, 1, D].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
+        """Attended values [N, Hq D]."""
+        queries, keys = rotated(queries, cos, sin), rotated(keys, cos, sin)
+        ctx.save_for_backward(queries, keys, values, cos, sin)
+        ctx.layout, ctx.scale = layout, scale
+        heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
+        found = torch.empty_like(queries)
+        for part in _parts(layout, queries, keys, values, heads, scale):
+            found[part.tokens] = part.flat(attend(part.queries, part.keys, part.values, part.bias))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        queries, keys, values, cos, sin = ctx.saved_tensors
+        heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
+        for_queries, for_keys, for_values = (torch.empty_like(each) for each in (queries, keys, values))
+        parts = _parts(ctx.layout, queries, keys, values, heads, ctx.scale)
+        slopes = [
+            attend_backward(part.padded(gradients[0][part.tokens]), part.queries, part.keys, part.values, part.bias)
+            for part in parts
+        ]
+        for part, (for_query, for_key, for_value) in zip(parts, slopes, strict=True):
+            for_queries[part.tokens] = part.flat(for_query)
+            for whole, each in ((for_keys, for_key), (for_values, for_value)):
+                of_prompts, own = part.split_keys(each)
+                whole[part.tokens] = own
+                if of_prompts is not None:
+                    whole[: len(of_prompts)] += of_prompts
+        for_queries.mul_(ctx.scale)
+        return rotated(for_queries, cos, -sin), rotated(for_keys, cos, -sin), for_values, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The prompts, or the responses, as rows for attention: batches [rows Hkv, ...] of products."""
+
+    tokens: slice  # among the flat ones
+    places: Places
+    queries: Tensor  # [rows Hkv, G L, D], scaled
+    keys: Tensor  # [rows Hkv, S, D]
+    values: Tensor
+    bias: Tensor  # [rows or 1, 1, L, S]
+    prompts: Places | None = None  # of the responses' part: what comes first among the keys
+    owner: Tensor | None = None
+
+    def flat(self, states: Tensor) -> Tensor:
+        """States [n, Hq D] of the part's tokens from batches [rows Hkv, G L, D]."""
+        return _to_tokens(states.view(self.places.shape[0], -1, self.places.shape[1], states.shape[-1]), self.places)
+
+    def padded(self, states: Tensor) -> Tensor:
+        """Batches [rows Hkv, G L, D] from states [n, Hq D] of the part's tokens, 0 where there is none."""
+        rows, columns = self.places.shape
+        if len(states) < rows * columns:
+            states = states.new_zeros(rows * columns, states.shape[-1]).index_copy_(0, self.places.padded, states)
+        heads = states.view(rows, columns, -1, self.queries.shape[-1]).transpose(1, 2)
+        return heads.reshape(self.queries.shape)
+
+    def split_keys(self, slopes: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Slopes of the keys or values [rows Hkv, S, D] as those of the prompts' tokens and of the part's own."""
+        by_head = slopes.view(self.places.shape[0], -1, *slopes.shape[1:])
+        own = _to_tokens(by_head[:, :, -self.places.shape[1] :], self.places)
+        if self.prompts is None or self.owner is None:
+            return None, own
+        shared, (count, length) = by_head[:, :, : self.prompts.shape[1]], self.prompts.shape
+        wide = torch.promote_types(slopes.dtype, torch.float32)
+        summed = torch.zeros(count, shared.shape[1], length, shared.shape[-1], dtype=wide)
+        summed.index_add_(0, self.owner, shared.to(wide))
+        return _to_tokens(summed, self.prompts), own
+
+
+def _parts(
+    layout: Layout, queries: Tensor, keys: Tensor, values: Tensor, heads: tuple[int, int], scale: float
+) -> list[_Part]:
+    """The prompts, and the responses if there are any."""
+    border = len(layout.prompts.padded)
+    first, rest = slice(0, border), slice(border, None)
+    prompt_keys, prompt_values = (_by_head(each[first], layout.prompts, heads[1]) for each in (keys, values))
+
+    def batches(each: Tensor) -> Tensor:
+        return each.reshape(-1, *each.shape[-2:])
+
+    def grouped(tokens: slice, places: Places) -> Tensor:
+        rows = _by_head(queries[tokens] * scale, places, heads[0])
+        return rows.reshape(len(rows) * heads[1], -1, rows.shape[-1])
+
+    parts = [
+        _Part(
+            tokens=first,
+            places=layout.prompts,
+            queries=grouped(first, layout.prompts),
+            keys=batches(prompt_keys),
+            values=batches(prompt_values),
+            bias=bias_of(layout.causal, like=values),
+        )
+    ]
+    if len(queries) > border:
+        own_keys, own_values = (_by_head(each[rest], layout.responses, heads[1]) for each in (keys, values))
+        parts.append(
+            _Part(
+                tokens=rest,
+                places=layout.responses,
+                queries=grouped(rest, layout.responses),
+                keys=batches(torch.cat([prompt_keys[layout.owner], own_keys], 2)),
+                values=batches(torch.cat([prompt_values[layout.owner], own_values], 2)),
+                bias=bias_of(layout.seen, like=values),
+                prompts=layout.prompts,
+                owner=layout.owner,
+            )
+        )
+    return parts
+
+
+def _by_head(states: Tensor, places: Places, heads: int) -> Tensor:
+    """States [rows, heads, columns, D] from those [n, heads D] of tokens; any where there is no token."""
+    rows = states if len(states) == places.shape[0] * places.shape[1] else states.index_select(0, places.flat)
+    return rows.view(*places.shape, heads, -1).transpose(1, 2)
+
+
+def _to_tokens(states: Tensor, places: Places) -> Tensor:
+    """States [n, heads D] of tokens from rows [rows, heads, columns, D]."""
+    rows = states.transpose(1, 2).flatten(2).flatten(0, 1)
+    return rows if len(places.padded) == len(rows) else rows.index_select(0, places.padded)

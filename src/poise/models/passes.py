@@ -1,0 +1,88 @@
+"""What layers do between matrix products, in blocks that stay in a CPU's cache: norms, gates and rotations.
+
+A pass over all tokens goes through memory; the same passes over a few rows at a time do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 1 << 17  # entries that are taken at once
+_GPU_BLOCK = 1 << 40  # where a call costs more than a pass through memory
+
+
+def blocks(like: Tensor) -> Iterator[slice]:
+    """Slices of the rows of [N, ...] that are taken at once."""
+    entries = _BLOCK if like.device.type == "cpu" else _GPU_BLOCK
+    step = max(1, entries * len(like) // max(1, like.numel()))
+    return (slice(begin, begin + step) for begin in range(0, len(like), step))
+
+
+def normalised(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """X / sqrt(mean(x^2) + epsilon) * weight of states [N, H] in `dtype`, and the inverse roots [N, 1].
+
+    Computed in float32, or in float64 where the states are.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    factors, size = weight.to(wide), x.shape[-1]
+    found = torch.empty(x.shape, dtype=dtype, device=x.device)
+    inverse = torch.empty(len(x), 1, dtype=wide, device=x.device)
+    for rows in blocks(x):
+        part = x[rows].to(wide, copy=True)
+        norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+        inverse[rows] = norm.square_().div_(size).add_(epsilon).rsqrt_()
+        found[rows] = part.mul_(inverse[rows]).mul_(factors)
+    return found, inverse
+
+
+def normalised_backward(
+    slope: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, *, for_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `normalised`: of the states [N, H] and, where it is asked for, of the weight [H]."""
+    wide, size = inverse.dtype, x.shape[-1]
+    summed = torch.zeros(weight.shape, dtype=wide, device=x.device) if for_weight else None
+    found, factors = torch.empty_like(x), weight.to(wide)
+    for rows in blocks(x):
+        unit, part = x[rows].to(wide, copy=True).mul_(inverse[rows]), slope[rows].to(wide, copy=True)
+        if summed is not None:
+            summed += torch.einsum("nh,nh->h", part, unit)
+        part.mul_(factors)
+        along = torch.linalg.vecdot(part, unit)[:, None].div_(-size)
+        found[rows] = part.addcmul_(unit, along).mul_(inverse[rows])
+    return found, None if summed is None else summed.to(weight.dtype)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up of [N, I] each."""
+    found = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    for rows in blocks(gate):
+        torch.mul(F.silu(gate[rows]), up[rows], out=found[rows])
+    return found
+
+
+def gated_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gated`: of gate and up."""
+    for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
+    for rows in blocks(gate):
+        torch.mul(slope[rows], F.silu(gate[rows]), out=for_up[rows])
+        product = slope[rows] * up[rows]
+        torch.ops.aten.silu_backward.grad_input(product, gate[rows], grad_input=for_gate[rows])
+    return for_gate, for_up
+
+
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads [N, heads D] turned by the angles of their tokens [N, 1, D]; by minus `sin`, turned back.
+
+    `sin` is signed: that of the first half of a head is negated.
+    """
+    found = torch.empty_like(states)
+    half = cos.shape[-1] // 2
+    for rows in blocks(states):
+        part = states[rows].unflatten(-1, (-1, 2 * half))
+        turned = torch.mul(part, cos[rows], out=found[rows].view(part.shape))
+        turned.addcmul_(part.roll(half, -1), sin[rows])
+    return found

@@ -1,0 +1,125 @@
+"""Layers on flat tokens compute what the family's own layers compute, and so do their gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from poise.models import passes
+from poise.models.adapters import Lora
+from poise.models.flat import Gated, Layout, Products, RootMeanSquareNorm, SharedAttention, runs_flat
+from poise.models.load import load_backbone
+from poise.models.passes import normalised, rotated
+from poise.models.policy import Policy
+from poise.models.shared_rows import SharedRows, run_shared
+
+ROWS = [[5, 6, 7, 8, 20, 21], [9, 10, 22, 23, 24, 25], [5, 6, 7, 8], [11, 12, 13, 26], [5, 6, 7, 8, 27, 28, 29]]
+STARTS = [4, 2, 4, 3, 4]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Several blocks even for a few tokens."""
+    monkeypatch.setattr(passes, "_BLOCK", 24)
+    monkeypatch.setattr("poise.models.attention._BLOCK", 40)
+
+
+def wide(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_states_and_gradients_are_those_of_the_familys_own_layers(family, lora, monkeypatch):
+    torch.manual_seed(0)
+    policy = Policy(load_backbone(f"random:{family}?layers=3", dtype=torch.float64), lora, weights=torch.float64)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    rows = SharedRows.of_lists(ROWS, STARTS)
+    assert runs_flat(policy.trunk, rows)
+
+    def gradients():
+        values, _ = policy.logprobs(rows)
+        values.square().sum().backward()
+        found = [parameter.grad.clone() for parameter in policy.parameters().values()]
+        for parameter in policy.parameters().values():
+            parameter.grad = None
+        return values.detach(), found
+
+    ours, our_slopes = gradients()
+    monkeypatch.setattr("poise.models.shared_rows.runs_flat", lambda trunk, rows: False)
+    theirs, their_slopes = gradients()
+    # transformers normalises in float32 whatever the states are
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert sum(slope.abs().sum() > 0 for slope in their_slopes) >= len(their_slopes) - 1
+    for slope, expected in zip(our_slopes, their_slopes, strict=True):
+        torch.testing.assert_close(slope, expected, atol=1e-4 * (1 + float(expected.abs().max())), rtol=1e-4)
+
+
+def test_a_layer_that_is_run_again_for_the_gradient_gives_the_same_one():
+    policy = Policy(load_backbone("random:llama"), Lora(rank=2))
+    rows, found = SharedRows.of_lists(ROWS, STARTS), []
+    for recompute in (False, True):
+        policy.recompute = recompute
+        policy.logprobs(rows)[0].sum().backward()
+        found.append({name: parameter.grad.clone() for name, parameter in policy.parameters().items()})
+        for parameter in policy.parameters().values():
+            parameter.grad = None
+    for name, slope in found[0].items():
+        torch.testing.assert_close(slope, found[1][name], msg=name)
+
+
+def test_padding_is_not_computed_and_reads_as_zero():
+    trunk = load_backbone("random:llama").trunk
+    rows = run_shared(trunk, SharedRows.of_lists(ROWS, STARTS))
+    inside = rows.response_mask[:, : rows.width]
+    assert (rows.known_states.responses[~inside] == 0).all()
+    assert (rows.known_states.responses[inside].abs().sum(-1) > 0).all()
+
+
+def test_long_rows_and_other_families_run_their_own_layers(monkeypatch):
+    rows = SharedRows.of_lists(ROWS, STARTS)
+    assert not runs_flat(load_backbone("random:gpt2").trunk, rows)
+    trunk = load_backbone("random:llama").trunk
+    monkeypatch.setattr("poise.models.flat.LONGEST", 7)
+    assert not runs_flat(trunk, rows)
+
+
+def test_the_norm_is_the_root_mean_square_one_with_a_right_gradient():
+    x, weight = wide(7, 8), wide(8)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    torch.testing.assert_close(normalised(x, weight, 1e-3, torch.float64)[0], expected)
+    assert torch.autograd.gradcheck(lambda *each: RootMeanSquareNorm.apply(*each, 1e-3, torch.float64), (x, weight))
+
+
+def test_the_gate_is_silu_times_the_other_with_a_right_gradient():
+    gate, up = wide(7, 8), wide(7, 8)
+    torch.testing.assert_close(Gated.apply(gate, up), F.silu(gate) * up)
+    assert torch.autograd.gradcheck(Gated.apply, (gate, up))
+
+
+def test_products_add_their_adapters_and_have_a_right_gradient():
+    x, given = wide(5, 4), [wide(6, 4), wide(6), wide(2, 4), wide(6, 2), 1.5, wide(3, 4), None, None, None, 1.0]
+    first, second = Products.apply(x, *given)
+    weight, bias, a, b, scale, other = given[:6]
+    torch.testing.assert_close(first, x @ (weight + scale * b @ a).T + bias)
+    torch.testing.assert_close(second, x @ other.T)
+    assert torch.autograd.gradcheck(Products.apply, (x, *given))
+
+
+def test_attention_has_a_right_gradient():
+    layout = Layout.of(SharedRows.of_lists([[1, 2, 3, 4], [1, 2], [5, 6, 7], [1, 2, 8]], [2, 2, 1, 2]))
+    count = len(layout.positions)
+    angles = torch.randn(count, 1, 1, dtype=torch.float64)
+    cos, sin = angles.cos().repeat(1, 1, 2), torch.cat([-angles.sin(), angles.sin()], -1)
+    given = wide(count, 2 * 2), wide(count, 2), wide(count, 2)  # two query heads of width 2 share a key head
+    assert torch.autograd.gradcheck(lambda *each: SharedAttention.apply(*each, cos, sin, layout, 0.7), given)
+
+
+def test_a_rotation_is_undone_by_its_inverse():
+    states, angles = torch.randn(6, 2 * 8, dtype=torch.float64), torch.randn(6, 1, 4, dtype=torch.float64)
+    cos, sin = angles.cos().repeat(1, 1, 2), torch.cat([-angles.sin(), angles.sin()], -1)
+    turned = rotated(states, cos, sin)
+    heads, first = states.view(6, 2, 2, 4), turned.view(6, 2, 2, 4)[:, :, 0]
+    torch.testing.assert_close(first, heads[:, :, 0] * angles.cos() - heads[:, :, 1] * angles.sin())
+    torch.testing.assert_close(rotated(turned, cos, -sin), states)
