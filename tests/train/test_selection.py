@@ -23,7 +23,7 @@ from poise.train.controllers import adaptive_kl, reference_adaptive_kl
 from poise.train.experience import experiences
 from poise.train.objectives import Lagrangian, Limit, Penalty, ProjectedAscent, Unconstrained
 from poise.train.on_policy import Optimisation
-from poise.train.selection import Episodes, by_channel, by_first_target, by_return, worst_share
+from poise.train.selection import Episodes, by_channel, by_first_target, by_prompt, by_return, worst_share
 from poise.types import Scores
 
 QUARTER = replace(PPO, selection=worst_share(0.25))
@@ -36,6 +36,7 @@ def episodes(objective, step=0, steps=10):
         returns=RETURNS,
         first_targets={name: -values for name, values in RETURNS.items()},
         signs=objective.signs,
+        group=torch.tensor([7, 2, 2, 7]),
         mix=lambda channels: objective.mix(channels, {}),
         step=step,
         steps=steps,
@@ -67,6 +68,14 @@ def test_the_record_has_the_numbers_of_the_paper():
     kept = [RISK_AVERSE.selection(replace(episodes(Unconstrained(), step, 194))).sum() for step in (0, 30, 108, 185)]
     assert kept == [4, 4, 3, 2]  # of four: all, all, 1 - 0.6 * 78 / 155 and 0.4 of them
     assert replace(RISK_AVERSE, selection=None) == PPO
+
+
+def test_prompts_are_kept_whole_where_the_risk_is_theirs():
+    given = episodes(Unconstrained())  # prompt 7 has episodes 0 and 3, prompt 2 the others
+    assert by_prompt()(given).tolist() == [1.5] * 4
+    priced = episodes(Lagrangian(Limit(), ProjectedAscent()))
+    assert by_prompt(by_channel("cost"))(priced).tolist() == [-2.75, 0.5, 0.5, -2.75]
+    assert worst_share(0.25, by_prompt(by_channel("cost")))(priced).tolist() == [True, False, False, True]
 
 
 def test_episodes_are_ranked_by_the_objective_or_by_one_channel():

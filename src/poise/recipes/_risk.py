@@ -29,6 +29,7 @@ from poise.train.loop import fit
 from poise.train.objectives import Unconstrained
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.responses import sequence_logprobs
+from poise.train.selection import by_prompt, by_return
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 from poise.types import Completion, Demonstration, Estimate, Prompt, Rollout, Sampling, Scores
 
@@ -38,10 +39,11 @@ BASES = {
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
     "reinforce++": REINFORCE_PP,
 }
+RANKINGS = {"episode": by_return, "prompt": by_prompt()}
 SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
 HARD, WORST = 0.1, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
 QUICK = {
-    "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 8,
+    "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 16,
     "response_tokens": 6, "supervised_steps": 2, "warm_up": 0, "evaluated": 12,
 }  # fmt: skip
 
@@ -53,6 +55,7 @@ class RiskSettings:
     model: str
     tasks: tuple[str, ...]
     algorithm: str
+    ranked: str
     alpha: float
     warm_up: int
     end: float
@@ -73,6 +76,8 @@ class RiskSettings:
         settings = cls(**given | (QUICK if given["quick"] else {}))
         if settings.algorithm not in BASES:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(BASES)}")
+        if settings.ranked not in RANKINGS:
+            raise ConfigError(f"ranked is {settings.ranked!r}: choose {', '.join(RANKINGS)}")
         for name in ("steps", "samples_per_step", "response_tokens", "supervised_steps"):
             if getattr(settings, name) < 1:
                 raise ConfigError(f"{name} is {getattr(settings, name)}: it must be at least 1")
@@ -92,7 +97,9 @@ class RiskSettings:
     def algorithm_of(self, arm: str) -> Algorithm:
         """The record of an arm: both are the same but for the episodes that are learned from."""
         base = replace(BASES[self.algorithm], kl_coef=self.kl_coef)
-        return base if arm == "rlhf" else risk_averse(self.alpha, base=base, warm_up=self.warm_up, end=self.end)
+        if arm == "rlhf":
+            return base
+        return risk_averse(self.alpha, base=base, warm_up=self.warm_up, end=self.end, ranking=RANKINGS[self.ranked])
 
 
 class TextStudy:

@@ -25,7 +25,8 @@ def ra_rlhf(
     *,
     model: str = "smollm2-135m",
     tasks: tuple[str, ...] = ("imdb-gen", "jigsaw-gen", "realtoxicityprompts-gen"),
-    algorithm: Literal["ppo", "rloo", "reinforce++"] = "reinforce++",
+    algorithm: Literal["ppo", "rloo", "reinforce++"] = "rloo",
+    ranked: Literal["episode", "prompt"] = "prompt",
     alpha: float = 0.4,
     warm_up: int = 3,
     end: float = 0.75,
@@ -48,6 +49,7 @@ def ra_rlhf(
         tasks: imdb-gen, jigsaw-gen and realtoxicityprompts-gen read POISE_DATA; starter-gen comes with the package.
         algorithm: what both arms learn by: reinforce++ weighs an episode against all that are learned from, ppo
             against a critic, rloo against three others of its prompt.
+        ranked: what is chosen by its return: each episode, as in the paper, or whole prompts by the mean of theirs.
         alpha: share of the worst episodes that are learned from at the end.
         warm_up: last step with all episodes, counted from 0.
         end: share of the steps after which only the worst episodes are left.

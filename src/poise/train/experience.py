@@ -68,6 +68,7 @@ def episodes(
         returns={name: each.sum(-1)[live] for name, each in rewards.items()},
         first_targets={name: first_return(each, batch.response_mask)[live] for name, each in targets.items()},
         signs=objective.signs,
+        group=batch.group[live],
         mix=lambda channels: objective.mix(channels, {name: scores[live] for name, scores in batch.scores.items()}),
         step=step,
         steps=steps,

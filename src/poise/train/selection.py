@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from poise.functional.risk import soft_risk_count, worst, worst_count
@@ -23,6 +24,7 @@ class Episodes:
     returns: Mapping[str, Tensor]  # trained channel -> [B] sum of its rewards per token, KL penalty included
     first_targets: Mapping[str, Tensor]  # trained channel -> [B] critic target of the first token
     signs: Mapping[str, int]  # trained channel -> +1 maximised, -1 limited
+    group: Tensor  # [B] number of the prompt
     mix: Callable[[Mapping[str, Tensor]], Tensor]  # the objective's: channels to one number, higher is better
     step: int  # from 0
     steps: int  # of the whole training
@@ -58,6 +60,22 @@ def by_channel(name: str) -> Ranking:
         return returns * episodes.signs[name]
 
     return ranking
+
+
+def by_prompt(ranking: Ranking = by_return) -> Ranking:
+    """Rank an episode by the mean of its prompt's, so that prompts are kept whole: the risk is that of a prompt.
+
+    A baseline within the prompt needs all of its episodes: the worst of each alone are all below it.
+    """
+
+    def of_prompt(episodes: Episodes) -> Tensor:
+        ranks = ranking(episodes)
+        numbers = episodes.group.unique(return_inverse=True)[1]
+        sums = torch.zeros_like(ranks).index_add_(0, numbers, ranks)
+        counts = torch.zeros_like(ranks).index_add_(0, numbers, torch.ones_like(ranks))
+        return (sums / counts.clamp(min=1))[numbers]
+
+    return of_prompt
 
 
 def worst_share(alpha: float, ranking: Ranking = by_return) -> Selection:
