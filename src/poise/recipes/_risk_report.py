@@ -29,9 +29,10 @@ _INTRO = """
 {model} continues beginnings of real texts. The start of both policies is supervised learning of good texts (SFT).
 RLHF and RA-RLHF are the same {algorithm} for {steps} steps of {samples} samples of up to {tokens} tokens, with
 `kl_coef` {kl}; RA-RLHF learns from all samples up to step {warm_up} and from the worst {alpha:.0%} of them from
-{end:.0%} of the steps on, chosen by {ranked}. Rewards are the judge's logits of the good label for the
-whole text; the signal is what training saw. The same {prompts} test prompts a task for all; the hardest are those with the lowest reward before they
-are continued. Perplexity of good texts is the policy's on real ones, that of samples is the start's on the policy's.
+{end:.0%} of the steps on, chosen by {ranked}. Rewards are the judge's logits of the good
+label for the whole text; the signal is what training saw. The same {prompts} test prompts a task for all; the hardest
+are those with the lowest reward before they are continued. Perplexity of good texts is the policy's on real ones, that
+of samples is the start's on the policy's.
 """
 
 
