@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from poise.models.shared_rows import SharedRows
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
 from poise.train.algorithms import PPO, RLOO
+from poise.train.loop import linear
 from poise.train.objectives import Lagrangian, Limit, ProjectedAscent, Unconstrained
 from poise.train.on_policy import Optimisation
 from poise.train.supervised import DemonstrationBatches
@@ -262,6 +264,18 @@ def test_the_pretraining_mix_adds_exactly_its_own_gradient(make_trainer, make_po
         torch.testing.assert_close(
             changes[0][name] - changes[1][name], 0.1 * 1.5 * parameter.grad, rtol=1e-3, atol=1e-6
         )
+
+
+def test_the_weight_of_the_pretraining_mix_follows_its_schedule(make_trainer, make_policy, prompts, monkeypatch):
+    weights = []
+    monkeypatch.setattr(DemonstrationBatches, "backward", lambda self, policy, index, *, weight: weights.append(weight))
+    policy = make_policy()
+    batches = DemonstrationBatches([Demonstration(prompt=prompts[0], response="Yes.")], policy)
+    falling = {"ptx_coef": 0.8, "ptx_schedule": partial(linear, to=0.25, by=0.5), "steps": 5}
+    trainer = make_trainer(policy=policy, demonstrations=batches, optimisation=falling)
+    for index in range(5):
+        trainer.step_at(index)
+    assert weights == pytest.approx([0.8, 0.5, 0.2, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("algorithm", [PPO, TWO_EPOCHS, THREE_SAMPLES])

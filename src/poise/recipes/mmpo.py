@@ -16,13 +16,19 @@ from poise.run import Run
 PAPER = "arXiv:2410.03145"
 SHAPE = "pairs with margins -> two policies and two reward models per set and seed -> accuracy, calibration, wins"
 COST = "6 policies of 12 updates and 6 linear heads on features for each set: minutes on 2 idle CPU cores"
-EXPECTED = None
+EXPECTED = {
+    "paper": "better calibration and less overfitting than DPO and Bradley-Terry (2B to 8B models)",
+    "ours": "reward model's calibration error 6.6 points [5.8, 7.3] lower on film reviews, 3.9 points less "
+    "accurate; policies: no difference shown (n = 3 seeds, two sets)",
+    "hardware": "1 CPU core with AMX, SmolLM2-135M",
+    "date": "2026-11-22",
+}
 
 
 def mmpo(
     *,
     model: str = "smollm2-135m",
-    sets: tuple[str, ...] = ("odpo-sentiment",),
+    sets: tuple[str, ...] = ("odpo-sentiment", "tldr-ratings"),
     beta: float = 0.1,
     sure: float = 0.75,
     steps: int = 12,

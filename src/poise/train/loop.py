@@ -23,7 +23,7 @@ from poise.train.checkpoint import latest_checkpoint, save_checkpoint, write_ten
 
 _MANY_WEIGHTS = 10_000_000  # beyond adapters: all weights of a model are trained
 
-Schedule = Callable[[int, int], float]  # (step, steps) -> factor on the learning rate
+Schedule = Callable[[int, int], float]  # (step, steps) -> factor on a learning rate, or another weight
 
 
 class Trainer(Protocol):
@@ -55,9 +55,9 @@ def cosine(step: int, steps: int, *, warmup: float = 0.03) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - begin) / max(1, steps - begin)))
 
 
-def linear(step: int, steps: int) -> float:
-    """Falls in a straight line to a tenth."""
-    return 1.0 - 0.9 * step / max(1, steps - 1)
+def linear(step: int, steps: int, *, to: float = 0.1, by: float = 1.0) -> float:
+    """Falls in a straight line to the share `to`, reached after the share `by` of the steps."""
+    return 1.0 - (1.0 - to) * min(1.0, step / max(1.0, by * (steps - 1)))
 
 
 def fit(

@@ -50,6 +50,7 @@ class Optimisation:
     tokens_per_micro_batch: int = 2048
     measure_kl: bool = True  # also where nothing is charged for it; without, `kl` and `sequence_kl` are 0
     ptx_coef: float = 0.0  # weight of the pretraining-mix loss, if demonstrations are given
+    ptx_schedule: Schedule = constant
 
 
 class OnPolicyTrainer:
@@ -284,7 +285,8 @@ class OnPolicyTrainer:
 
     def _ptx(self) -> None:
         if self.demonstrations is not None and self.optimisation.ptx_coef > 0:
-            self.demonstrations.backward(self.policy, self.index, weight=self.optimisation.ptx_coef)
+            weight = self.optimisation.ptx_coef * self.optimisation.ptx_schedule(self.index, self.optimisation.steps)
+            self.demonstrations.backward(self.policy, self.index, weight=weight)
 
     def _own_rows(self, batch: RolloutBatch) -> OwnRows:
         """This process's rows as the policy reads them, with the states below its first trained layer where kept."""
