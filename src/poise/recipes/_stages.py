@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import fit, progress_bar
+from poise.train.loop import fit, linear, progress_bar
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.spread import spread_engine
@@ -97,6 +98,7 @@ class Settings(StudySettings):
     lr: float
     kl_coef: float
     ptx_coef: float
+    ptx_start: float | None
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     def require_reachable(self, bound: float) -> None:
@@ -106,6 +108,14 @@ class Settings(StudySettings):
                 f"limit is {self.limit}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
                 f"choose one above {-bound:g}"
             )
+
+    @property
+    def pretraining_mix(self) -> dict[str, Any]:
+        """How much demonstrations count, first and later."""
+        if not self.ptx_start or not self.ptx_coef:
+            return {"ptx_coef": self.ptx_coef}
+        falling = partial(linear, to=self.ptx_coef / self.ptx_start, by=0.5)
+        return {"ptx_coef": self.ptx_start, "ptx_schedule": falling}
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Settings:
@@ -286,7 +296,7 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps, ptx_coef=settings.ptx_coef),
+            optimisation=Optimisation(lr=settings.lr, steps=steps, **settings.pretraining_mix),
             demonstrations=_mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,

@@ -36,10 +36,10 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.5,
+    limit: float = -0.55,
     shaping: float = 1.0,
     rounds: int = 1,
-    steps: int = 14,
+    steps: int = 30,
     compare_steps: int = 6,
     supervised_steps: int = 0,
     samples_per_step: int = 64,
@@ -47,7 +47,8 @@ def safe_rlhf(
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.03,
-    ptx_coef: float = 0.2,
+    ptx_coef: float = 0.3,
+    ptx_start: float | None = None,
     seed: int = 0,
     annotators: Sequence[Annotator] | None = None,
     engine: str = "native",
@@ -73,8 +74,10 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        ptx_coef: weight of imitating refusals of harmful prompts, and good answers to those that only look harmful, in
+        ptx_coef: weight of imitating refusals of harmful prompts, and twice as many good answers to harmless ones, in
             every update (the paper's PTX loss).
+        ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
+            default it stays.
         seed: seed of everything random.
         annotators: who compares in later rounds, one per criterion; rules by default.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
