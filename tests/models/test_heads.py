@@ -250,3 +250,19 @@ def test_critics_start_at_zero_with_one_value_per_channel():
     values = critics(torch.randn(2, 3, 8))
     assert {name: tuple(value.shape) for name, value in values.items()} == {"reward": (2, 3), "cost": (2, 3)}
     assert not any(value.any() for value in values.values())
+
+
+def test_a_channel_may_have_a_head_of_its_own(tmp_path):
+    backbone = load_backbone("random:llama")
+    channels = (Channel(name="reward", hidden=0), Channel(name="cost", higher_is_worse=True))
+    model = ScoreModel(backbone, channels, hidden=4)
+    assert [len(head) for head in model.head] == [1, 5]
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    again, features = load_score_model(tmp_path, backbone=backbone), torch.randn(3, len(model.feature_mean))
+    assert again.channel("reward").hidden == 0
+    torch.testing.assert_close(again(features), model(features))
+    linear = model.head[0][0]
+    torch.testing.assert_close(model(features)[:, 0], (features @ linear.weight.T + linear.bias)[:, 0])

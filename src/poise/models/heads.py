@@ -37,7 +37,8 @@ class Channel:
 
     The value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero keeps its
     meaning. With a `bound` b it is b tanh(that / b): signs and order stay, but what is clearly safe gains nothing by
-    looking safer still. `calibration` maps the value to a probability (of harm, for a cost).
+    looking safer still. `calibration` maps the value to a probability (of harm, for a cost). A channel with a `hidden`
+    of its own has a head of its own, with a hidden layer that wide or, at 0, none.
 
     >>> cost = Channel(name="cost", higher_is_worse=True, scale=2.0, bound=0.5)
     >>> cost.value(torch.tensor([-100.0, 0.0, 0.2]))
@@ -50,6 +51,7 @@ class Channel:
     scale: float = 1.0
     bound: float | None = None
     calibration: PlattScale | None = None
+    hidden: int | None = None
 
     def __post_init__(self) -> None:
         if self.higher_is_worse and self.shift != 0:
@@ -112,7 +114,7 @@ class ScoreModel(nn.Module):
         if lora is not None:
             self.split = add_adapter(backbone.model, backbone.trunk.layers, adapter, lora, stop=self.depth, seed=seed)
         width = backbone.trunk.width * len(pooling.split("+"))
-        self.head = make_head(width, hidden, len(self.channels), seed).to(backbone.device)
+        self.head = _heads(width, hidden, self.channels, seed).to(backbone.device)
         self.register_buffer("feature_mean", torch.zeros(width, device=backbone.device))
         self.register_buffer("feature_std", torch.ones(width, device=backbone.device))
         self.eval()
@@ -327,6 +329,22 @@ def make_head(width: int, hidden: int, outputs: int, seed: int, *, dropout: floa
             nn.Linear(hidden, outputs),
         )
         return nn.Sequential(*layers)
+
+
+class OwnHeads(nn.ModuleList):
+    """A head for each channel, side by side."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raw scores [B, C] of features [B, H]."""
+        return torch.cat([head(features) for head in self], -1)
+
+
+def _heads(width: int, hidden: int, channels: Sequence[Channel], seed: int) -> nn.Module:
+    """One head for all channels, or one for each where some have a `hidden` of their own."""
+    if all(channel.hidden is None for channel in channels):
+        return make_head(width, hidden, len(channels), seed)
+    sizes = [hidden if channel.hidden is None else channel.hidden for channel in channels]
+    return OwnHeads(make_head(width, size, 1, seed) for size in sizes)
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:

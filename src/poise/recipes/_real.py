@@ -32,6 +32,7 @@ COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
 BOUNDED_COST = replace(COST, bound=1.5)
 SIGNAL_DEPTH, JUDGE_DEPTH = 0.6, 0.8
 # Pairs that people judged are noisy: heads that learn from them for long, or unshrunken, learn the noise.
+LINEAR_REWARD = replace(REWARD, hidden=0)  # what these pairs teach is no more than that
 EPOCHS, WEIGHT_DECAY = 10, 10.0
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
 TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
@@ -153,7 +154,7 @@ def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesso
         measure=lambda model: signal_accuracy(model, material),
         depth=SIGNAL_DEPTH,
         seed=settings.seed,
-        channels=(REWARD, BOUNDED_COST),
+        channels=(LINEAR_REWARD, BOUNDED_COST),
         epochs=EPOCHS,
         weight_decay=WEIGHT_DECAY,
         reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
