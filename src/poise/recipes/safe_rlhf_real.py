@@ -28,16 +28,16 @@ def safe_rlhf_real(
     objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
     seeds: tuple[int, ...] = (0, 1, 2),
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.9,
+    limit: float = -1.0,
     shaping: float = 1.0,
-    steps: int = 32,
+    steps: int = 40,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.01,
     ptx_coef: float = 0.3,
-    ptx_start: float | None = 0.8,
+    ptx_start: float | None = None,
     evaluated: int = 80,
     page: str = "",
     folder: str | None = None,
@@ -61,7 +61,8 @@ def safe_rlhf_real(
         kl_coef: weight of the KL penalty to the start model, per nat.
         ptx_coef: weight of imitating published refusals of harmful prompts, and answers to those that only look
             harmful, in every update.
-        ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training.
+        ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
+            default it stays.
         evaluated: prompts of each kind that are answered for the verdict.
         page: a Markdown file with two lines <!-- real-data -->, between which the table goes as well.
         folder: run folder; an unfinished run in it is continued.
