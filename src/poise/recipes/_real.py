@@ -38,7 +38,7 @@ OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained 
 TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
 PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
-HEADS = {"hidden layer": 64, "linear probe": 0}
+HEADS = {"as trained": 64, "linear probe": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,7 @@ def report_text(
         "The cost that noisy pairs alone give (HH harmless, PKU):",
         _accuracy_table(tables["noisy"]),
         "## Learning curves",
-        "The score model has a hidden layer; the probe is linear, on the same frozen features and the same rows.",
+        "As trained, a cost has a hidden layer and the reward none; the probe is linear, on the same frozen features.",
         _curve_table(curves),
         "## Targets",
         markdown_table(["", "found", "wanted", "met"], [_target_cells(target) for target in targets]),

@@ -22,9 +22,9 @@ SHAPE = "prompts + decoupled comparisons -> policy adapter, score model, report"
 COST = "about 15 minutes on 2 CPU cores for smollm2-135m, under 6 GiB"
 EXPECTED = {
     "paper": "harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
-    "ours": "50.0 % [37.3, 62.7] -> 3.6 % [1.0, 12.1] (n = 56, held-out judge, seed 0; others in the README)",
+    "ours": "49.1 % [42.0, 56.7] -> 2.7 % [0.9, 5.4] (56 prompts, held-out judge, seed 0; others in the README)",
     "hardware": "2 CPU cores with AMX, SmolLM2-135M",
-    "date": "2026-11-21",
+    "date": "2026-11-22",
 }
 
 ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
