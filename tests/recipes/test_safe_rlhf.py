@@ -212,6 +212,7 @@ def test_every_objective_can_be_the_main_one(objective: str, tmp_path: Path, wit
         ({"supervised_steps": -2}, "supervised_steps is -2"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1"),
         ({"ptx_coef": -0.1}, "ptx_coef is -0.1"),
+        ({"ptx_start": -0.1}, "ptx_start is -0.1"),
         ({"limit": -1.0}, "limit is -1.0.*no policy meets it"),
         ({"data": "no-such-set"}, "no-such-set"),
     ],

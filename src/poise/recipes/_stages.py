@@ -126,6 +126,8 @@ class Settings(StudySettings):
             above_zero=("temperature", "lr"),
             not_negative=("compare_steps", "supervised_steps", "kl_coef", "ptx_coef", "shaping"),
         )
+        if settings.ptx_start is not None and settings.ptx_start < 0:
+            raise ConfigError(f"ptx_start is {settings.ptx_start}: it must not be negative")
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
         check_engine_name(settings.engine)
@@ -193,8 +195,9 @@ def prepare(run: Run, settings: Told) -> Study[Told]:
             f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{settings.data}"
         )
     torch.manual_seed(settings.seed)
-    study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
-    return study if settings.quick else replace(study, answers=_ANSWERS)
+    answers = 1 if settings.quick else _ANSWERS
+    backbone, cache = load_model(run, settings), feature_cache(run)
+    return Study(settings=settings, backbone=backbone, splits=splits, cache=cache, answers=answers)
 
 
 def feature_cache(run: Run) -> FeatureCache:
