@@ -19,6 +19,12 @@ from typing import Any
 from poise.errors import RunError
 from poise.ranks import current
 
+
+def cache_folder() -> Path:
+    """Where what is made once for this machine is kept: POISE_CACHE, or ~/.cache/poise."""
+    return Path(os.environ.get("POISE_CACHE") or Path.home() / ".cache" / "poise")
+
+
 _INTACT = "The file as it was before and the last checkpoint are intact: repeat the same command to continue."
 _DISK_FULL = "{free:.2f} GiB are free. Free some space (`du -sh runs/*` shows the largest runs)"
 _NOT_ALLOWED = "Give yourself the right to write in {folder}, or choose another --folder"

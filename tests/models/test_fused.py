@@ -35,14 +35,16 @@ def test_it_gives_the_logits_of_the_trunk_with_the_adapter_on_or_off(family, ada
         expected = trunk.logits(trunk.run(trunk.embed(ids)))
     fused = FusedTrunk(policy.trunk, adapter=adapter, dtype=torch.float64)
 
-    def attend(layer, queries, new):
+    rotation = tuple(part[:17].repeat(3, 1) for part in fused.rotation(20))
+
+    def attend(layer, states):
+        queries, new = fused.turned(states, rotation)
         keys, values = new.view(3, 17, 2, -1, fused.head_dim).permute(2, 0, 3, 1, 4)
         rows = queries.view(3, 17, -1, fused.head_dim).transpose(1, 2)
         found = F.scaled_dot_product_attention(rows, keys, values, is_causal=True, enable_gqa=True)
         return found.transpose(1, 2).flatten(0, 1)
 
-    factors = tuple(part[:17].repeat(3, 1, 1) for part in fused.rotation(20))
-    found = fused.logits(fused.run(fused.embed(ids.flatten()), factors, attend)).view(expected.shape)
+    found = fused.logits(fused.run(fused.embed(ids.flatten()), attend)).view(expected.shape)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -7,8 +7,9 @@ import torch
 
 from poise.data.chat import ChatRenderer
 from poise.errors import ModelError
+from poise.files import cache_folder
 from poise.models import load
-from poise.models.load import cache_folder, load_backbone
+from poise.models.load import load_backbone
 from poise.models.tiny import tiny_model, with_seed
 
 

@@ -31,12 +31,22 @@ def _torch() -> Iterator[tuple[str, str]]:
     capability = torch.backends.cpu.get_cpu_capability()
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     yield "bf16 on CPU", f"{'fast' if fast else 'slow: use float32 models on this machine'} ({capability})"
+    yield "kernels", _kernels()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         support = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
         yield "GPU", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {support}"
     else:
         yield "GPU", "none"
+
+
+def _kernels() -> str:
+    from poise import kernels
+
+    library, reason = kernels.compiled()
+    if library is None:
+        return f"none, torch alone computes, which is slower in bf16: {reason}"
+    return "compiled" + (", with the matrix unit" if kernels.has_tiles() else "")
 
 
 def _memory() -> str:
@@ -56,7 +66,7 @@ def _data_folder() -> str:
 
 
 def _cache() -> str:
-    from poise.models.load import cache_folder
+    from poise.files import cache_folder
 
     folder = cache_folder()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poise import kernels
 from poise.errors import ConfigError
 
 _BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32 at a time: what stays in a core's cache
@@ -168,13 +169,9 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
             # kept logits may be asked for again: they are read, never written
             logits = _chunk_of_logits(hidden[rows], weight, bias) if kept is None else kept[rows]
             slopes = torch.empty_like(logits) if kept is not None else logits
-            per_token = grads[0][rows, None] / ctx.temperature
-            for block in _blocks(len(logits), _rows_per_block(logits)):
-                part = _widened(logits[block], ctx.temperature).sub_(normaliser[rows][block, None])
-                part.exp_().mul_(-per_token[block]).scatter_add_(-1, ids[rows][block, None], per_token[block])
-                slopes[block] = part
-                if bias_grad is not None:
-                    bias_grad += part.sum(0)
+            _read_chunk_backward(
+                grads[0][rows], logits, ids[rows], normaliser[rows], ctx.temperature, slopes=slopes, bias_grad=bias_grad
+            )
             with _no_autocast(hidden):
                 if hidden_grad is not None:
                     hidden_grad[rows] = (slopes @ weight).to(hidden.dtype)
@@ -192,6 +189,8 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
 
 def _read_chunk(logits: Tensor, ids: Tensor, temperature: float, *, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and log-normalisers of a chunk, in blocks that stay in the cache."""
+    if not masked and kernels.fit(logits):
+        return kernels.read_logits(logits, ids.contiguous(), temperature)
     results = []
     for rows in _blocks(len(ids), _rows_per_block(logits)):
         shifted = _widened(logits[rows], temperature)
@@ -206,6 +205,29 @@ def _read_chunk(logits: Tensor, ids: Tensor, temperature: float, *, masked: bool
         results.append((chosen - total.log(), entropy, top + total.log()))
     logprobs, entropies, normalisers = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(entropies), torch.cat(normalisers)
+
+
+def _read_chunk_backward(
+    grad: Tensor,
+    logits: Tensor,
+    ids: Tensor,
+    normaliser: Tensor,
+    temperature: float,
+    *,
+    slopes: Tensor,
+    bias_grad: Tensor | None,
+) -> None:
+    """Write the gradient of a chunk of logits, which `slopes` may be itself, and add that of the bias."""
+    if bias_grad is None and kernels.fit(logits):
+        kernels.read_logits_backward(grad.contiguous(), logits, ids.contiguous(), normaliser, temperature, out=slopes)
+        return
+    per_token = grad[:, None] / temperature
+    for block in _blocks(len(logits), _rows_per_block(logits)):
+        part = _widened(logits[block], temperature).sub_(normaliser[block, None])
+        part.exp_().mul_(-per_token[block]).scatter_add_(-1, ids[block, None], per_token[block])
+        slopes[block] = part
+        if bias_grad is not None:
+            bias_grad += part.sum(0)
 
 
 def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poise import kernels
 from poise.models.adapters import LoraLinear
 from poise.models.attention import LONGEST, attend, attend_backward, bias_of
 from poise.models.fused import fuses
@@ -114,6 +115,7 @@ class Layout:
     positions: Tensor  # [N]
     causal: Tensor  # bool [1, 1, P, P], for the prompts
     seen: Tensor  # bool [B, 1, R, P + R], for the responses
+    rows: kernels.Rows  # the same, as the kernel of attention takes them
 
     @classmethod
     def of(cls, rows: SharedRows) -> Layout:
@@ -130,6 +132,7 @@ class Layout:
             positions=torch.cat([places[0][prompts.padded], places[1][responses.padded]]),
             causal=(columns <= columns[:, None])[None, None],
             seen=rows.attention_mask(),
+            rows=kernels.Rows.of(rows.prompt_lengths, rows.response_mask[:, : rows.width].sum(-1), rows.owner),
         )
 
 
@@ -254,8 +257,12 @@ class SharedAttention(torch.autograd.Function):
     ) -> Tensor:
         """Attended values [N, Hq D]."""
         queries, keys = rotated(queries, cos, sin), rotated(keys, cos, sin)
-        ctx.save_for_backward(queries, keys, values, cos, sin)
         ctx.layout, ctx.scale = layout, scale
+        if kernels.attends(queries, keys, values, width=cos.shape[-1]):
+            attended, logs = kernels.attend(queries, keys, values, layout.rows, width=cos.shape[-1], scale=scale)
+            ctx.save_for_backward(queries, keys, values, cos, sin, logs)
+            return attended
+        ctx.save_for_backward(queries, keys, values, cos, sin)
         heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
         found = torch.empty_like(queries)
         for part in _parts(layout, queries, keys, values, heads, scale):
@@ -265,7 +272,19 @@ class SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
-        queries, keys, values, cos, sin = ctx.saved_tensors
+        queries, keys, values, cos, sin, *logs = ctx.saved_tensors
+        if logs:
+            for_queries, for_keys, for_values = kernels.attend_backward(
+                gradients[0].contiguous(),
+                queries,
+                keys,
+                values,
+                logs[0],
+                ctx.layout.rows,
+                width=cos.shape[-1],
+                scale=ctx.scale,
+            )
+            return rotated(for_queries, cos, -sin), rotated(for_keys, cos, -sin), for_values, None, None, None, None
         heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
         for_queries, for_keys, for_values = (torch.empty_like(each) for each in (queries, keys, values))
         parts = _parts(ctx.layout, queries, keys, values, heads, ctx.scale)

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poise import kernels
 from poise.models.adapters import LoraLinear
+from poise.models.passes import gated, rotated
 from poise.models.trunk import Trunk
 
-# attend(layer, queries [N, Hq, D], new keys and values [N, 2 Hkv, D]) -> [N, Hq, D]
-Attend = Callable[[int, Tensor, Tensor], Tensor]
+# attend(layer, queries, keys and values that are not turned yet [N, Hq + 2 Hkv, D]) -> [N, Hq, D]
+Attend = Callable[[int, Tensor], Tensor]
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles do not depend on the length of the row
@@ -60,33 +62,29 @@ class FusedTrunk:
         return self.trunk.embed(token_ids).to(self.dtype)
 
     def rotation(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Factors [columns, Hq + 2 Hkv, D] of a head and of its halves exchanged; values are not rotated."""
+        """Factors [columns, D] of a head and, signed, of its halves exchanged."""
         device = self.trunk.head.weight.device
         like = torch.zeros(1, 1, dtype=torch.float32, device=device)
         extra = self.trunk.position_inputs(like[..., None], torch.arange(columns, device=device)[None])
         cos, sin = (part[0].float() for part in extra["position_embeddings"])
         half = self.head_dim // 2
-        signed = torch.cat([-sin[:, :half], sin[:, half:]], -1)
-        rotated, kept = self.heads + self.key_heads, self.key_heads
-        cos = torch.cat([cos[:, None].expand(-1, rotated, -1), torch.ones_like(cos)[:, None].expand(-1, kept, -1)], 1)
-        signed = torch.cat(
-            [signed[:, None].expand(-1, rotated, -1), torch.zeros_like(signed)[:, None].expand(-1, kept, -1)], 1
-        )
-        return cos.to(self.dtype), signed.to(self.dtype)
+        return cos.to(self.dtype), torch.cat([-sin[:, :half], sin[:, half:]], -1).to(self.dtype)
 
-    def run(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """States [N, H] after all layers, from those of tokens whose `rotation` factors are [N, heads, D]."""
-        cos, sin = rotation
-        half = self.head_dim // 2
+    def turned(self, states: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries [N, Hq, D], and keys and values [N, 2 Hkv, D], turned by factors [N, D] where they are to be."""
+        border = self.heads + self.key_heads
+        cos, sin = (part[:, None] for part in rotation)
+        turned = rotated(states[:, :border].flatten(1), cos, sin).view(len(states), border, -1)
+        return turned[:, : self.heads], torch.cat([turned[:, self.heads :], states[:, border:]], 1)
+
+    def run(self, hidden: Tensor, attend: Attend) -> Tensor:
+        """States [N, H] of tokens after all layers."""
         for index, layer in enumerate(self.layers):
             states = layer.project(layer.first_norm(hidden)).view(len(hidden), -1, self.head_dim)
-            states = layer.normed_heads(states, self.heads, self.key_heads)
-            states = torch.addcmul(states * cos, states.roll(half, -1), sin)
-            attended = attend(index, states[:, : self.heads], states[:, self.heads :])
+            attended = attend(index, layer.normed_heads(states, self.heads, self.key_heads))
             hidden = layer.out(attended.reshape(len(hidden), -1), add=hidden)
             gate = layer.gate_up(layer.second_norm(hidden))
-            middle = gate.shape[-1] // 2
-            hidden = layer.down(F.silu(gate[:, :middle]).mul_(gate[:, middle:]), add=hidden)
+            hidden = layer.down(gated(*gate.chunk(2, -1)), add=hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -124,6 +122,8 @@ class _Norm:
         self.epsilon: float = module.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
+        if kernels.fit(x, self.weight):
+            return kernels.rms_norm(x, self.weight, self.epsilon)[0]
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
+from poise.files import cache_folder
 from poise.models.attention import register
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
@@ -122,11 +123,6 @@ def _gemm_seconds(dtype: torch.dtype, *, rows: int = 512, width: int = 576, repe
         torch.nn.functional.linear(left, right)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: POISE_CACHE, or ~/.cache/poise."""
-    return Path(os.environ.get("POISE_CACHE") or Path.home() / ".cache" / "poise")
 
 
 def _locate(name: str) -> str:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poise import kernels
+
 _BLOCK = 1 << 17  # entries that are taken at once
 _GPU_BLOCK = 1 << 40  # where a call costs more than a pass through memory
 
@@ -27,6 +29,8 @@ def normalised(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) ->
 
     Computed in float32, or in float64 where the states are.
     """
+    if dtype == x.dtype and kernels.fit(x, weight):
+        return kernels.rms_norm(x, weight, epsilon)
     wide = torch.promote_types(x.dtype, torch.float32)
     factors, size = weight.to(wide), x.shape[-1]
     found = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -43,6 +47,9 @@ def normalised_backward(
     slope: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, *, for_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of `normalised`: of the states [N, H] and, where it is asked for, of the weight [H]."""
+    if kernels.fit(slope, x, weight):
+        for_x, for_factors = kernels.rms_norm_backward(slope, x, weight, inverse, for_weight=for_weight)
+        return for_x, None if for_factors is None else for_factors.to(weight.dtype)
     wide, size = inverse.dtype, x.shape[-1]
     summed = torch.zeros(weight.shape, dtype=wide, device=x.device) if for_weight else None
     found, factors = torch.empty_like(x), weight.to(wide)
@@ -58,6 +65,8 @@ def normalised_backward(
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of [N, I] each."""
+    if gate.stride() == up.stride() and kernels.fit(gate, up, apart=True):
+        return kernels.gated(gate, up)
     found = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     for rows in blocks(gate):
         torch.mul(F.silu(gate[rows]), up[rows], out=found[rows])
@@ -66,6 +75,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 def gated_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gated`: of gate and up."""
+    if kernels.fit(slope, gate, up):
+        return kernels.gated_backward(slope, gate, up)
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
     for rows in blocks(gate):
         torch.mul(slope[rows], F.silu(gate[rows]), out=for_up[rows])
@@ -79,6 +90,8 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     `sin` is signed: that of the first half of a head is negated.
     """
+    if kernels.fit(states, cos, sin):
+        return kernels.rotated(states, cos, sin)
     found = torch.empty_like(states)
     half = cos.shape[-1] // 2
     for rows in blocks(states):

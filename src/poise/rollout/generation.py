@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poise import kernels
 from poise.models.fused import FusedTrunk
 from poise.models.trunk import Trunk, pad_rows
 from poise.rollout.cache import LayerCache, PromptCache, RowCache, attend_step
@@ -55,6 +56,12 @@ class Caches:
     prompts: PromptCache | None
     copies: int  # rows per prompt
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """What a layer's kernel of attention reads: the rows' cache and sizes, and their prompts'."""
+        rows, prompts = self.rows, self.prompts
+        shared = None if prompts is None else (prompts.buffer[layer], prompts.owner[: rows.count], prompts.sizes)
+        return rows.buffer[layer], rows.sizes[: rows.count], shared
+
 
 class FusedForward:
     """The known families, by `FusedTrunk`."""
@@ -69,30 +76,39 @@ class FusedForward:
         """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
         count, length = ids.shape
 
-        def attend(layer: int, queries: Tensor, new: Tensor) -> Tensor:
-            queries = queries.unflatten(0, (count, length)).transpose(1, 2)
+        rotation = self.cos[:length].repeat(count, 1), self.sin[:length].repeat(count, 1)
+        rows = kernels.Rows(torch.arange(count) * length, lengths, lengths[:0])
+
+        def attend(layer: int, states: Tensor) -> Tensor:
+            queries, new = self.trunk.turned(states, rotation)
             pairs = new.unflatten(0, (count, length)).unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4)
             if caches.prompts is not None:
                 caches.prompts.fill(layer, slots, pairs)
             else:
                 caches.rows.fill(layer, begin, pairs)
+            flat, width = queries.flatten(1), queries.shape[-1]
+            keys, values = new.flatten(1).chunk(2, -1)
+            if kernels.attends(flat, keys, values, width=width):
+                return kernels.attend(flat, keys, values, rows, width=width, scale=width**-0.5)[0]
+            queries = queries.unflatten(0, (count, length)).transpose(1, 2)
             repeats = queries.shape[1] // pairs.shape[2]
             keys, values = (part.repeat_interleave(repeats, 1) for part in pairs)
             found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
             return found.transpose(1, 2).flatten(0, 1)
 
-        factors = self.cos[:length].repeat(count, 1, 1), self.sin[:length].repeat(count, 1, 1)
-        hidden = self.trunk.run(self.trunk.embed(ids.flatten()), factors, attend).unflatten(0, (count, length))
+        hidden = self.trunk.run(self.trunk.embed(ids.flatten()), attend).unflatten(0, (count, length))
         return self.trunk.logits(hidden[torch.arange(count, device=ids.device), lengths - 1])
 
     def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+        rotation = self.cos[positions], self.sin[positions]
 
-        def attend(layer: int, queries: Tensor, new: Tensor) -> Tensor:
-            return attend_step(caches.rows, caches.prompts, layer, queries, new)
+        def attend(layer: int, states: Tensor) -> Tensor:
+            if kernels.steps(states, self.trunk.heads, self.trunk.key_heads):
+                return kernels.attend_step(states, rotation, *caches.of_layer(layer))
+            return attend_step(caches.rows, caches.prompts, layer, *self.trunk.turned(states, rotation))
 
-        factors = self.cos[positions], self.sin[positions]
-        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), factors, attend))
+        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), attend))
 
 
 class LayerForward:

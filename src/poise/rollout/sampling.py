@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from poise import kernels
+
 _BLOCK = 256
 _ROWS = 8  # whose logits stay in a processor's cache through all passes over them
 
@@ -31,6 +33,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
     returns   ids [B] and their log-probabilities [B] in nats under the distribution drawn from (at temperature 0,
               where there is none, under the softmax of the logits)
     """
+    if temperature > 0 and top_p >= 1 and kernels.fit(logits):
+        return kernels.draw(logits, uniforms.double().contiguous(), temperature)
     if logits.device.type != "cpu" or len(logits) <= _ROWS:
         return _sample(logits, uniforms, temperature, top_p)
     parts = [
