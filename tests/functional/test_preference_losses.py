@@ -226,6 +226,12 @@ def test_kto_by_hand():
     assert result.rewards.tolist() == pytest.approx([2.0, -3.0])
 
 
+def test_the_weights_of_kto_are_as_exact_as_its_log_probabilities():
+    policy, ref = torch.zeros(2).double(), torch.zeros(2).double()
+    result = kto_loss(policy, ref, ONE_BY_ONE, 0.0, beta=1.0, desirable_weight=1.3, undesirable_weight=0.7)
+    assert result.losses.tolist() == pytest.approx([0.65, 0.35], abs=1e-15)  # half of each weight
+
+
 def test_the_baseline_of_kto_is_not_negative_and_has_no_gradient():
     policy = torch.tensor([-10.0, -10.0], requires_grad=True)
     assert kto_baseline(policy, torch.tensor([-9.0, -9.5])) == 0
