@@ -169,6 +169,25 @@ def test_bradley_terry_solves_the_likelihood_equations():
     np.testing.assert_allclose((games * chance).sum(1), wins.sum(1), atol=1e-6)
 
 
+def test_bradley_terry_arrives_where_players_are_joined_by_few_games():
+    chain = np.zeros((20, 20))
+    for i in range(19):  # each beats the next 200 times and loses once; no other two met
+        chain[i, i + 1], chain[i + 1, i] = 200, 1
+    step = elo_difference(200 / 201)
+    np.testing.assert_allclose(bradley_terry_ratings(chain), 1000 - step * np.arange(20), atol=1e-6)
+    leagues = np.kron(np.eye(2), 1000 * (1 - np.eye(3)))
+    leagues[0, 3], leagues[3, 0] = 3, 1  # all that is known of how the leagues compare
+    expected = np.repeat([1000.0, 1000 - elo_difference(0.75)], 3)
+    np.testing.assert_allclose(bradley_terry_ratings(leagues), expected, atol=1e-6)
+
+
+def test_the_anchor_moves_all_ratings_alike():
+    wins = [[0, 7, 2], [3, 0, 6], [8, 4, 0]]
+    first, last = bradley_terry_ratings(wins), bradley_terry_ratings(wins, anchor=-1, anchor_rating=0.0)
+    np.testing.assert_allclose(last, first - first[2], atol=1e-9)
+    assert last[2] == 0
+
+
 def test_bradley_terry_names_the_way_out_when_a_player_never_loses():
     with pytest.raises(DataError, match=r"smoothing=0\.5"):
         bradley_terry_ratings([[0, 5], [0, 0]])
