@@ -258,6 +258,34 @@ def test_the_order_of_the_batch_changes_nothing(order, probability):
         assert torch.equal(loss(*moved[:4], beta=0.3, probability=moved[4]).losses, here)
 
 
+def by_pair(rows):
+    """The losses of some of the pairs under every method."""
+    c, r, ref_c, ref_r = (x[rows] for x in SIDES)
+    lengths, p = tuple(x[rows] for x in LENGTHS), torch.tensor([0.9, 0.3]).double()[rows]
+    return [
+        dpo_loss(c, r, ref_c, ref_r, beta=0.3, margin=0.2, probability=p).losses,
+        ipo_loss(c, r, ref_c, ref_r, beta=0.3, probability=p).losses,
+        simpo_loss(c, r, *lengths, beta=2.0, margin=0.5, probability=p).losses,
+        odds_ratio_loss(c, r, *lengths, beta=0.5, probability=p).losses,
+        supervised_loss(c, lengths[0]),
+        kto_loss(c, ref_c, ONE_BY_ONE[rows], 0.4, beta=0.3, undesirable_weight=2.0).losses,
+    ]
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [1, 0]])
+def test_a_pair_has_the_same_loss_alone_as_in_any_batch(rows):
+    for found, whole in zip(by_pair(rows), by_pair([0, 1]), strict=True):
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("extreme", [500.0, -500.0])
+def test_targets_of_five_hundred_are_certain_and_no_more(extreme):
+    far = torch.tensor([extreme], requires_grad=True)
+    targets = [margin_target(far, gamma=2.0), constrained_target(far, -far, 3.0), constrained_target(0 * far, far, 0.0)]
+    assert [target.item() for target in targets] == [float(extreme > 0), float(extreme > 0), 0.5]
+    assert torch.autograd.grad(sum(targets), far)[0].isfinite().all()
+
+
 ONE_BY_ONE = torch.tensor([True, False])
 LOSSES = {
     "dpo": lambda c, r: dpo_loss(c, r, REF_CHOSEN, REF_REJECTED, beta=0.5).losses,
