@@ -127,6 +127,14 @@ def test_value_at_risk_and_its_tail_mean_equal_the_definition_on_the_low_end_of_
     assert -conditional_value_at_risk(losses, alpha).item() == case["expected"]["cvar"]
 
 
+def test_the_mean_of_the_worst_with_their_ties_is_the_mean_below_the_quantile():
+    returns = tensor(CASES["cvar.empirical"]["inputs"]["returns"])
+    quantile = -value_at_risk(-returns, 0.375)  # the third worst of eight, and the fourth ties with it
+    below = returns[worst(returns, worst_count(0.375, 8))].mean()
+    assert below.item() == returns[returns <= quantile].mean().item() == pytest.approx((-2 - 2 - 0.3 - 0.3) / 4)
+    assert -conditional_value_at_risk(-returns, 0.375).item() == pytest.approx((-2 - 2 - 0.3) / 3)
+
+
 def test_a_part_of_an_episode_counts_in_part():
     # the worst 1.2 of three costs: all of 6 and a fifth of 3, over 1.2
     assert conditional_value_at_risk(tensor([1.0, 6.0, 3.0]), 0.4).item() == pytest.approx((6 + 0.2 * 3) / 1.2)

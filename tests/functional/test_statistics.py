@@ -182,6 +182,13 @@ def test_bradley_terry_arrives_where_players_are_joined_by_few_games():
     np.testing.assert_allclose(bradley_terry_ratings(leagues), expected, atol=1e-6)
 
 
+def test_ratings_know_neither_the_order_of_the_players_nor_the_number_of_games():
+    wins, order = np.array([[0, 7, 2], [3, 0, 6], [8, 4, 0]], dtype=float), [2, 0, 1]
+    ratings = bradley_terry_ratings(wins, anchor=1)
+    np.testing.assert_allclose(bradley_terry_ratings(wins[order][:, order], anchor=2), ratings[order], atol=1e-9)
+    np.testing.assert_allclose(bradley_terry_ratings(1000 * wins, anchor=1), ratings, atol=1e-9)
+
+
 def test_the_anchor_moves_all_ratings_alike():
     wins = [[0, 7, 2], [3, 0, 6], [8, 4, 0]]
     first, last = bradley_terry_ratings(wins), bradley_terry_ratings(wins, anchor=-1, anchor_rating=0.0)
