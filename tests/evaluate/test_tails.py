@@ -48,3 +48,10 @@ def test_the_quantile_curve_ends_at_the_mean_and_ranks_by_the_prompt():
     assert quantile_curve(prompts, rewards, [0.25, 0.5, 1.0]) == [4.0, 6.0, 3.5]
     with pytest.raises(DataError, match="a reward for each prompt"):
         quantile_curve(prompts, rewards[:2], [1.0])
+
+
+def test_the_quantile_curve_is_that_of_the_published_code_where_the_counts_are_whole():
+    prompts = [-3.0, -2.6, -2.5, -1.0, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0]
+    rewards = [-2.0, -1.0, 0.5, 0.2, 0.1, 0.9, 1.1, 2.0, 2.1, 2.8]
+    expected = [-2.0, -0.8333333333333334, -0.44, 0.67]
+    assert quantile_curve(prompts, rewards, [0.1, 0.3, 0.5, 1.0]) == pytest.approx(expected, abs=1e-12)

@@ -2,29 +2,13 @@
 
 import doctest
 import importlib
+import pkgutil
 
 import pytest
 
-MODULES = (
-    "advantages",
-    "constraints",
-    "divergences",
-    "graded_losses",
-    "group_invariance",
-    "groups",
-    "implied_rewards",
-    "importance",
-    "logprobs",
-    "masked",
-    "observed_returns",
-    "policy_losses",
-    "preference_losses",
-    "preference_targets",
-    "rewards",
-    "risk",
-    "score_losses",
-    "value_losses",
-)
+from poise import functional
+
+MODULES = [module.name for module in pkgutil.iter_modules(functional.__path__)]
 
 
 def modules():

@@ -74,6 +74,15 @@ def test_padding_changes_no_segment_loss():
     torch.testing.assert_close(padded, segment_class_loss(LOGITS, CLASSES, ENDS))
 
 
+def test_segment_logits_of_five_hundred_do_not_overflow():
+    logits = (500 * LOGITS.float().sign()).requires_grad_()
+    losses = segment_class_loss(logits, torch.tensor([[0, 0, 0, 0]]), torch.tensor([[False, False, False, True]]))
+    assert losses.item() == pytest.approx(math.log(2))  # two classes at 500
+    missed = segment_class_loss(logits, torch.tensor([[2, 0, 0, 2]]), torch.tensor([[True, False, False, True]]))
+    assert missed.item() == pytest.approx((1000 + 1000 + math.log(2)) / 2)
+    assert torch.autograd.grad(missed.sum(), logits)[0].isfinite().all()
+
+
 def test_a_segment_is_paid_at_its_end():
     values = torch.tensor([0.0, 1.0, -1.0])
     assert segment_rewards(LOGITS, ENDS, values).tolist() == [[0.0, 1.0, -1.0, 0.0]]

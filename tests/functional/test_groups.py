@@ -7,6 +7,7 @@ from poise.functional.groups import (
     batch_deviation,
     group_mean,
     group_sums,
+    in_undecided_group,
     in_varied_group,
     population_deviation,
     sample_deviation,
@@ -42,8 +43,20 @@ def test_a_group_is_varied_by_its_spread_and_not_by_its_mean():
     assert in_varied_group(scores, torch.arange(8) // 2).tolist() == [False] * 2 + [True] * 4 + [False] * 2
 
 
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=12))
+def test_a_mean_between_the_bounds_is_a_spread_where_scores_are_right_or_wrong(scores):
+    x, group = torch.tensor(scores), torch.arange(len(scores)) % 3
+    assert torch.equal(in_undecided_group(x, group), in_varied_group(x, group))
+
+
+def test_a_mean_between_the_bounds_is_no_spread_where_scores_are_graded():
+    scores = torch.tensor([0.5, 0.5, -1.0, 1.0, 0.5, 1.5, 0.2, 0.9])
+    assert in_undecided_group(scores, torch.arange(8) // 2).tolist() == [True] * 2 + [False] * 4 + [True] * 2
+    assert in_undecided_group(scores, torch.arange(8) // 2, low=-1.0, high=2.0).all()
+
+
 @given(st.permutations(range(5)))
-@pytest.mark.parametrize("function", [group_mean, in_varied_group, *DEVIATIONS])
+@pytest.mark.parametrize("function", [group_mean, in_varied_group, in_undecided_group, *DEVIATIONS])
 def test_the_order_of_the_batch_changes_nothing(function, order):
     found = function(X[list(order)], GROUP[list(order)])
     torch.testing.assert_close(found, function(X, GROUP)[list(order)])

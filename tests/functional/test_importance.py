@@ -34,6 +34,21 @@ def test_weighted_samples_of_the_engine_have_the_mean_of_the_policy():
     torch.testing.assert_close((engine.exp() * capped).sum(), overlap)
 
 
+def test_log_ratios_of_five_hundred_leave_weights_within_the_cap():
+    ours, mask = torch.tensor([[500.0, -500.0, 0.0]]), torch.ones(1, 3).bool()
+    weights = truncated_importance_weights(ours, torch.zeros(1, 3), mask)
+    assert weights.tolist() == [[2.0, pytest.approx(0.0, abs=1e-20), 1.0]]
+    assert float(logprob_gap(ours, torch.zeros(1, 3), mask)) == pytest.approx(1000 / 3)
+
+
+def test_a_response_has_the_same_weights_alone_as_in_any_batch():
+    ours, engine = torch.randn(3, 4), torch.randn(3, 4)
+    mask = torch.tensor([4, 0, 2])[:, None] > torch.arange(4)
+    whole = truncated_importance_weights(ours, engine, mask)
+    for rows in ([0], [2, 1], [1, 2, 0]):
+        assert torch.equal(truncated_importance_weights(ours[rows], engine[rows], mask[rows]), whole[rows])
+
+
 def test_no_gradient_flows_through_the_weights():
     logprobs = torch.randn(2, 3, requires_grad=True)
     assert not truncated_importance_weights(

@@ -53,6 +53,38 @@ def test_token_logprobs_is_log_softmax_at_the_token(shape, block_elements, monke
     torch.testing.assert_close(*gradients)
 
 
+def both_of_logits(logits, ids):
+    """The log-probabilities by either function; the head of the second hands its hidden states on as logits."""
+    head = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    return token_logprobs(logits, ids), chunked_token_logprobs(logits, head, ids, chunk=2).logprobs
+
+
+def test_logits_of_five_hundred_neither_overflow_nor_lose_digits():
+    logits = torch.tensor([[500.0, -500.0, 0.0], [-500.0] * 3, [500.0] * 3, [500.0, 499.5, -500.0]])
+    ids = torch.tensor([1, 0, 2, 1])
+    exact = F.log_softmax(logits.double(), -1).gather(-1, ids[:, None])[:, 0]
+    logits.requires_grad_()
+    slope = F.one_hot(ids, 3) - logits.detach().softmax(-1)
+    for found in both_of_logits(logits, ids):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-7, atol=2e-7)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), logits)[0], slope, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "nats"),
+    [
+        ([0.25, 0.25, 0.25, 0.25], 1.3862943611198906),
+        ([0.97, 0.01, 0.01, 0.01], 0.16770053683981007),
+        ([0.5, 0.499999998, 1e-09, 1e-09], 0.6931472226201827),
+        ([0.7, 0.1, 0.1, 0.1], 0.9404479886553263),
+    ],
+)
+def test_the_entropy_of_known_probabilities(probabilities, nats):
+    logits, ids = torch.tensor([probabilities], dtype=torch.float64).log(), torch.tensor([0])
+    found = chunked_token_logprobs(logits, torch.eye(4, dtype=torch.float64), ids)
+    assert found.entropy.item() == pytest.approx(nats, abs=1e-12)
+
+
 def test_token_logprobs_passes_gradcheck():
     logits, ids = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True), torch.randint(5, (3, 2))
     assert torch.autograd.gradcheck(lambda x: token_logprobs(x, ids), logits)

@@ -82,6 +82,11 @@ def test_last_index_finds_the_end_whatever_the_padding(left, real, right):
     assert last_index(mask).item() == left + real - 1
 
 
+def test_last_index_finds_the_end_along_the_last_of_any_dimensions():
+    assert last_index(MASK[1]).item() == 1
+    assert last_index(torch.stack([MASK, ~MASK])).tolist() == [[2, 1], [-1, 2]]
+
+
 def test_last_index_of_an_empty_row_is_minus_one():
     assert last_index(torch.zeros(2, 3, dtype=torch.bool)).tolist() == [-1, -1]
     assert last_index(torch.zeros(2, 0, dtype=torch.bool)).tolist() == [-1, -1]

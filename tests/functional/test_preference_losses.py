@@ -226,6 +226,12 @@ def test_kto_by_hand():
     assert result.rewards.tolist() == pytest.approx([2.0, -3.0])
 
 
+def test_the_weights_of_kto_are_as_exact_as_its_log_probabilities():
+    policy, ref = torch.zeros(2).double(), torch.zeros(2).double()
+    result = kto_loss(policy, ref, ONE_BY_ONE, 0.0, beta=1.0, desirable_weight=1.3, undesirable_weight=0.7)
+    assert result.losses.tolist() == pytest.approx([0.65, 0.35], abs=1e-15)  # half of each weight
+
+
 def test_the_baseline_of_kto_is_not_negative_and_has_no_gradient():
     policy = torch.tensor([-10.0, -10.0], requires_grad=True)
     assert kto_baseline(policy, torch.tensor([-9.0, -9.5])) == 0
@@ -250,6 +256,34 @@ def test_the_order_of_the_batch_changes_nothing(order, probability):
     for loss in (dpo_loss, ipo_loss):
         here = loss(*tensors[:4], beta=0.3, probability=p).losses[order]
         assert torch.equal(loss(*moved[:4], beta=0.3, probability=moved[4]).losses, here)
+
+
+def by_pair(rows):
+    """The losses of some of the pairs under every method."""
+    c, r, ref_c, ref_r = (x[rows] for x in SIDES)
+    lengths, p = tuple(x[rows] for x in LENGTHS), torch.tensor([0.9, 0.3]).double()[rows]
+    return [
+        dpo_loss(c, r, ref_c, ref_r, beta=0.3, margin=0.2, probability=p).losses,
+        ipo_loss(c, r, ref_c, ref_r, beta=0.3, probability=p).losses,
+        simpo_loss(c, r, *lengths, beta=2.0, margin=0.5, probability=p).losses,
+        odds_ratio_loss(c, r, *lengths, beta=0.5, probability=p).losses,
+        supervised_loss(c, lengths[0]),
+        kto_loss(c, ref_c, ONE_BY_ONE[rows], 0.4, beta=0.3, undesirable_weight=2.0).losses,
+    ]
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [1, 0]])
+def test_a_pair_has_the_same_loss_alone_as_in_any_batch(rows):
+    for found, whole in zip(by_pair(rows), by_pair([0, 1]), strict=True):
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("extreme", [500.0, -500.0])
+def test_targets_of_five_hundred_are_certain_and_no_more(extreme):
+    far = torch.tensor([extreme], requires_grad=True)
+    targets = [margin_target(far, gamma=2.0), constrained_target(far, -far, 3.0), constrained_target(0 * far, far, 0.0)]
+    assert [target.item() for target in targets] == [float(extreme > 0), float(extreme > 0), 0.5]
+    assert torch.autograd.grad(sum(targets), far)[0].isfinite().all()
 
 
 ONE_BY_ONE = torch.tensor([True, False])

@@ -56,7 +56,9 @@ def test_the_schedule_keeps_as_many_as_the_published_code(name, count):
 
 def test_the_schedule_of_the_first_task_learns_from_three_quarters_of_what_is_generated():
     case = CASES["schedule.imdb_total_used"]
-    assert sum(schedule(case["inputs"])) == case["expected"]["total_episodes_trained"]
+    trained, generated = sum(schedule(case["inputs"])), case["inputs"]["M"] * case["inputs"]["B"]
+    assert (trained, generated) == (case["expected"]["total_episodes_trained"], case["expected"]["total_generated"])
+    assert trained / generated == case["expected"]["fraction"]
 
 
 def test_ceilings_are_exact_and_the_authors_are_not():
@@ -97,9 +99,11 @@ def test_a_share_outside_its_range_is_refused(share):
 @pytest.mark.parametrize("k", [1, 3, 4])
 def test_the_worst_are_those_of_the_published_code_ties_included(k):
     case = CASES[f"select.k_{k}"]
-    kept = worst(tensor(case["inputs"]["returns"]), k)
+    returns = tensor(case["inputs"]["returns"])
+    kept = worst(returns, k)
     assert kept.tolist() == case["expected"]["keep"]
     assert kept.sum() == case["expected"]["num_kept"]
+    assert returns[kept].max() == -value_at_risk(-returns, k / 8) == case["expected"]["quantile"]
 
 
 @given(NUMBERS, st.randoms(use_true_random=False))
@@ -121,6 +125,14 @@ def test_value_at_risk_and_its_tail_mean_equal_the_definition_on_the_low_end_of_
     losses, alpha = -tensor(case["inputs"]["returns"]), case["inputs"]["alpha"]
     assert -value_at_risk(losses, alpha).item() == case["expected"]["var"]
     assert -conditional_value_at_risk(losses, alpha).item() == case["expected"]["cvar"]
+
+
+def test_the_mean_of_the_worst_with_their_ties_is_the_mean_below_the_quantile():
+    returns = tensor(CASES["cvar.empirical"]["inputs"]["returns"])
+    quantile = -value_at_risk(-returns, 0.375)  # the third worst of eight, and the fourth ties with it
+    below = returns[worst(returns, worst_count(0.375, 8))].mean()
+    assert below.item() == returns[returns <= quantile].mean().item() == pytest.approx((-2 - 2 - 0.3 - 0.3) / 4)
+    assert -conditional_value_at_risk(-returns, 0.375).item() == pytest.approx((-2 - 2 - 0.3) / 3)
 
 
 def test_a_part_of_an_episode_counts_in_part():

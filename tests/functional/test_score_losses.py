@@ -109,6 +109,31 @@ def test_gradcheck_of_the_cost_loss():
     assert torch.autograd.gradcheck(lambda s, u: cost_loss(s, u, SAFER_IS_SAFE, UNSAFER_IS_SAFE), inputs)
 
 
+PROBABILITY, MARGIN = torch.tensor([0.8, 0.5, 0.1]).double(), torch.tensor([0.0, 0.3, 1.0]).double()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        bradley_terry_loss,
+        lambda b, w: bradley_terry_loss(b, w, MARGIN),
+        lambda b, w: bradley_terry_loss(b, w, MARGIN, PROBABILITY),
+        score_regulariser,
+    ],
+    ids=["hard", "margin", "soft", "regulariser"],
+)
+def test_gradcheck_of_the_reward_losses(loss):
+    assert torch.autograd.gradcheck(loss, (BETTER.clone().requires_grad_(), WORSE.clone().requires_grad_()))
+
+
+def test_soft_verdicts_and_margins_on_scores_of_five_hundred_do_not_overflow():
+    better, worse = torch.tensor([-500.0, 500.0], requires_grad=True), torch.tensor([500.0, -500.0], requires_grad=True)
+    losses = bradley_terry_loss(better, worse, 1.0, torch.tensor([0.75, 0.75]))
+    # the surer side is wrong by 1000, then the other side is; the margin of 1 is asked of either
+    assert losses.tolist() == pytest.approx([0.75 * 1001, 0.25 * 1001])
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(losses.sum(), (better, worse)))
+
+
 def test_the_regulariser_is_one_mean_over_all_scores():
     assert score_regulariser(torch.tensor([1.0, 2.0]), torch.tensor([4.0])).item() == 7.0
 
@@ -140,6 +165,54 @@ def test_the_span_runs_from_the_first_difference_to_the_end_of_the_longer_respon
 def test_a_pair_of_identical_responses_is_named():
     with pytest.raises(DataError, match=r"pairs \[1\]"):
         divergence_span(IDS[0], torch.stack([IDS[1][0], IDS[0][1]]), *MASKS)
+
+
+def tokenwise():
+    """The three losses [2] of a batch of two pairs, from scores per token and their span."""
+    flags = torch.tensor([True, False]), torch.tensor([False, False])
+    return (
+        tokenwise_bradley_terry_loss,
+        lambda first, second, span: tokenwise_cost_loss(first, second, *flags, span),
+        tokenwise_score_regulariser,
+    )
+
+
+@pytest.mark.parametrize("loss", tokenwise(), ids=["rewards", "costs", "regulariser"])
+def test_padding_and_what_stands_there_change_no_tokenwise_loss(loss):
+    span = divergence_span(*IDS, *MASKS)
+    first, second = torch.randn(2, 2, 7, dtype=torch.float64)
+    ids, masks = ([torch.nn.functional.pad(x, (0, 2)) for x in each] for each in (IDS, MASKS))
+    wide = divergence_span(*ids, *masks)
+    assert torch.equal(wide, torch.nn.functional.pad(span, (0, 2)))
+    padded = [
+        torch.nn.functional.pad(x, (0, 2), value=value).requires_grad_()
+        for x, value in ((first, 99.0), (second, -99.0))
+    ]
+    losses = loss(*padded, wide)
+    torch.testing.assert_close(losses, loss(first, second, span))
+    assert not any(slope[~wide].any() for slope in torch.autograd.grad(losses.sum(), padded))
+
+
+@pytest.mark.parametrize("loss", tokenwise(), ids=["rewards", "costs", "regulariser"])
+def test_gradcheck_of_the_tokenwise_losses(loss):
+    span = divergence_span(*IDS, *MASKS)
+    scores = torch.randn(2, 2, 7, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x[0], x[1], span), scores)
+
+
+def test_a_span_by_hand():
+    # two tokens that count and one before them; rewards apart by 1 and -2
+    first, second = torch.tensor([[9.0, 1.5, 0.0]]).double(), torch.tensor([[-9.0, 0.5, 2.0]]).double()
+    span = torch.tensor([[False, True, True]])
+    expected = (math.log1p(math.exp(-1.0)) + math.log1p(math.exp(2.0))) / 2
+    assert tokenwise_bradley_terry_loss(first, second, span).item() == pytest.approx(expected)
+    # as costs of a safe and an unsafe response: the order the other way round, and either on its side of zero
+    ordered = (math.log1p(math.exp(1.0)) + math.log1p(math.exp(-2.0))) / 2
+    safe = (math.log1p(math.exp(1.5)) + math.log(2)) / 2
+    unsafe = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-2.0))) / 2
+    found = tokenwise_cost_loss(first, second, torch.tensor([True]), torch.tensor([False]), span)
+    assert found.item() == pytest.approx(ordered + safe + unsafe)
+    assert tokenwise_score_regulariser(first, second, span).item() == pytest.approx((1.5**2 + 0.5**2 + 2.0**2) / 4)
 
 
 def test_tokenwise_losses_of_a_span_of_one_token_are_the_losses_of_that_token():

@@ -12,6 +12,7 @@ from poise.errors import DataError
 from poise.functional import statistics
 from poise.functional.intervals import student_mean
 from poise.functional.statistics import (
+    area_under_curve,
     arena_table,
     bootstrap_mean,
     bradley_terry_ratings,
@@ -169,6 +170,32 @@ def test_bradley_terry_solves_the_likelihood_equations():
     np.testing.assert_allclose((games * chance).sum(1), wins.sum(1), atol=1e-6)
 
 
+def test_bradley_terry_arrives_where_players_are_joined_by_few_games():
+    chain = np.zeros((20, 20))
+    for i in range(19):  # each beats the next 200 times and loses once; no other two met
+        chain[i, i + 1], chain[i + 1, i] = 200, 1
+    step = elo_difference(200 / 201)
+    np.testing.assert_allclose(bradley_terry_ratings(chain), 1000 - step * np.arange(20), atol=1e-6)
+    leagues = np.kron(np.eye(2), 1000 * (1 - np.eye(3)))
+    leagues[0, 3], leagues[3, 0] = 3, 1  # all that is known of how the leagues compare
+    expected = np.repeat([1000.0, 1000 - elo_difference(0.75)], 3)
+    np.testing.assert_allclose(bradley_terry_ratings(leagues), expected, atol=1e-6)
+
+
+def test_ratings_know_neither_the_order_of_the_players_nor_the_number_of_games():
+    wins, order = np.array([[0, 7, 2], [3, 0, 6], [8, 4, 0]], dtype=float), [2, 0, 1]
+    ratings = bradley_terry_ratings(wins, anchor=1)
+    np.testing.assert_allclose(bradley_terry_ratings(wins[order][:, order], anchor=2), ratings[order], atol=1e-9)
+    np.testing.assert_allclose(bradley_terry_ratings(1000 * wins, anchor=1), ratings, atol=1e-9)
+
+
+def test_the_anchor_moves_all_ratings_alike():
+    wins = [[0, 7, 2], [3, 0, 6], [8, 4, 0]]
+    first, last = bradley_terry_ratings(wins), bradley_terry_ratings(wins, anchor=-1, anchor_rating=0.0)
+    np.testing.assert_allclose(last, first - first[2], atol=1e-9)
+    assert last[2] == 0
+
+
 def test_bradley_terry_names_the_way_out_when_a_player_never_loses():
     with pytest.raises(DataError, match=r"smoothing=0\.5"):
         bradley_terry_ratings([[0, 5], [0, 0]])
@@ -192,6 +219,22 @@ def test_calibration_error_by_hand():
     assert sum(row.n for row in reliability_bins(confidence, correct, 4)) == 6
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         expected_calibration_error([1.2], [1])
+
+
+def test_a_probability_on_an_edge_belongs_to_the_bin_below_it():
+    edges = [i / 10 for i in range(11)]
+    rows = reliability_bins(edges, [0] * 11)
+    assert [row.n for row in rows] == [2] + [1] * 9  # 0 is in the first bin, with 0.1
+    assert [row.high for row in rows] == pytest.approx(edges[1:])
+
+
+def test_calibration_error_does_not_depend_on_the_order_of_the_rows():
+    random = np.random.default_rng(8)
+    chance, truth, order = random.random(50), random.random(50) < 0.4, random.permutation(50)
+    error = expected_calibration_error(chance, truth)
+    assert expected_calibration_error(chance[order], truth[order]) == pytest.approx(error, abs=1e-12)
+    # constant forecasts have one bin: the gap between the promise and the share
+    assert expected_calibration_error([0.3] * 4, [1, 1, 0, 1]) == pytest.approx(0.45)
 
 
 def test_calibration_error_of_calibrated_forecasts_vanishes():
@@ -223,6 +266,26 @@ def test_kappa_by_hand():
 )
 def test_distinct_n_pools_ngrams_over_the_texts(texts, expected):
     assert [distinct_n(texts, n) for n in range(1, 6)] == pytest.approx(expected)
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    random = np.random.default_rng(9)
+    scores, labels = random.integers(0, 5, 30).astype(float), random.random(30) < 0.4
+    ahead = scores[labels][:, None] - scores[~labels]
+    expected = ((ahead > 0) + 0.5 * (ahead == 0)).mean()
+    found = area_under_curve(scores, labels, resamples=50)
+    assert found.value == pytest.approx(expected)
+    assert found.low <= found.value <= found.high
+    stretched = area_under_curve(np.exp(scores), labels, resamples=50)
+    assert (stretched.value, stretched.low, stretched.high) == (found.value, found.low, found.high)  # ranks alone count
+    assert area_under_curve(-scores, labels, resamples=1).value == pytest.approx(1 - expected)
+
+
+def test_the_area_under_the_curve_of_scores_that_say_nothing_is_a_half():
+    assert area_under_curve([500.0] * 4, [0, 1, 1, 0], resamples=5).value == 0.5
+    assert area_under_curve([-500.0, 500.0], [0, 1], resamples=5).value == 1.0
+    with pytest.raises(DataError, match="both labels"):
+        area_under_curve([1.0, 2.0], [1, 1])
 
 
 def test_platt_recovers_the_slope_and_offset_that_made_the_labels():

@@ -119,6 +119,26 @@ def in_varied_group(x: Tensor, group: Tensor) -> Tensor:
     return (high > low)[group]
 
 
+def in_undecided_group(x: Tensor, group: Tensor, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Tell which samples belong to a prompt whose mean lies strictly between two bounds: dynamic sampling as released.
+
+        low < m_i < high
+
+    Of scores that are `low` or `high` it says the same as `in_varied_group`. Of others it keeps prompts whose samples
+    are all 0.5, which teach nothing, and drops varied ones with a mean beyond the bounds. For comparison.
+    Source: the dynamic filtering of OpenRLHF, public code.
+
+    x        [B] score, of which `low` is the worst and `high` the best
+    group    [B] int64, equal for samples of one prompt
+    returns  [B] bool
+
+    >>> in_undecided_group(torch.tensor([0.0, 1.0, 0.5, 0.5, 1.0, 1.0]), torch.tensor([0, 0, 1, 1, 2, 2]))
+    tensor([ True,  True,  True,  True, False, False])
+    """
+    mean = group_mean(x, group)
+    return (low < mean) & (mean < high)
+
+
 def _deviation(x: Tensor, group: Tensor, correction: int) -> Tensor:
     squares, sizes = group_sums((x - group_mean(x, group)).square(), group)
     return (squares / (sizes - correction).clamp(min=1)).sqrt()

@@ -227,7 +227,11 @@ def _check_counts(successes: float, n: int) -> None:
 
 
 def finite_vector(values: ArrayLike) -> Array:
-    """Check that values [N] are a flat list of at least one finite number, and return them as float64."""
+    """Check that values [N] are a flat list of at least one finite number, and return them as float64.
+
+    >>> finite_vector([1, 2]).tolist()
+    [1.0, 2.0]
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise DataError(
@@ -237,7 +241,11 @@ def finite_vector(values: ArrayLike) -> Array:
 
 
 def paired_vector(high: ArrayLike, low: ArrayLike) -> Array:
-    """Subtract row by row: high - low, both [N]."""
+    """Subtract row by row: high - low, both [N].
+
+    >>> paired_vector([3.0, 2.0], [1.0, 2.0]).tolist()
+    [2.0, 0.0]
+    """
     first, second = finite_vector(high), finite_vector(low)
     if first.shape != second.shape:
         raise DataError(

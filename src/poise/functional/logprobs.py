@@ -115,19 +115,22 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
         wide, index = _wide(logits.dtype), ids.unsqueeze(-1)
-        normaliser = torch.empty(ids.shape, dtype=wide, device=logits.device)
+        # apart from each other: in float32 their sum would round away the digits that logits of 500 leave to it
+        top, total = torch.empty((2, *ids.shape, 1), dtype=wide, device=logits.device).unbind()
         for rows in _blocks(len(logits), _rows_per_block(logits)):
-            normaliser[rows] = logits[rows].to(wide).logsumexp(-1)
-        ctx.save_for_backward(logits, index, normaliser)
-        return logits.gather(-1, index).squeeze(-1).to(wide) - normaliser
+            block = logits[rows].to(wide)
+            top[rows] = block.amax(-1, keepdim=True)
+            total[rows] = (block - top[rows]).exp_().sum(-1, keepdim=True).log_()
+        ctx.save_for_backward(logits, index, top, total)
+        return (logits.gather(-1, index).to(wide) - top - total).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        logits, index, normaliser = ctx.saved_tensors
+        logits, index, top, total = ctx.saved_tensors
         slope = grads[0].unsqueeze(-1)
         gradient = torch.empty_like(logits)
         for rows in _blocks(len(logits), _rows_per_block(logits)):
-            block = (logits[rows].to(normaliser.dtype) - normaliser[rows].unsqueeze(-1)).exp_().mul_(-slope[rows])
+            block = (logits[rows].to(top.dtype) - top[rows]).sub_(total[rows]).exp_().mul_(-slope[rows])
             gradient[rows] = block.scatter_add_(-1, index[rows], slope[rows])
         return gradient, None
 

@@ -225,7 +225,7 @@ def kto_loss(
         undesirable  w_u (1 - sigmoid(beta (z - log-ratio)))        log-ratio = log pi(y) - log pi_ref(y)
 
     z is the baseline, through which no gradient flows. A loss saturates where the verdict is met, or missed by far.
-    Source: KTO, Ethayarajh et al. (arXiv:2402.01306), without the constant that they subtract.
+    Source: KTO, Ethayarajh et al. (arXiv:2402.01306): lambda_y - v(x, y), where their lambdas are the weights.
 
     policy, ref  [B] nats, summed over the tokens of the response
     desirable    [B] bool
@@ -239,8 +239,9 @@ def kto_loss(
     """
     log_ratio = policy - ref
     distance = torch.where(desirable, log_ratio - baseline, baseline - log_ratio)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(distance.dtype)
-    return ResponseLoss(weight * torch.sigmoid(-beta * distance), beta * log_ratio.detach())
+    missed = torch.sigmoid(-beta * distance)
+    losses = torch.where(desirable, desirable_weight * missed, undesirable_weight * missed)
+    return ResponseLoss(losses, beta * log_ratio.detach())
 
 
 def _compare(

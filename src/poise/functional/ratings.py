@@ -64,9 +64,9 @@ def bradley_terry_ratings(
 ) -> Array:
     """Fit Elo-scaled ratings by maximum likelihood: P(i beats j) = elo_expected(rating_i - rating_j).
 
-    Solved by minorisation-maximisation: s_i <- (wins of i) / sum_j games_ij / (s_i + s_j).
-    `smoothing` wins are added to both sides of every pair that met.
-    Source: Bradley and Terry (1952); Hunter (2004), "MM algorithms for generalized Bradley-Terry models".
+    Solved by Newton's method, in steps that move the log-odds of no pair that met by more than 1: so short, they never
+    lower the likelihood. `smoothing` wins are added to both sides of every pair that met.
+    Source: Bradley and Terry (1952), "Rank analysis of incomplete block designs".
 
     wins     [P, P] wins[i, j] counts how often i beat j; a tie is half a win for each
     returns  [P] ratings; that of `anchor` is `anchor_rating`
@@ -77,16 +77,23 @@ def bradley_terry_ratings(
     >>> bradley_terry_ratings([[0, 1], [3, 0]]).round(1).tolist()
     [1000.0, 1190.8]
     """
+    from scipy.special import expit
+
     table = _wins(wins, smoothing)
     games, won = table + table.T, table.sum(axis=1)
-    strength = np.ones(len(table))
-    for _ in range(10_000):
-        previous = strength
-        strength = won / (games / (strength[:, None] + strength[None, :])).sum(axis=1)
-        strength = strength / strength[anchor]
-        if np.max(np.abs(np.log(strength / previous))) < 1e-12:
+    odds = np.zeros(len(table))  # their logarithms, against the anchor
+    free = np.delete(np.arange(len(table)), anchor)
+    for _ in range(1000):
+        chance = expit(odds[:, None] - odds)
+        weights = games * chance * chance.T
+        curvature = np.diag(weights.sum(axis=1)) - weights
+        step = np.zeros_like(odds)
+        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], (won - (games * chance).sum(axis=1))[free])
+        longest = np.max(np.abs(step[:, None] - step), where=games > 0, initial=0.0)
+        odds = odds + step / max(1.0, longest)
+        if longest < 1e-10:
             break
-    return anchor_rating + ELO_SCALE * np.log10(strength)
+    return anchor_rating + ELO_SCALE / math.log(10) * odds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,9 @@ def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 
 
     probabilities  [N] in [0, 1]
     outcomes       [N] 0 or 1
+
+    >>> [(row.low, row.n, row.observed) for row in reliability_bins([0.2, 0.5, 0.9], [0, 1, 1], bins=2)]
+    [(0.0, 2, 0.5), (0.5, 1, 1.0)]
     """
     chance, truth = finite_vector(probabilities), finite_vector(outcomes)
     if chance.shape != truth.shape or chance.min() < 0 or chance.max() > 1:
@@ -142,7 +145,11 @@ def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """List the word n-grams of a text, words being what white space separates."""
+    """List the word n-grams of a text, words being what white space separates.
+
+    >>> ngrams("boil the eggs", 2)
+    [('boil', 'the'), ('the', 'eggs')]
+    """
     words = text.split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
