@@ -189,6 +189,17 @@ def test_scores_of_hundreds_do_not_overflow():
     assert all(torch.isfinite(each).all() for each in slopes)
 
 
+@needs_tiles
+@pytest.mark.parametrize(("count", "outputs", "inputs"), [(1, 64, 80), (77, 80, 64), (1100, 576, 64), (600, 1040, 96)])
+def test_a_sum_over_tokens_is_the_product_of_the_transposed(count, outputs, inputs):
+    slope, x = states(count, outputs), states(count, inputs, seed=1)
+    expected = slope.double().t() @ x.double()
+    assert_near(kernels.sum_over_tokens(slope, x), expected)
+    summed = torch.ones(outputs, inputs)
+    kernels.sum_over_tokens(slope, x, add_to=summed)
+    assert_near(summed - 1, expected, relative=1e-5)
+
+
 @needs_kernels
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_entropies_and_their_gradient_are_the_definition(temperature):

@@ -179,7 +179,7 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
                 if hidden_grad is not None:
                     hidden_grad[rows] = (slopes @ weight).to(hidden.dtype)
                 if weight_grad is not None:
-                    weight_grad += slopes.t() @ hidden[rows].to(weight.dtype)
+                    _add_over_tokens(slopes, hidden[rows].to(weight.dtype), weight_grad)
         return (
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
@@ -231,6 +231,14 @@ def _read_chunk_backward(
         slopes[block] = part
         if bias_grad is not None:
             bias_grad += part.sum(0)
+
+
+def _add_over_tokens(slopes: Tensor, hidden: Tensor, weight_grad: Tensor) -> None:
+    """Add slopes^T hidden to the gradient of the weight."""
+    if kernels.sums(slopes, hidden):
+        kernels.sum_over_tokens(slopes, hidden, add_to=weight_grad)
+    else:
+        weight_grad += slopes.t() @ hidden
 
 
 def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from poise.files import cache_folder
 
 SWITCH = "POISE_KERNELS"
-_SOURCES = ("passes.cpp", "attention.cpp")
+_SOURCES = ("passes.cpp", "attention.cpp", "products.cpp")
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
     # sums may be reordered, so that they vectorise; infinities and NaN keep their meaning
@@ -33,6 +33,7 @@ _FLAGS = (
 )
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120
+_NARROW = 64  # below it, a sum over tokens is no faster than torch's
 
 
 class Kernels(NamedTuple):
@@ -67,7 +68,7 @@ def compiled() -> Kernels:
 def _version() -> str:
     """A name that changes with the source, the flags and what the processor can do."""
     here, found = Path(__file__).parent, hashlib.sha256(" ".join(_FLAGS).encode())
-    for name in ("common.h", *_SOURCES):
+    for name in ("common.h", "tiles.h", *_SOURCES):
         found.update((here / name).read_bytes())
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     found.update("\n".join(sorted({line for line in lines if line.startswith(("flags", "Features"))})).encode())
@@ -224,6 +225,20 @@ def attend_backward(
     found = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
     sizes = (*rows.counts, heads, key_heads, width, queries.stride(0), keys.stride(0), float(scale))
     _call("attend_backward", slope, queries, keys, values, logs, *found, *rows, *sizes)
+    return found
+
+
+def sums(slope: Tensor, x: Tensor) -> bool:
+    """Whether `sum_over_tokens` takes these: widths in whole tiles and worth it, a processor with a matrix unit."""
+    widths = slope.shape[-1], x.shape[-1]
+    return all(width >= _NARROW and width % 16 == 0 for width in widths) and fit(slope, x) and has_tiles()
+
+
+def sum_over_tokens(slope: Tensor, x: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+    """slope^T x [O, I] of slope [N, O] and x [N, I] in their dtype, or added to a sum [O, I] in float32."""
+    found = torch.empty(slope.shape[1], x.shape[1], dtype=x.dtype) if add_to is None else add_to
+    rounded, wide = (found, None) if add_to is None else (None, found)
+    _call("sum_over_tokens", slope, x, rounded, wide, len(x), slope.shape[1], x.shape[1])
     return found
 
 

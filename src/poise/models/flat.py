@@ -232,13 +232,18 @@ class Products(torch.autograd.Function):
                 if down is not None:
                     for_x.addmm_(down, a)
             found += [
-                slope.t() @ x if for_weight else None,
+                _over_tokens(slope, x) if for_weight else None,
                 slope.sum(0) if for_bias else None,
                 down.t() @ x if for_a and down is not None else None,
                 (slope.t() @ low).mul_(ctx.scales[number]) if for_b else None,
                 None,
             ]
         return for_x, *found
+
+
+def _over_tokens(slope: Tensor, x: Tensor) -> Tensor:
+    """The gradient [outputs, inputs] of a weight: slope^T x."""
+    return kernels.sum_over_tokens(slope, x) if kernels.sums(slope, x) else slope.t() @ x
 
 
 def _fives(given: Sequence[Any]) -> Iterator[Sequence[Any]]:
