@@ -300,6 +300,8 @@ def machine() -> dict[str, Any]:
     """Where and with what a result was measured."""
     from importlib import metadata
 
+    from poise import kernels
+
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
     flags = Path("/proc/cpuinfo").read_text()
     versions = {}
@@ -312,6 +314,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu.split(":", 1)[1].strip(),
         "cores": os.cpu_count(),
         "amx_bf16": "amx_bf16" in flags,
+        "kernels": kernels.compiled().library is not None,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
         **versions,

@@ -35,7 +35,7 @@ def _head(rows: list[dict[str, Any]]) -> str:
     machines = {json.dumps(row["machine"], sort_keys=True): row["machine"] for row in rows}
     lines = [
         f"- {m['cores']} cores of {m['cpu']}{' with AMX (bf16)' if m['amx_bf16'] else ''}, Python {m['python']}, "
-        f"torch {m['torch']}, transformers {m['transformers']}, TRL {m['trl']}, {m['date']}"
+        f"torch {m['torch']}, {'our kernels' if m.get('kernels') else 'no kernels'}, transformers {m['transformers']}, TRL {m['trl']}, {m['date']}"
         for m in machines.values()
     ]
     return (
