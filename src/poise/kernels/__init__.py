@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,8 @@ from poise.files import cache_folder
 SWITCH = "POISE_KERNELS"
 _SOURCES = ("passes.cpp", "attention.cpp", "products.cpp")
 _FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
     # sums may be reordered, so that they vectorise; infinities and NaN keep their meaning
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
 )
@@ -60,7 +62,7 @@ def compiled() -> Kernels:
         return Kernels(ctypes.CDLL(str(target)), "")
     except subprocess.SubprocessError as error:
         told = getattr(error, "stderr", None) or str(error)
-        return Kernels(None, f"{compiler} failed: {str(told).strip().splitlines()[-1]}")
+        return Kernels(None, f"{compiler} failed: {(str(told).strip() or str(error)).splitlines()[-1]}")
     except OSError as error:
         return Kernels(None, str(error))
 
@@ -81,7 +83,7 @@ def _compile(compiler: str, target: Path) -> None:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *_FLAGS, *(str(here / name) for name in _SOURCES), "-o", str(made)]
+        command = [*shlex.split(compiler), *_FLAGS, *(str(here / name) for name in _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         made.replace(target)
 
