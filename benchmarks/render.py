@@ -21,12 +21,15 @@ def main() -> None:
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     rows = [found[name] for name in ROWS if name in found]
     scalings = [value for name, value in found.items() if name.endswith(".scaling")]
+    profiles = [found[f"{name}.profile"] for name in ROWS if f"{name}.profile" in found]
     PLOTS.mkdir(exist_ok=True)
     parts = [_head(rows), _table(rows) if rows else "", _missing(found)]
     if any(row["bound"] for row in rows):
         parts.append(_bounds(rows))
     if scalings:
         parts.append(_scaling(scalings))
+    if profiles:
+        parts.append(_profiles(profiles))
     parts += [_gpu(found.get("gpu")), NOTES.read_text() if NOTES.exists() else ""]
     PAGE.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 
@@ -35,7 +38,8 @@ def _head(rows: list[dict[str, Any]]) -> str:
     machines = {json.dumps(row["machine"], sort_keys=True): row["machine"] for row in rows}
     lines = [
         f"- {m['cores']} cores of {m['cpu']}{' with AMX (bf16)' if m['amx_bf16'] else ''}, Python {m['python']}, "
-        f"torch {m['torch']}, {'our kernels' if m.get('kernels') else 'no kernels'}, transformers {m['transformers']}, TRL {m['trl']}, {m['date']}"
+        f"torch {m['torch']}, transformers {m['transformers']}, TRL {m['trl']}, "
+        f"{'our kernels' if m.get('kernels') else 'no kernels'}, {m['date']}"
         for m in machines.values()
     ]
     return (
@@ -96,6 +100,18 @@ def _scaling(scalings: list[dict[str, Any]]) -> str:
         )
     _curves(scalings)
     return "## Scaling\n\n" + "\n".join(lines) + "\n\n![Scaling](performance/scaling.svg)"
+
+
+def _profiles(profiles: list[dict[str, Any]]) -> str:
+    lines = ["| work | threads | share of the time |", "| --- | --- | --- |"]
+    for each in profiles:
+        shares = ", ".join(f"{name.removeprefix('aten::')} {share:.0%}" for name, share in each["shares"].items())
+        lines.append(f"| `{each['benchmark']}` | {each['threads']} | {shares} |")
+    text = (
+        "One repeat under torch's profiler (`python benchmarks/time_shares.py NAME`), by the operation itself; `poise::` "
+        "are kernels of ours. What is left beside the matrix products is what a faster arrangement could still save."
+    )
+    return f"## Where the time goes\n\n{text}\n\n" + "\n".join(lines)
 
 
 def _gpu(result: dict[str, Any] | None) -> str:
