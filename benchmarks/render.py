@@ -108,8 +108,8 @@ def _profiles(profiles: list[dict[str, Any]]) -> str:
         shares = ", ".join(f"{name.removeprefix('aten::')} {share:.0%}" for name, share in each["shares"].items())
         lines.append(f"| `{each['benchmark']}` | {each['threads']} | {shares} |")
     text = (
-        "One repeat under torch's profiler (`python benchmarks/time_shares.py NAME`), by the operation itself; `poise::` "
-        "are kernels of ours. What is left beside the matrix products is what a faster arrangement could still save."
+        "One repeat under torch's profiler (`python benchmarks/time_shares.py NAME`), by the operation itself; those "
+        "of `poise::` are our kernels. What is left beside the matrix products is what a faster arrangement could still save."
     )
     return f"## Where the time goes\n\n{text}\n\n" + "\n".join(lines)
 
