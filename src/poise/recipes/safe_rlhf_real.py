@@ -32,12 +32,14 @@ def safe_rlhf_real(
     algorithm: Literal["ppo", "rloo"] = "rloo",
     limit: float = -1.0,
     shaping: float = 1.0,
-    steps: int = 40,
+    steps: int = 50,
     samples_per_step: int = 64,
-    response_tokens: int = 40,
+    response_tokens: int = 24,
+    answer_tokens: int = 48,
     temperature: float = 0.7,
     lr: float = 1e-3,
     kl_coef: float = 0.01,
+    imitated_tokens: int = 16,
     ptx_coef: float = 0.3,
     ptx_start: float | None = None,
     evaluated: int = 80,
@@ -57,10 +59,12 @@ def safe_rlhf_real(
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under each objective.
         samples_per_step: responses sampled for each policy update.
-        response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
+        response_tokens: longest response in training, in tokens; a refusal shows itself in the first of them.
+        answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
+        imitated_tokens: how much of a demonstration is learned, in tokens; its beginning decides.
         ptx_coef: weight of imitating published refusals of harmful prompts, and answers to those that only look
             harmful, in every update.
         ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
