@@ -31,7 +31,7 @@ from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import fit, linear, progress_bar
+from poise.train.loop import Schedule, constant, fit, linear, progress_bar, stepped
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.spread import spread_engine
@@ -108,6 +108,7 @@ class Settings(StudySettings):
     ptx_coef: float
     ptx_start: float | None
     imitated_tokens: int = 0  # of a demonstration; 0: all
+    later_lr: float | None = None  # after a third of the updates; None: as before
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     def require_reachable(self, bound: float) -> None:
@@ -117,6 +118,11 @@ class Settings(StudySettings):
                 f"limit is {self.limit}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
                 f"choose one above {-bound:g}"
             )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate over the updates: high until refusals occur, then lower, so that shares swing less."""
+        return constant if self.later_lr is None else partial(stepped, to=self.later_lr / self.lr, after=1 / 3)
 
     @property
     def pretraining_mix(self) -> dict[str, Any]:
@@ -145,6 +151,8 @@ class Settings(StudySettings):
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
             raise ConfigError(f"ptx_start is {settings.ptx_start}: it must not be negative")
+        if settings.later_lr is not None and not settings.later_lr > 0:
+            raise ConfigError(f"later_lr is {settings.later_lr}: it must be above 0")
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
         check_engine_name(settings.engine)
@@ -293,7 +301,9 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps, **settings.pretraining_mix),
+            optimisation=Optimisation(
+                lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix
+            ),
             demonstrations=mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,
