@@ -32,9 +32,9 @@ def safe_rlhf_real(
     algorithm: Literal["ppo", "rloo"] = "rloo",
     limit: float = -1.0,
     shaping: float = 1.0,
-    steps: int = 45,
+    steps: int = 40,
     samples_per_step: int = 64,
-    response_tokens: int = 24,
+    response_tokens: int = 40,
     answer_tokens: int = 48,
     temperature: float = 0.7,
     lr: float = 1e-3,
@@ -60,7 +60,7 @@ def safe_rlhf_real(
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under each objective.
         samples_per_step: responses sampled for each policy update.
-        response_tokens: longest response in training, in tokens; a refusal shows itself in the first of them.
+        response_tokens: longest response in training, in tokens; what comes later in an answer is scored by nobody.
         answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
