@@ -179,7 +179,7 @@ def test_the_starter_rows_stand_on_one_side_each() -> None:
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    return real_material(evaluated=80, trained=240)
+    return real_material(evaluated=80, trained=192)
 
 
 @pytest.mark.real_data
@@ -200,7 +200,7 @@ class TestRealRows:
 
     def test_the_policy_is_asked_and_evaluated_on_every_kind(self, request: pytest.FixtureRequest) -> None:
         material: Material = request.getfixturevalue("material")
-        for prompts, counts in ((material.policy_prompts, (96, 80, 64)), (material.evaluation, (80, 80, 80))):
+        for prompts, counts in ((material.policy_prompts, (96, 48, 48)), (material.evaluation, (80, 80, 80))):
             kinds = [prompt.tags["kind"] for prompt in prompts]
             assert tuple(kinds.count(kind) for kind in ("harmful", "look_alike", "benign")) == counts
 

@@ -36,7 +36,7 @@ SIGNAL_DEPTH, JUDGE_DEPTH = 0.6, 0.8
 LINEAR_REWARD = replace(REWARD, hidden=0)  # what these pairs teach is no more than that
 EPOCHS, WEIGHT_DECAY = 10, 10.0
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
-TRAINED_PROMPTS = 240  # known to the policy in training, of all kinds
+TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
 PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
 HEADS = {"as trained": 64, "linear probe": 0}

@@ -35,7 +35,7 @@ SOURCES = {  # name -> what is loaded; those first whose sides matter most
 SHARES = {"train": 0.5, "judge": 0.25, "test": 0.25}
 OWN_SHARES = {
     "advbench": {"test": 1.0},
-    "xstest": {"train": 0.4, "judge": 0.2, "test": 0.4},
+    "xstest": {"train": 0.25, "judge": 0.35, "test": 0.4},
     "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
 }
 MOST_ROWS = {"redteam": 700, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
@@ -255,7 +255,7 @@ def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:
 
 
 def _trained(parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Two fifths harmful, a third look-alikes, and plain questions; none near an evaluated prompt.
+    """Half harmful, a quarter look-alikes and plain questions; none near an evaluated prompt.
 
     Of the plain ones there are more than the policy is asked, see `Material.plain_prompts`.
     """
@@ -264,8 +264,8 @@ def _trained(parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt
     malicious, advice = (_listed(train["redteam"], names) for names in (MALICIOUS, PHYSICAL))
     declined = [row.prompt for row in train["redteam"].demonstrations if is_refusal(row.response)]
     groups: dict[str, tuple[list[Sequence[Prompt]], int]] = {
-        "harmful": ([malicious, _prompts_of_kind(train["xstest"], "harmful"), declined], 2 * count // 5),
-        "look_alike": ([_prompts_of_kind(train["xstest"], "look_alike")], count // 3),
+        "harmful": ([malicious, _prompts_of_kind(train["xstest"], "harmful"), declined], count // 2),
+        "look_alike": ([_prompts_of_kind(train["xstest"], "look_alike")], count // 4),
         "benign": ([*(_asked(train[name]) for name in ("helpful", "instructions")), advice], 3 * count // 4),
     }
     return tuple(
