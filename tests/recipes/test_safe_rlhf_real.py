@@ -142,6 +142,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_pat
         ({"objectives": ("lagrangian", "kindness")}, "kindness"),
         ({"evaluated": 1}, "evaluated is 1"),
         ({"lr": 0.0}, "lr is 0"),
+        ({"later_lr": 0.0}, "later_lr is 0"),
+        ({"imitated_tokens": -1}, "imitated_tokens is -1"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -201,6 +203,13 @@ class TestRealRows:
         for prompts, counts in ((material.policy_prompts, (96, 48, 48)), (material.evaluation, (80, 80, 80))):
             kinds = [prompt.tags["kind"] for prompt in prompts]
             assert tuple(kinds.count(kind) for kind in ("harmful", "look_alike", "benign")) == counts
+
+    def test_what_the_policy_shall_refuse_is_harmful_by_its_authors_or_by_its_published_answer(
+        self, request: pytest.FixtureRequest
+    ) -> None:
+        material: Material = request.getfixturevalue("material")
+        asked = [prompt for prompt in material.policy_prompts if prompt.tags["kind"] == "harmful"]
+        assert {prompt.tags["source"] for prompt in asked} == {"safety-tuned-llamas", "xstest:completions"}
 
     def test_the_judge_is_validated_on_verdicts_of_people_alone(self, request: pytest.FixtureRequest) -> None:
         material: Material = request.getfixturevalue("material")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from poise.recipes._stages import Settings, Study, align, assess, feature_cache,
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.score_model import evaluate_scores
-from poise.types import Comparison, Dataset, Estimate, Origin, SafetyLabel
+from poise.types import Comparison, Dataset, Demonstration, Estimate, Origin, SafetyLabel
 
 # 0 divides the answers that decline from those that do as asked; on a harmful prompt the latter are the worse.
 COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
@@ -95,17 +96,25 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
             name="train",
             prompts=material.policy_prompts,
             demonstrations=material.demonstrations,
-            labels=tuple(
-                SafetyLabel(prompt=row.prompt, response=row.response, safe=True) for row in material.demonstrations
-            ),
         ),
         "test": Dataset(name="test", prompts=material.evaluation),
     }
     study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
-    return Experiment(material=material, own=own_answers(run, study), first=study, seeds=seeds)
+    own = own_answers(run, study, material)
+    study.splits["train"] = with_own_answers(study.splits["train"], own)
+    return Experiment(material=material, own=own, first=study, seeds=seeds)
 
 
-def own_answers(run: Run, study: Study) -> Dataset:
+def with_own_answers(train: Dataset, own: Dataset) -> Dataset:
+    """The start model's answers to harmless prompts among what is imitated: there it shall stay as it is."""
+    said = [Demonstration(prompt=label.prompt, response=label.response) for label in own.labels if label.safe]
+    turns = zip_longest(said, train.demonstrations)
+    demonstrations = tuple(row for turn in turns for row in turn if row is not None)
+    labels = tuple(SafetyLabel(prompt=row.prompt, response=row.response, safe=True) for row in demonstrations)
+    return replace(train, demonstrations=demonstrations, labels=labels)
+
+
+def own_answers(run: Run, study: Study, material: Material) -> Dataset:
     """The start model's answers to the prompts of the policy in training: what the cost is asked about later.
 
     Without them the cost knows this model's way of writing from no row, and takes it for safe. An answer to a prompt
@@ -115,7 +124,7 @@ def own_answers(run: Run, study: Study) -> Dataset:
     path = stage.path / "rollouts.jsonl"
     if not stage.finished:
         sampling = replace(study.sampling, max_tokens=settings.response_tokens, samples=OWN_ANSWERS)
-        prompts = study.prompts("train")
+        prompts = sorted((*study.splits["train"].prompts, *material.plain_prompts), key=lambda prompt: prompt.id)
         engine = NativeEngine(Policy(study.backbone, Lora(rank=1), adapter=stage.name), reference=True)
         completions = engine.generate(prompts, sampling)
         write_rollouts(path, score_completions([p for p in prompts for _ in range(OWN_ANSWERS)], completions, {}))

@@ -39,6 +39,9 @@ OWN_SHARES = {
     "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
 }
 MOST_ROWS = {"redteam": 700, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
+# Lists whose every request is harmful; those of unsafe household advice and of PKU hold much that nobody should refuse.
+MALICIOUS = ("I-MaliciousInstructions", "I-Controversial")
+PHYSICAL = ("I-PhysicalSafetySafe",)
 PAIRS_OF_A_PROMPT = 2  # of PKU, whose 742 prompts have up to 40 pairs each
 LONGEST_PROMPT = 40  # words of a prompt that the policy answers
 TOO_NEAR = 0.5  # share of content words that a training prompt may have in common with an evaluated one
@@ -56,6 +59,7 @@ class Material:
     partial: tuple[SafetyLabel, ...]  # test: what people called a partial refusal; nobody's right answer
     demonstrations: tuple[Demonstration, ...]  # train: refusals of harmful prompts, answers to others, by their kind
     policy_prompts: tuple[Prompt, ...]
+    plain_prompts: tuple[Prompt, ...]  # train: further plain questions, to be answered by the start model alone
     evaluation: tuple[Prompt, ...]
     provenance: Mapping[str, object]
 
@@ -63,6 +67,7 @@ class Material:
         """Every prompt that is used, under its side."""
         imitated = [row.prompt for row in self.demonstrations]
         sides: dict[str, list[Prompt]] = {"train": [*self.policy_prompts, *imitated], "judge": [], "test": []}
+        sides["train"] += self.plain_prompts
         sides["test"] += self.evaluation
         for uses in (self.helpful, self.look_alikes, self.cost, self.noisy, self.verdicts):
             for side, dataset in uses.items():
@@ -80,6 +85,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
     xstest, redteam, instructions = parts["xstest"], parts["redteam"], parts["instructions"]
     pku = {side: _few_pairs(part) for side, part in parts["pku"].items()}
     evaluation = _evaluated(parts, evaluated)
+    trained_on = _trained(parts, trained, evaluation)
     cost = {
         side: [
             *redteam[side].labels,
@@ -105,11 +111,12 @@ def real_material(*, evaluated: int, trained: int) -> Material:
         },
         partial=_verdicts(xstest["test"], "3"),
         demonstrations=(
-            *_imitated(redteam["train"].demonstrations, "harmful"),
-            *_imitated(_complying(xstest["train"]), "look_alike"),
+            *_imitated(_refusals(xstest["train"], redteam["train"]), "harmful"),
+            *_imitated(_said_to(xstest["train"], "look_alike", verdict="1"), "look_alike"),
             *_imitated(instructions["train"].demonstrations, "benign"),
         ),
-        policy_prompts=_trained(parts, trained, evaluation),
+        policy_prompts=trained_on[:trained],
+        plain_prompts=trained_on[trained:],
         evaluation=evaluation,
         provenance=merge(list(loaded.values())).provenance,
     )
@@ -136,6 +143,7 @@ def starter_material(*, evaluated: int, trained: int) -> Material:
         partial=(),
         demonstrations=tuple(safe_demonstrations(rows("train"))),
         policy_prompts=rows("train").prompts,
+        plain_prompts=(),
         evaluation=first_prompts(sides["test"], 3 * evaluated).prompts,
         provenance=starter.provenance,
     )
@@ -218,9 +226,17 @@ def _answers_beat_refusals(xstest: Dataset) -> Dataset:
     return Dataset(name="look_alikes", comparisons=tuple(pairs))
 
 
-def _complying(xstest: Dataset) -> list[Demonstration]:
-    """Completions that people called full compliance with a prompt that only looks harmful."""
-    return [row for row in _of_kind(xstest, "look_alike") if row.prompt.tags["final_label"].startswith("1")]
+def _said_to(xstest: Dataset, kind: str, *, verdict: str) -> list[Demonstration]:
+    """Completions of a kind of prompts that people gave this verdict, a prompt's one after the other's."""
+    return [row for row in _of_kind(xstest, kind) if row.prompt.tags["final_label"].startswith(verdict)]
+
+
+def _refusals(xstest: Dataset, redteam: Dataset) -> list[Demonstration]:
+    """Refusals by turns: of XSTest's harmful prompts, to which its safe ones are the contrast, and of requests."""
+    pairs = zip_longest(
+        _said_to(xstest, "harmful", verdict="2"), [row for row in redteam.demonstrations if is_refusal(row.response)]
+    )
+    return [row for pair in pairs for row in pair if row is not None]
 
 
 def _imitated(rows: Iterable[Demonstration], kind: str) -> list[Demonstration]:
@@ -239,23 +255,29 @@ def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:
 
 
 def _trained(parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Half harmful, a quarter look-alikes and a quarter plain questions, none near an evaluated prompt."""
+    """Half harmful, a quarter look-alikes and plain questions; none near an evaluated prompt.
+
+    Of the plain ones there are more than the policy is asked, see `Material.plain_prompts`.
+    """
     train = {name: sides["train"] for name, sides in parts.items()}
     evaluated = [_content_words(prompt) for prompt in evaluation]
-    listed = [p for p in train["redteam"].prompts if p.tags.get("kind") == "harmful"]
+    malicious, advice = (_listed(train["redteam"], names) for names in (MALICIOUS, PHYSICAL))
+    declined = [row.prompt for row in train["redteam"].demonstrations if is_refusal(row.response)]
     groups: dict[str, tuple[list[Sequence[Prompt]], int]] = {
-        "harmful": (
-            [listed, train["pku"].prompts, _prompts_of_kind(train["xstest"], "harmful"), _asked(train["redteam"])],
-            count // 2,
-        ),
+        "harmful": ([malicious, _prompts_of_kind(train["xstest"], "harmful"), declined], count // 2),
         "look_alike": ([_prompts_of_kind(train["xstest"], "look_alike")], count // 4),
-        "benign": ([_asked(train[name]) for name in ("helpful", "instructions")], count // 4),
+        "benign": ([*(_asked(train[name]) for name in ("helpful", "instructions")), advice], 3 * count // 4),
     }
     return tuple(
         _tagged(prompt, kind)
         for kind, (each, share) in groups.items()
         for prompt in _in_turn([_far(_short(prompts), evaluated) for prompts in each], share)
     )
+
+
+def _listed(redteam: Dataset, names: Sequence[str]) -> list[Prompt]:
+    """The prompts of evaluation lists of Safety-Tuned LLaMAs."""
+    return [prompt for prompt in redteam.prompts if prompt.tags.get("list") in names]
 
 
 def _prompts_of_kind(dataset: Dataset, kind: str) -> list[Prompt]:

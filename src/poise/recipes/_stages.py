@@ -21,7 +21,8 @@ from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
-from poise.recipes._data import first_prompts, may_harm, preferred_demonstrations, safe_demonstrations
+from poise.recipes._data import first_prompts, may_harm
+from poise.recipes._imitation import mixed_in
 from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
 from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
@@ -30,15 +31,21 @@ from poise.run import Run, Stage
 from poise.train.algorithms import PPO, RLOO, Algorithm
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import fit, linear, progress_bar
+from poise.train.loop import Schedule, constant, fit, linear, progress_bar, stepped
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.spread import spread_engine
-from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Sampling
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
-QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8}
+QUICK = {
+    "model": "random:llama?layers=3",
+    "steps": 2,
+    "compare_steps": 1,
+    "samples_per_step": 8,
+    "response_tokens": 8,
+    "answer_tokens": 0,
+}
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
@@ -62,6 +69,7 @@ class StudySettings:
     quick: bool
     rounds: int = 1
     engine: str = "native"
+    answer_tokens: int = 0  # longest answer to a test prompt; 0: a fifth more than in training
 
     def require(self, *, at_least_one: Sequence[str], above_zero: Sequence[str], not_negative: Sequence[str]) -> None:
         """Raise ConfigError that names the first number out of its range."""
@@ -99,6 +107,8 @@ class Settings(StudySettings):
     kl_coef: float
     ptx_coef: float
     ptx_start: float | None
+    imitated_tokens: int = 0  # of a demonstration; 0: all
+    later_lr: float | None = None  # after a third of the updates; None: as before
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     def require_reachable(self, bound: float) -> None:
@@ -108,6 +118,11 @@ class Settings(StudySettings):
                 f"limit is {self.limit}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
                 f"choose one above {-bound:g}"
             )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate over the updates: high until refusals occur, then lower, so that shares swing less."""
+        return constant if self.later_lr is None else partial(stepped, to=self.later_lr / self.lr, after=1 / 3)
 
     @property
     def pretraining_mix(self) -> dict[str, Any]:
@@ -124,10 +139,20 @@ class Settings(StudySettings):
         settings.require(
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr"),
-            not_negative=("compare_steps", "supervised_steps", "kl_coef", "ptx_coef", "shaping"),
+            not_negative=(
+                "compare_steps",
+                "supervised_steps",
+                "kl_coef",
+                "ptx_coef",
+                "shaping",
+                "answer_tokens",
+                "imitated_tokens",
+            ),
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
             raise ConfigError(f"ptx_start is {settings.ptx_start}: it must not be negative")
+        if settings.later_lr is not None and not settings.later_lr > 0:
+            raise ConfigError(f"later_lr is {settings.later_lr}: it must be above 0")
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
         check_engine_name(settings.engine)
@@ -160,10 +185,10 @@ class Study(Generic[Told]):
 
     @property
     def sampling(self) -> Sampling:
-        """How responses are drawn for evaluation: as in training, with a fifth more room."""
+        """How responses are drawn for evaluation: as in training, with more room."""
         tokens = self.settings.response_tokens
         return Sampling(
-            max_tokens=tokens + tokens // 5,
+            max_tokens=self.settings.answer_tokens or tokens + tokens // 5,
             temperature=self.settings.temperature,
             samples=self.answers,
             seed=90_001 + self.settings.seed,
@@ -227,29 +252,6 @@ def load_recorded(run: Run, name: str, *, seed: int = 0) -> Backbone:
     return load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
 
 
-def fine_tune(run: Run, study: Study[Any]) -> None:
-    """Supervised fine-tuning on the responses that people preferred, merged into the trunk: the start model."""
-    if (steps := study.settings.supervised_steps) == 0:
-        return
-    stage = study.stage(run, "supervised")
-    if not stage.finished:
-        policy = Policy(study.backbone, Lora(top=0.5), adapter="supervised", seed=study.settings.seed)
-        batches = DemonstrationBatches(
-            preferred_demonstrations(study.splits["train"]), policy, seed=study.settings.seed
-        )
-        fit(
-            SupervisedTrainer(policy=policy, batches=batches, steps=steps),
-            run=run,
-            stage=stage.name,
-            steps=steps,
-            save_every=4,
-        )
-        policy.save_pretrained(stage.path / "model", merge=True)
-        stage.finish({"steps": steps, "demonstrations": len(batches.rows)})
-    model = (stage.path / "model").resolve()  # adapters name their base by this path, and load from anywhere
-    study.backbone = load_backbone(str(model), dtype=study.backbone.dtype)
-
-
 def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
@@ -299,8 +301,10 @@ def align(
             prompts=study.prompts("train", number),
             prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
             sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(lr=settings.lr, steps=steps, **settings.pretraining_mix),
-            demonstrations=_mixed_in(study, policy),
+            optimisation=Optimisation(
+                lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix
+            ),
+            demonstrations=mixed_in(study, policy),
             seed=settings.seed + number,
             dump_folder=stage.path,
         )
@@ -317,15 +321,6 @@ def align(
         stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
     policy.copy_from(stage.path / "model")
     return policy
-
-
-def _mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | None:
-    """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
-    if study.settings.ptx_coef == 0:
-        return None
-    demonstrations = safe_demonstrations(study.splits["train"])
-    longest = max(128, 4 * study.settings.response_tokens)  # half of it for the prompt
-    return DemonstrationBatches(demonstrations, policy, max_tokens=longest, seed=study.settings.seed)
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:

@@ -86,13 +86,14 @@ def safe_rlhf(
     """
     from poise.recipes import _report
     from poise.recipes import _stages as stages
+    from poise.recipes._imitation import fine_tune
     from poise.recipes._scores import COST_BOUND, learn_scores
 
     settings = stages.Settings.of(locals())
     settings.require_reachable(COST_BOUND)
     with Run.open(folder, recipe="safe-rlhf", arguments=settings.arguments) as run:
         study = stages.prepare(run, settings)
-        stages.fine_tune(run, study)
+        fine_tune(run, study)
         judge = learn_scores(run, study, "judge", split="judge")
         before = stages.assess(run, study, judge, "start")
         for number in range(1, settings.rounds + 1):

@@ -19,7 +19,7 @@ from poise.run import Run
 PAPER = "arXiv:2310.12773"
 SHAPE = "published feedback -> policies of four objectives and several seeds, one table"
 COST = (
-    "14 minutes of CPU time a policy for smollm2-135m: an estimated two hours on 2 cores, under 6 GiB; needs POISE_DATA"
+    "15 minutes of CPU time a policy for smollm2-135m: an estimated two hours on 2 cores, under 6 GiB; needs POISE_DATA"
 )
 EXPECTED = None  # the table of the last run stands in the README
 
@@ -35,9 +35,12 @@ def safe_rlhf_real(
     steps: int = 40,
     samples_per_step: int = 64,
     response_tokens: int = 40,
+    answer_tokens: int = 48,
     temperature: float = 0.7,
     lr: float = 1e-3,
+    later_lr: float | None = 4e-4,
     kl_coef: float = 0.01,
+    imitated_tokens: int = 16,
     ptx_coef: float = 0.3,
     ptx_start: float | None = None,
     evaluated: int = 80,
@@ -57,10 +60,13 @@ def safe_rlhf_real(
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under each objective.
         samples_per_step: responses sampled for each policy update.
-        response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
+        response_tokens: longest response in training, in tokens; what comes later in an answer is scored by nobody.
+        answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
+        later_lr: that rate after the first third of the updates, when refusals occur; none keeps it.
         kl_coef: weight of the KL penalty to the start model, per nat.
+        imitated_tokens: how much of a demonstration is learned, in tokens; its beginning decides.
         ptx_coef: weight of imitating published refusals of harmful prompts, and answers to those that only look
             harmful, in every update.
         ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by

@@ -60,6 +60,15 @@ def linear(step: int, steps: int, *, to: float = 0.1, by: float = 1.0) -> float:
     return 1.0 - (1.0 - to) * min(1.0, step / max(1.0, by * (steps - 1)))
 
 
+def stepped(step: int, steps: int, *, to: float, after: float) -> float:
+    """All of it at first, and the share `to` after the share `after` of the steps.
+
+    >>> [stepped(step, 6, to=0.4, after=0.5) for step in (0, 2, 3, 5)]
+    [1.0, 1.0, 0.4, 0.4]
+    """
+    return 1.0 if step < after * steps else to
+
+
 def fit(
     trainer: Trainer,
     *,

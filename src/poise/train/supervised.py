@@ -21,7 +21,8 @@ from poise.types import Demonstration
 class DemonstrationBatches:
     """Demonstrations as tokens, and the gradient of their loss in micro-batches.
 
-    `finished` says whether the model also learns to stop where they end.
+    `finished` says whether the model also learns to stop where they end; with `max_response_tokens` it learns how they
+    begin, and where they are cut nothing about the end.
     """
 
     def __init__(
@@ -31,13 +32,15 @@ class DemonstrationBatches:
         *,
         per_step: int = 16,
         max_tokens: int = 512,
+        max_response_tokens: int | None = None,
         tokens_per_micro_batch: int = 4096,
         finished: bool = True,
         seed: int = 0,
     ):
         if not demonstrations:
             raise ConfigError("no demonstrations to learn from")
-        renderer = policy.backbone.renderer(max_prompt_tokens=max_tokens // 2, max_response_tokens=max_tokens // 2)
+        half = max_tokens // 2
+        renderer = policy.backbone.renderer(max_prompt_tokens=half, max_response_tokens=max_response_tokens or half)
         self.rows = [renderer.encode(d.prompt, d.response, finished=finished) for d in demonstrations]
         self.weights = [d.weight for d in demonstrations]
         self.seed = seed

@@ -1,0 +1,53 @@
+"""Learning from demonstrations: a start model of its own, or a little in every update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poise.models.adapters import Lora
+from poise.models.load import load_backbone
+from poise.models.policy import Policy
+from poise.recipes._data import preferred_demonstrations, safe_demonstrations
+from poise.run import Run
+from poise.train.loop import fit
+from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
+
+if TYPE_CHECKING:
+    from poise.recipes._stages import Settings, Study
+
+
+def fine_tune(run: Run, study: Study[Any]) -> None:
+    """Supervised fine-tuning on the responses that people preferred, merged into the trunk: the start model."""
+    if (steps := study.settings.supervised_steps) == 0:
+        return
+    stage = study.stage(run, "supervised")
+    if not stage.finished:
+        policy = Policy(study.backbone, Lora(top=0.5), adapter="supervised", seed=study.settings.seed)
+        batches = DemonstrationBatches(
+            preferred_demonstrations(study.splits["train"]), policy, seed=study.settings.seed
+        )
+        fit(
+            SupervisedTrainer(policy=policy, batches=batches, steps=steps),
+            run=run,
+            stage=stage.name,
+            steps=steps,
+            save_every=4,
+        )
+        policy.save_pretrained(stage.path / "model", merge=True)
+        stage.finish({"steps": steps, "demonstrations": len(batches.rows)})
+    model = (stage.path / "model").resolve()  # adapters name their base by this path, and load from anywhere
+    study.backbone = load_backbone(str(model), dtype=study.backbone.dtype)
+
+
+def mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | None:
+    """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
+    settings = study.settings
+    if settings.ptx_coef == 0:
+        return None
+    return DemonstrationBatches(
+        safe_demonstrations(study.splits["train"]),
+        policy,
+        max_tokens=max(128, 4 * settings.response_tokens),  # half of it for the prompt
+        max_response_tokens=settings.imitated_tokens or None,
+        seed=settings.seed,
+    )
