@@ -109,7 +109,7 @@ def _profiles(profiles: list[dict[str, Any]]) -> str:
         lines.append(f"| `{each['benchmark']}` | {each['threads']} | {shares} |")
     text = (
         "One repeat under torch's profiler (`python benchmarks/time_shares.py NAME`), by the operation itself; those "
-        "of `poise::` are our kernels. What is left beside the matrix products is what a faster arrangement could still save."
+        "of `poise::` are our kernels. What is not products could still be saved."
     )
     return f"## Where the time goes\n\n{text}\n\n" + "\n".join(lines)
 
