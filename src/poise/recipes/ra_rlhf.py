@@ -26,6 +26,8 @@ def ra_rlhf(
     model: str = "smollm2-135m",
     tasks: tuple[str, ...] = ("imdb-gen", "jigsaw-gen", "realtoxicityprompts-gen"),
     algorithm: Literal["ppo", "rloo", "reinforce++"] = "rloo",
+    signal: Literal["words", "features"] = "features",
+    reward: Literal["logit", "log-probability"] = "log-probability",
     ranked: Literal["episode", "prompt"] = "prompt",
     alpha: float = 0.4,
     warm_up: int = 3,
@@ -49,6 +51,9 @@ def ra_rlhf(
         tasks: imdb-gen, jigsaw-gen and realtoxicityprompts-gen read POISE_DATA; starter-gen comes with the package.
         algorithm: what both arms learn by: reinforce++ weighs an episode against all that are learned from, ppo
             against a critic, rloo against three others of its prompt.
+        signal: what the reward reads: words and word pairs, or features of the start model; learned from other rows
+            than the judge.
+        reward: the signal's logit, or the log-probability of the good label, which has a ceiling.
         ranked: what is chosen by its return: each episode, as in the paper, or whole prompts by the mean of theirs.
         alpha: share of the worst episodes that are learned from at the end.
         warm_up: last step with all episodes, counted from 0.
