@@ -44,7 +44,7 @@ BASES = {
 RANKINGS = {"episode": by_return, "prompt": by_prompt()}
 REWARDS = ("logit", "log-probability")
 SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
-HARD, WORST = 0.1, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
+HARD, WORST = 0.2, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
 QUICK = {
     "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 16,
     "response_tokens": 6, "supervised_steps": 2, "warm_up": 0, "evaluated": 12,
@@ -185,10 +185,10 @@ class TextStudy:
 
 
 def measure(studies: Sequence[TextStudy]) -> dict[tuple[str, str], list[Outcome]]:
-    """Every arm of every task from every seed; all arms of a seed before the next."""
+    """Every arm of every task from every seed; all arms of all tasks from a seed before the next."""
     found: dict[tuple[str, str], list[Outcome]] = {(study.name, arm): [] for study in studies for arm in ARMS}
-    for study in studies:
-        for seed in study.settings.seeds:
+    for seed in studies[0].settings.seeds:
+        for study in studies:
             for arm in ARMS:
                 found[study.name, arm].append(study.outcome(arm, seed))
     return found

@@ -27,7 +27,14 @@ COLUMNS = (
     Column(figure="distinct_2", label="distinct word pairs", is_share=True),
     Column(figure="kl", label="KL, nats a sequence", digits=1),
 )
-_TAILS = {"hard_reward": "on the hardest prompts", "worst_10": "in the lowest 10 % of rewards"}
+_CLAIMS = {
+    "hard_reward": "reward on the hardest prompts",
+    "worst_10": "lowest 10 % of rewards",
+    "reward": "mean reward",
+    "hard_signal": "signal on the hardest prompts",
+    "signal": "mean signal",
+}
+_READERS = {"the judge": ("hard_reward", "reward"), "the signal, as in the paper": ("hard_signal", "signal")}
 _INTRO = """
 {model} continues beginnings of real texts. The start of both policies is supervised learning of good texts (SFT).
 RLHF and RA-RLHF are the same {algorithm} for {steps} steps of {samples} samples of up to {tokens} tokens, with
@@ -75,21 +82,17 @@ def claims(tasks: Sequence[str], results: Results) -> list[Claim]:
     """RA-RLHF above RLHF in tails and in the mean, per task, and in the tail over all tasks and seeds."""
     found = [
         Claim(
-            text=f"{task}: reward {place} above RLHF's",
+            text=f"{task}: {what} above RLHF's",
             difference=results.difference(f"{task}-ra-rlhf", f"{task}-rlhf", figure),
         )
         for task in tasks
-        for figure, place in (*_TAILS.items(), ("reward", "on average"))
+        for figure, what in _CLAIMS.items()
     ]
-    pooled = [
-        float(gap)
-        for task in tasks
-        for gap in results.values(f"{task}-ra-rlhf", "hard_reward") - results.values(f"{task}-rlhf", "hard_reward")
-    ]
-    return [
-        *found,
-        Claim(text="all tasks: reward on the hardest prompts above RLHF's", difference=student_mean(pooled)),
-    ]
+    for figure in ("hard_reward", "hard_signal"):
+        gaps = [results.values(f"{task}-ra-rlhf", figure) - results.values(f"{task}-rlhf", figure) for task in tasks]
+        difference = student_mean(np.concatenate(gaps))
+        found.append(Claim(text=f"all tasks: {_CLAIMS[figure]} above RLHF's", difference=difference))
+    return found
 
 
 def verdict(tasks: Sequence[str], results: Results) -> str:
@@ -98,11 +101,14 @@ def verdict(tasks: Sequence[str], results: Results) -> str:
     def gap(task: str, figure: str) -> float:
         return results.difference(f"{task}-ra-rlhf", f"{task}-rlhf", figure).value
 
-    good = [task for task in tasks if gap(task, "hard_reward") > 0 and gap(task, "reward") >= 0]
-    return (
-        f"In direction, by the means over seeds, the reward on the hardest prompts is above RLHF's and the mean not "
-        f"lower in {len(good)} of {len(tasks)} tasks{': ' + ', '.join(good) if good else ''}."
-    )
+    lines = []
+    for reader, (tail, mean) in _READERS.items():
+        good = [task for task in tasks if gap(task, tail) > 0 and gap(task, mean) >= 0]
+        lines.append(
+            f"In direction, by the means over seeds and by {reader}, RA-RLHF is above RLHF on the hardest prompts and "
+            f"not below it on average in {len(good)} of {len(tasks)} tasks{': ' + ', '.join(good) if good else ''}."
+        )
+    return "\n\n".join(lines)
 
 
 def by_prompt(tasks: Sequence[str], results: Results) -> str:

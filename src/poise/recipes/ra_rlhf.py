@@ -4,9 +4,10 @@
 
 Sapana Chaudhary et al., "Risk-Averse Fine-tuning of Large Language Models", NeurIPS 2024, arXiv:2501.06911. As there, a
 policy continues beginnings of film reviews, comments and sentences of the web, the reward says how positive or how
-harmless the whole text is, and a schedule goes from all episodes of a batch to its worst share. Unlike there, the
-policy is a small adapter trained for some dozens of steps, the reward is a linear classifier on words, and the verdict
-comes from a judge of another kind that learned from other rows.
+harmless the whole text is, both arms sample equally many texts, and a schedule goes from all episodes of a batch to its
+worst share. Unlike there, the policy is a small adapter trained for a dozen updates, whole prompts are chosen instead
+of single episodes, the reward is the log-probability that a linear head gives, and the verdict comes from a judge that
+learned from other rows.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def ra_rlhf(
     reward: Literal["logit", "log-probability"] = "log-probability",
     ranked: Literal["episode", "prompt"] = "prompt",
     alpha: float = 0.4,
-    warm_up: int = 3,
-    end: float = 0.75,
-    steps: int = 16,
+    warm_up: int = 1,
+    end: float = 0.4,
+    steps: int = 12,
     samples_per_step: int = 64,
-    response_tokens: int = 20,
+    response_tokens: int = 16,
     supervised_steps: int = 16,
-    lr: float = 1e-3,
-    kl_coef: float = 0.05,
+    lr: float = 2e-3,
+    kl_coef: float = 0.1,
     evaluated: int = 240,
     seeds: tuple[int, ...] = (0, 1, 2),
     page: str = "",
