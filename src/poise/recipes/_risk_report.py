@@ -36,6 +36,8 @@ _CLAIMS = {
 }
 _READERS = {"the judge": ("hard_reward", "reward"), "the signal, as in the paper": ("hard_signal", "signal")}
 _INTRO = """
+Tasks: `--tasks {tasks}`.
+
 {model} continues beginnings of real texts. The start of both policies is supervised learning of good texts (SFT).
 RLHF and RA-RLHF are the same {algorithm} for {steps} steps of {samples} samples of up to {tokens} tokens, with
 `kl_coef` {kl}; RA-RLHF learns from all samples up to step {warm_up} and from the worst {alpha:.0%} of them from
@@ -62,7 +64,8 @@ def report(
         name="ra-rlhf",
         title="Risk-averse RLHF on text",
         intro=_INTRO.format(
-            model=settings.model, algorithm=settings.algorithm, steps=settings.steps, samples=settings.samples_per_step,
+            tasks=",".join(settings.tasks), model=settings.model, algorithm=settings.algorithm,
+            steps=settings.steps, samples=settings.samples_per_step,
             tokens=settings.response_tokens, kl=settings.kl_coef, warm_up=settings.warm_up, alpha=settings.alpha,
             signal=_SIGNALS[settings.signal],
             reward="log-probability of the good label" if settings.reward == "log-probability" else settings.reward,
