@@ -101,10 +101,8 @@ def test_a_quick_run_writes_page_picture_and_summary_and_a_stopped_one_goes_on(
     assert rewards["n"] == 2 and rewards["low"] <= rewards["value"] <= rewards["high"]
     rows = [r for r in read_jsonl_tolerant(folder / "metrics.jsonl") if r["stage"].startswith("starter-gen-ra-rlhf")]
     assert [row["step"] for row in rows] == [1, 2, 3] * 2
-    assert (rows[0]["kept"], rows[2]["kept"]) == (
-        1.0,
-        3 / 4,
-    )  # all at first, then the prompts of ceil(16 (1 - 2 (1 - 0.4) / 3))
+    # all at first, then the prompts of the worst ceil(0.4 * 16) = 7 of 16 samples: two of four
+    assert (rows[0]["kept"], rows[2]["kept"]) == (1.0, 2 / 4)
     rollouts = read_jsonl_tolerant(folder / "starter-gen-sft-seed-0" / "rollouts.jsonl")
     assert len(rollouts) == 12 and {"reward", "signal"} <= rollouts[0]["scores"]["values"].keys()
 
