@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from poise.errors import ConfigError
+from poise.feedback.words import TextScorer
 from poise.files import read_json, read_jsonl_tolerant
 from poise.recipes import _risk as risk
+from poise.recipes import _risk_report as report
+from poise.recipes._arms import Outcome, Results
 from poise.recipes._continuations import SIDES, side_of, task_named
 from poise.recipes.ra_rlhf import ra_rlhf
 from poise.train import on_policy
@@ -47,6 +51,27 @@ def test_without_a_risk_level_both_arms_are_the_same_record() -> None:
     }
 
 
+def test_a_log_probability_pays_little_for_a_text_that_is_good_already() -> None:
+    signal = TextScorer(value=lambda texts: [float(text) for text in texts])
+    assert risk.rewarding(signal, "logit") is signal
+    bounded = risk.rewarding(signal, "log-probability").value(["-800", "0", "800"])
+    assert bounded == pytest.approx([-800.0, -math.log(2), 0.0])
+
+
+def test_differences_are_paired_by_prompt_and_seed_and_split_by_hardness() -> None:
+    def arm(*rewards: list[float]) -> list[Outcome]:
+        return [Outcome({}, {"rewards": each, "hard": [1.0, 0.0, 0.0]}) for each in rewards]
+
+    outcomes = {"t-rlhf": arm([-2.0, 1.0, 3.0], [-1.0, 1.0, 2.0]), "t-ra-rlhf": arm([-1.0, 1.5, 3.0], [0.5, 1.0, 2.0])}
+    table = report.by_prompt(["t"], Results(outcomes=outcomes))
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines() if line.startswith("| t ")]
+    assert [(row[0], row[1].split()[0], row[2]) for row in rows] == [
+        ("hardest prompts", "1.25", "2"),  # (1 + 1.5) / 2
+        ("the other prompts", "0.12", "4"),  # 0.5 / 4
+        ("all prompts", "0.50", "6"),
+    ]
+
+
 def test_a_quick_run_writes_page_picture_and_summary_and_a_stopped_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,10 +101,8 @@ def test_a_quick_run_writes_page_picture_and_summary_and_a_stopped_one_goes_on(
     assert rewards["n"] == 2 and rewards["low"] <= rewards["value"] <= rewards["high"]
     rows = [r for r in read_jsonl_tolerant(folder / "metrics.jsonl") if r["stage"].startswith("starter-gen-ra-rlhf")]
     assert [row["step"] for row in rows] == [1, 2, 3] * 2
-    assert (rows[0]["kept"], rows[2]["kept"]) == (
-        1.0,
-        3 / 4,
-    )  # all at first, then the prompts of ceil(16 (1 - 2 (1 - 0.4) / 3))
+    # all at first, then the prompts of the worst ceil(0.4 * 16) = 7 of 16 samples: two of four
+    assert (rows[0]["kept"], rows[2]["kept"]) == (1.0, 2 / 4)
     rollouts = read_jsonl_tolerant(folder / "starter-gen-sft-seed-0" / "rollouts.jsonl")
     assert len(rollouts) == 12 and {"reward", "signal"} <= rollouts[0]["scores"]["values"].keys()
 
@@ -88,6 +111,8 @@ def test_a_quick_run_writes_page_picture_and_summary_and_a_stopped_one_goes_on(
     ("changed", "message"),
     [
         ({"algorithm": "dpo"}, "no algorithm 'dpo'"),
+        ({"signal": "judge"}, "signal is 'judge'"),
+        ({"reward": "loss"}, "reward is 'loss'"),
         ({"steps": 0}, "steps is 0"),
         ({"seeds": (1, 1)}, "none twice"),
         ({"tasks": ()}, "tasks are"),

@@ -2,8 +2,8 @@
 
     rows -> signal | judge | train | test      (by a hash of the text, so that no row is on two sides)
 
-The signal is what a policy is trained on: a linear classifier on words. The judge decides: a linear head on the
-features of the frozen start model, fitted to other rows, and never trained against.
+The signal is what a policy is trained on: a linear classifier on words, or a linear head on features of the frozen
+start model. The judge decides: a linear head on deeper features, fitted to other rows, and never trained against.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from poise.types import Dataset, Demonstration, Estimate, Prompt, SafetyLabel
 
 SIDES = {"signal": 0.25, "judge": 0.25, "train": 0.3, "test": 0.2}
 BAD = Channel(name="cost", higher_is_worse=True)  # the judge's logit of the bad label; the reward is its negative
-JUDGE_DEPTH = 0.6
-_JUDGE_TOKENS = 64
-_BEFORE_TEXT = Prompt.of("\n")  # what the judge reads a text after
+SIGNALS = ("words", "features")
+SIGNAL_DEPTH, JUDGE_DEPTH = 0.4, 0.6  # shares of the layers below a head
+_READ_TOKENS = 64
+_BEFORE_TEXT = Prompt.of("\n")  # what a head reads a text after
+Reader = Callable[[Sequence[str]], Sequence[float]]  # texts [N] to logits [N] of the good label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,31 +180,41 @@ class Readers:
     worth: Mapping[str, Estimate]  # "signal_auc", "judge_accuracy", ...
 
 
-def learn_readers(task: Task, backbone: Backbone, *, cache: FeatureCache | None, quick: bool) -> Readers:
-    """Fit both to their own rows; the same task and model give the same readers, so that nothing is kept of them."""
-    rows = task.read["signal"]
-    words = WordClassifier.fit([text.whole for text in rows], [text.good for text in rows])
-    signal = TextScorer(value=words.logits, name="words")
-    judge = TextScorer(value=_judge(task, backbone, cache, quick), name="judge")
+def learn_readers(
+    task: Task, backbone: Backbone, *, signal: str = "words", cache: FeatureCache | None, quick: bool
+) -> Readers:
+    """Fit both to their own rows; the same task and model give the same readers, so that nothing is kept of them.
+
+    A policy that a signal on words has moved is mostly a policy of those words: on continuations of the same
+    beginning it hardly agrees with the judge. A signal that reads features reads more of what the judge reads.
+    """
+    rows = {side: task.read[side] for side in ("signal", "judge")}
+    if signal == "words":
+        words = WordClassifier.fit([text.whole for text in rows["signal"]], [text.good for text in rows["signal"]])
+        logits: Reader = words.logits
+    else:
+        logits = _head(rows["signal"], backbone, cache, depth=SIGNAL_DEPTH, quick=quick)
+    readers = {"signal": logits, "judge": _head(rows["judge"], backbone, cache, depth=JUDGE_DEPTH, quick=quick)}
     worth: dict[str, Estimate] = {}
     for place, texts in (("", task.read["test"]), ("_on_texts_to_continue", task.cut["test"])):
         truth = [text.good for text in texts]
-        for name, reader in (("signal", signal), ("judge", judge)):
-            logits = reader.value([text.whole for text in texts])
-            worth[f"{name}_auc{place}"] = area_under_curve(logits, truth)
-            worth[f"{name}_accuracy{place}"] = share([(z > 0) == good for z, good in zip(logits, truth, strict=True)])
-    return Readers(signal=signal, judge=judge, worth=worth)
+        for name, reader in readers.items():
+            found = reader([text.whole for text in texts])
+            worth[f"{name}_auc{place}"] = area_under_curve(found, truth)
+            worth[f"{name}_accuracy{place}"] = share([bool(z > 0) == g for z, g in zip(found, truth, strict=True)])
+    scorers = {name: TextScorer(value=reader, name=name) for name, reader in readers.items()}
+    return Readers(signal=scorers["signal"], judge=scorers["judge"], worth=worth)
 
 
-def _judge(
-    task: Task, backbone: Backbone, cache: FeatureCache | None, quick: bool
-) -> Callable[[Sequence[str]], Sequence[float]]:
-    """Logits of the good label by a linear head on the start model's features."""
-    depth = max(1, round(backbone.trunk.depth * JUDGE_DEPTH))
+def _head(
+    texts: Sequence[Text], backbone: Backbone, cache: FeatureCache | None, *, depth: float, quick: bool
+) -> Reader:
+    """Logits of the good label by a linear head on the start model's features at a share of its depth."""
+    layers = max(1, round(backbone.trunk.depth * depth))
     model = ScoreModel(
-        backbone, (BAD,), depth=depth, pooling="mean", hidden=0, max_response_tokens=_JUDGE_TOKENS, cache=cache
+        backbone, (BAD,), depth=layers, pooling="mean", hidden=0, max_response_tokens=_READ_TOKENS, cache=cache
     )
-    labels = [SafetyLabel(prompt=_BEFORE_TEXT, response=text.whole, safe=text.good) for text in task.read["judge"]]
+    labels = [SafetyLabel(prompt=_BEFORE_TEXT, response=text.whole, safe=text.good) for text in texts]
     table = FeedbackTable(model, (), labels)  # one prompt, so that every step sees all rows
     trainer = ScoreTrainer(model=model, table=table, steps=20 if quick else 150, weight_decay=5.0, regularisation=0.01)
     for index in range(trainer.steps):

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from poise.data.chat import Encoded
 from poise.errors import ConfigError
 from poise.evaluate.diversity import distinct_estimate
 from poise.evaluate.tails import hardest, lower_tail, quantile_curve
+from poise.feedback.words import TextScorer
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.adapters import Lora
 from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.recipes._arms import Outcome
-from poise.recipes._continuations import Readers, Task, learn_readers, task_named
-from poise.recipes._rollouts import sequence_kl, write_rollouts
+from poise.recipes._continuations import SIGNALS, Readers, Task, learn_readers, task_named
+from poise.recipes._rollouts import write_rollouts
 from poise.recipes._stages import feature_cache, load_recorded
 from poise.rollout.native import NativeEngine
 from poise.run import Run
@@ -40,8 +42,9 @@ BASES = {
     "reinforce++": REINFORCE_PP,
 }
 RANKINGS = {"episode": by_return, "prompt": by_prompt()}
+REWARDS = ("logit", "log-probability")
 SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
-HARD, WORST = 0.1, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
+HARD, WORST = 0.2, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
 QUICK = {
     "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 16,
     "response_tokens": 6, "supervised_steps": 2, "warm_up": 0, "evaluated": 12,
@@ -55,6 +58,8 @@ class RiskSettings:
     model: str
     tasks: tuple[str, ...]
     algorithm: str
+    signal: str
+    reward: str
     ranked: str
     alpha: float
     warm_up: int
@@ -76,8 +81,9 @@ class RiskSettings:
         settings = cls(**given | (QUICK if given["quick"] else {}))
         if settings.algorithm not in BASES:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(BASES)}")
-        if settings.ranked not in RANKINGS:
-            raise ConfigError(f"ranked is {settings.ranked!r}: choose {', '.join(RANKINGS)}")
+        for name, choices in (("ranked", RANKINGS), ("signal", SIGNALS), ("reward", REWARDS)):
+            if getattr(settings, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(settings, name)!r}: choose {', '.join(choices)}")
         for name in ("steps", "samples_per_step", "response_tokens", "supervised_steps"):
             if getattr(settings, name) < 1:
                 raise ConfigError(f"{name} is {getattr(settings, name)}: it must be at least 1")
@@ -119,7 +125,8 @@ class TextStudy:
     def readers(self) -> Readers:
         """The signal and the judge; the latter reads with the model as it was before any training."""
         base = self._model(self.settings.model)
-        return learn_readers(self.task, base, cache=feature_cache(self.run), quick=self.settings.quick)
+        cache, settings = feature_cache(self.run), self.settings
+        return learn_readers(self.task, base, signal=settings.signal, cache=cache, quick=settings.quick)
 
     @cached_property
     def start(self) -> Backbone:
@@ -164,7 +171,7 @@ class TextStudy:
         trainer = OnPolicyTrainer(
             policy=policy,
             engine=NativeEngine(policy),
-            scorers=[self.readers.signal],
+            scorers=[rewarding(self.readers.signal, settings.reward)],
             algorithm=algorithm,
             objective=Unconstrained(),
             prompts=self.task.prompts("train"),
@@ -178,13 +185,28 @@ class TextStudy:
 
 
 def measure(studies: Sequence[TextStudy]) -> dict[tuple[str, str], list[Outcome]]:
-    """Every arm of every task from every seed; all arms of a seed before the next."""
+    """Every arm of every task from every seed; all arms of all tasks from a seed before the next."""
     found: dict[tuple[str, str], list[Outcome]] = {(study.name, arm): [] for study in studies for arm in ARMS}
-    for study in studies:
-        for seed in study.settings.seeds:
+    for seed in studies[0].settings.seeds:
+        for study in studies:
             for arm in ARMS:
                 found[study.name, arm].append(study.outcome(arm, seed))
     return found
+
+
+def rewarding(signal: TextScorer, reward: str) -> TextScorer:
+    """The signal as a reward: its logit, or the log-probability of the good label, which has nothing left to gain.
+
+    The logit of a linear reader pays as much for a word in a text that is good already as in one that is not; the
+    fine-tuned classifiers of RA-RLHF's paper have a ceiling, and a log-probability gives a linear one the same.
+    """
+    if reward == "logit":
+        return signal
+
+    def log_probabilities(texts: Sequence[str]) -> Sequence[float]:
+        return [-float(np.logaddexp(0.0, -float(z))) for z in signal.value(texts)]
+
+    return replace(signal, value=log_probabilities)
 
 
 def measured(
@@ -195,40 +217,58 @@ def measured(
     sampling = Sampling(max_tokens=settings.response_tokens, seed=90_001 + seed)
     completions = NativeEngine(policy).generate(prompts, sampling)
     rollouts = [_judged(*row) for row in _read(readers, prompts, completions)]
-    rewards = [r.scores.values["reward"] for r in rollouts]
+    rewards, signals = ([r.scores.values[name] for r in rollouts] for name in ("reward", "signal"))
     prompt_scores = list(readers.judge.value([prompt.text for prompt in prompts]))
     hard = hardest(prompt_scores, HARD)
+    kl, samples_perplexity = under_start(policy, rollouts)
     figures = {
         "reward": float(np.mean(rewards)),
         "hard_reward": float(np.mean([r for r, is_hard in zip(rewards, hard, strict=True) if is_hard])),
         **{f"worst_{round(100 * share)}": lower_tail(rewards, share, resamples=1).value for share in WORST},
-        "signal": float(np.mean([r.scores.values["signal"] for r in rollouts])),
-        "perplexity_of_good_texts": perplexity(policy, task.good_texts("test")[:128]),
-        "perplexity_of_samples": perplexity(policy, _as_demonstrations(rollouts), reference=True),
+        "signal": float(np.mean(signals)),
+        "hard_signal": float(np.mean([z for z, is_hard in zip(signals, hard, strict=True) if is_hard])),
+        "perplexity_of_good_texts": perplexity(policy, task.good_texts("test")[:96]),
+        "perplexity_of_samples": samples_perplexity,
         "distinct_2": distinct_estimate([r.completion.text for r in rollouts], 2).value,
         "tokens": float(np.mean([len(c.token_ids) for c in completions])),
-        "kl": sequence_kl(policy, rollouts, 1.0).value,
+        "kl": kl,
         "prompts": float(len(prompts)),
         "hard_prompts": float(sum(hard)),
     }
-    curve = quantile_curve(prompt_scores, rewards, SHARES)
-    return Outcome(figures, {"share": [100 * share for share in SHARES], "reward": curve}), rollouts
+    curves = {
+        "share": [100 * share for share in SHARES],
+        "reward": quantile_curve(prompt_scores, rewards, SHARES),
+        "rewards": rewards,  # of each prompt, in an order that is the same in all arms and seeds
+        "hard": [float(is_hard) for is_hard in hard],
+    }
+    return Outcome(figures, curves), rollouts
 
 
-def perplexity(policy: Policy, texts: Sequence[Demonstration], *, reference: bool = False) -> float:
+def perplexity(policy: Policy, texts: Sequence[Demonstration]) -> float:
     """The mean over texts of exp(mean negative log-probability of a token of the continuation).
 
     Source: as RA-RLHF (arXiv:2501.06911) measures it, on texts of the good class.
     """
     renderer = policy.backbone.renderer()
     rows = [renderer.encode(text.prompt, text.response, finished=False) for text in texts]
+    return _perplexity(sequence_logprobs(policy, rows, tokens=4096).tolist(), rows)
+
+
+def under_start(policy: Policy, rollouts: Sequence[Rollout]) -> tuple[float, float]:
+    """The KL of samples to the start in nats a sequence, and the perplexity that the start gives them."""
+    renderer, said = policy.backbone.renderer(), [r for r in rollouts if r.completion.token_ids]
+    rows = []
+    for rollout in said:
+        head, _ = renderer.prompt_ids(rollout.prompt.messages)
+        rows.append(Encoded(ids=(*head, *rollout.completion.token_ids), prompt_length=len(head)))
+    sums = sequence_logprobs(policy, rows, tokens=4096, reference=True).tolist()
+    ratios = [sum(r.completion.token_logprobs) - under for r, under in zip(said, sums, strict=True)]
+    return float(np.mean(ratios)), _perplexity(sums, rows)
+
+
+def _perplexity(sums: Sequence[float], rows: Sequence[Encoded]) -> float:
     lengths = [len(row.ids) - row.prompt_length for row in rows]
-    sums = sequence_logprobs(policy, rows, tokens=4096, reference=reference).tolist()
     return float(np.mean([math.exp(-total / length) for total, length in zip(sums, lengths, strict=True) if length]))
-
-
-def _as_demonstrations(rollouts: Sequence[Rollout]) -> list[Demonstration]:
-    return [Demonstration(prompt=r.prompt, response=r.completion.text) for r in rollouts if r.completion.text]
 
 
 def _read(
