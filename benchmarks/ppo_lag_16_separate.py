@@ -3,25 +3,25 @@
 Actor, reference, reward, cost and two critics are models of their own in bf16; actor and critics are updated once.
 The peer is written plainly: transformers' `generate`, then a forward pass of each model over whole rows with the
 actor's and the reference's logits at every position, then the updates. Ours keeps the sampler's log-probabilities,
-computes logits at response positions only and runs the rows in parts of 1,024 tokens.
+computes logits at response positions only and runs the layers on flat tokens.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from _models import backbone, peer_inputs, prompts
-from _training import TOKENS, full_length
+from _training import full_length
 from harness import Benchmark, Repeat, Size, main
 from torch import Tensor
 
-from poise.functional.logprobs import chunked_token_logprobs
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.policy import Policy
-from poise.models.trunk import Trunk, pad_rows
+from poise.models.shared_rows import SharedRows, run_shared
+from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Sampling
 
@@ -41,13 +41,27 @@ class Scored(torch.nn.Module):
         return values[..., 0].float()
 
 
-class Study:
-    """Six models and what both sides do alike: advantages from the scores, and the optimizers."""
+class ScoredRows(torch.nn.Module):
+    """The same with our layers on rows: a value at the state that predicts each response token, and at the last one."""
 
-    def __init__(self, model: Any, actor: Any):
-        self.reference, self.actor = model.requires_grad_(False), actor
-        self.scorers = [Scored(model).requires_grad_(False) for _ in range(2)]
-        self.critics = [Scored(model) for _ in range(2)]
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(True)
+        self.trunk = Trunk(self.model)
+        self.head = torch.nn.Linear(model.config.hidden_size, 1, dtype=torch.bfloat16)
+
+    def forward(self, rows: SharedRows) -> tuple[Tensor, Tensor]:
+        above = run_shared(self.trunk, rows)
+        states = torch.cat([above.predicting(), above.known_states.responses[:, -1:]], 1)
+        values: Tensor = self.head(self.trunk.final_norm(states))[..., 0].float()
+        return values[:, :-1], values[:, -1]
+
+
+class Study:
+    """What both sides do alike: two frozen score models, two critics, advantages, and the optimizers."""
+
+    def __init__(self, actor: Any, scored: Sequence[Any]):
+        self.scorers, self.critics = [each.requires_grad_(False) for each in scored[:2]], scored[2:]
         self.optimizers = [
             torch.optim.AdamW(each.parameters(), lr=1e-6, weight_decay=0.0) for each in (actor, *self.critics)
         ]
@@ -68,38 +82,25 @@ class Study:
 def ours(size: Size) -> Repeat:
     found = backbone(size.model)
     actor = Policy(found, None, weights=torch.bfloat16)
-    study = Study(found.model, actor.model)
+    study = Study(actor.model, [ScoredRows(found.model) for _ in range(4)])
     engine = full_length(NativeEngine(actor, batch_size=size.rows))
-    asked, draws, reference = prompts(size, size.rows), iter(range(1_000_000)), Trunk(found.model)
+    asked, draws = prompts(size, size.rows), iter(range(1_000_000))
     heads = [engine.renderer.prompt_ids(prompt.messages)[0] for prompt in asked]
-
-    def logprobs(trunk: Trunk, ids: Tensor, start: int) -> Tensor:
-        hidden = trunk.final_norm(trunk.run(trunk.embed(ids))[:, start - 1 : -1])
-        found = chunked_token_logprobs(hidden.flatten(0, 1), trunk.head.weight, ids[:, start:].flatten(), chunk=1536)
-        return found.logprobs.view(len(ids), -1)
-
-    def in_parts(run: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
-        return torch.cat([run(part) for part in ids.split(max(1, TOKENS // ids.shape[1]))])
 
     def repeat() -> None:
         made = engine.generate(asked, Sampling(max_tokens=size.response, seed=next(draws)))
-        rows = [head + list(each.token_ids) for head, each in zip(heads, made, strict=True)]
-        ids, start = pad_rows(rows, 0)[0], max(map(len, heads))
+        tokens = [head + list(each.token_ids) for head, each in zip(heads, made, strict=True)]
+        rows = SharedRows.of_lists(tokens, [len(head) for head in heads])
         old = torch.tensor([each.token_logprobs for each in made])
         with torch.no_grad():
-            known = in_parts(lambda part: logprobs(reference, part, start), ids)
-            scores = [in_parts(scorer, ids)[:, -1] for scorer in study.scorers]
-            values = [in_parts(critic, ids)[:, start - 1 : -1] for critic in study.critics]
+            known, _ = actor.logprobs(rows, reference=True)
+            scores = [scorer(rows)[1] for scorer in study.scorers]
+            values = [critic(rows)[0] for critic in study.critics]
         advantages, returns = study.advantages(scores, values, old - known)
-        size_of_part = max(1, TOKENS // ids.shape[1])
-        for rows_of_part in torch.arange(len(ids)).split(size_of_part):
-            part, inside = ids[rows_of_part], torch.ones_like(old[rows_of_part], dtype=torch.bool)
-            new = logprobs(actor.trunk, part, start)
-            losses = clipped_surrogate(new, old[rows_of_part], advantages[rows_of_part], inside)
-            (losses.sum() / old.numel()).backward()
-            for critic, target in zip(study.critics, returns, strict=True):
-                value = critic(part)[:, start - 1 : -1]
-                ((value - target[rows_of_part]).square().sum() / old.numel()).backward()
+        new, _ = actor.logprobs(rows)
+        (clipped_surrogate(new, old, advantages, rows.response_mask).sum() / old.numel()).backward()
+        for critic, target in zip(study.critics, returns, strict=True):
+            (critic(rows)[0] - target).square().mean().backward()
         study.step()
         actor.version += 1
 
@@ -108,7 +109,8 @@ def ours(size: Size) -> Repeat:
 
 def peer(size: Size) -> Repeat:
     model, _, inputs = peer_inputs(size, size.rows)
-    study = Study(copy.deepcopy(model), model)
+    reference = copy.deepcopy(model).requires_grad_(False)
+    study = Study(model, [Scored(model) for _ in range(4)])
     start = inputs["input_ids"].shape[1]
 
     def logprobs(causal: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def peer(size: Size) -> Repeat:
         ids = model.generate(**inputs, **settings, pad_token_id=0)
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, start:])], 1)
         with torch.no_grad():
-            old, known = (logprobs(each, ids, mask) for each in (model, study.reference))
+            old, known = (logprobs(each, ids, mask) for each in (model, reference))
             scores = [scorer(ids, mask)[:, -1] for scorer in study.scorers]
             values = [critic(ids, mask)[:, :-1] for critic in study.critics]
         advantages, returns = study.advantages(scores, values, old - known)
