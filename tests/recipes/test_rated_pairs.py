@@ -45,11 +45,11 @@ def test_calibration_is_that_of_the_confidence_in_the_higher_reward() -> None:
 
 
 def test_divergences_run_from_pairs_to_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "docs" / "f-dpo.md"
+    page = tmp_path / "docs" / "two-strengths.md"
     f_dpo(quick=True, folder=str(tmp_path / "run"), page=str(page))
     text = page.read_text()
     assert "| Jensen-Shannon, beta 0.1 |" in text and "| forward KL, beta 0.1 |" in text
-    assert (tmp_path / "docs" / "f-dpo-2.svg").exists()
+    assert "](two-strengths-2.svg)" in text and (tmp_path / "docs" / "two-strengths-2.svg").exists()
     summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["seeds"] == 2
     figures = summary["figures"]["reverse-kl-0.1"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -141,6 +141,7 @@ class Page:
     claims: Sequence[Claim]
     pictures: Mapping[str, str] = field(default_factory=dict)  # description -> SVG
     extra: str = ""  # Markdown after the claims
+    stem: str = ""  # of the files, where it is not the name: a run of some tasks has a page of its own
 
     def text(self, results: Results) -> str:
         """The page as Markdown."""
@@ -151,7 +152,7 @@ class Page:
             body.append([label, *cells])
         blocks = [
             f"# {self.title}",
-            f"Written by `poise run {self.name} --page docs/results/{self.name}.md`. "
+            f"Written by `poise run {self.name} --page docs/results/{self.stem or self.name}.md`. "
             f"Means over {results.seeds} seeds; in brackets Student's 95 % interval.",
             self.intro.strip(),
             markdown_table(["", *(column.label for column in self.columns)], body),
@@ -167,7 +168,7 @@ class Page:
     @property
     def files(self) -> list[str]:
         """The names of the pictures' files."""
-        return [f"{self.name}{'' if i == 0 else f'-{i + 1}'}.svg" for i in range(len(self.pictures))]
+        return [f"{self.stem or self.name}{'' if i == 0 else f'-{i + 1}'}.svg" for i in range(len(self.pictures))]
 
 
 def measure(run: Run, attempt: Attempt, arms: Sequence[str], *, seeds: int, workers: int, **settings: Any) -> Results:
@@ -215,6 +216,7 @@ def _one_thread() -> None:
 
 def finish(run: Run, page: Page, results: Results, *, target: str, is_quick: bool = False) -> None:
     """Print the page, keep it with its pictures in the run folder and where the user wants it, and sum up."""
+    page = replace(page, stem=Path(target).stem) if target else page
     text = page.text(results)
     text += "\nA smoke test: the numbers mean nothing.\n" if is_quick else ""
     files = dict(zip(page.files, page.pictures.values(), strict=True))
