@@ -144,7 +144,11 @@ def _curves(scalings: list[dict[str, Any]]) -> None:
         axes.loglog(
             [p["scale"] for p in each["points"]], [p["seconds"] for p in each["points"]], "o-", label=each["benchmark"]
         )
-    axes.set_xlabel("size")
+    scales = sorted({p["scale"] for each in scalings for p in each["points"]})
+    axes.set_xticks(scales, [str(scale) for scale in scales])
+    axes.set_yticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.set_xlabel("rows")
     axes.set_ylabel("seconds")
     axes.legend()
     figure.savefig(PLOTS / "scaling.svg", bbox_inches="tight", metadata={"Date": None})
