@@ -16,9 +16,9 @@ PAPER = "arXiv:2309.16240"
 SHAPE = "rated responses -> policies by divergence and beta -> frontier of reward, divergence, diversity, calibration"
 COST = "24 policies of 12 updates: 26 minutes of 1 to 2 CPU cores for smollm2-135m, 6.1 GiB"
 EXPECTED = {
-    "paper": "reverse KL is rewarded and right most, forward KL is the most varied, Jensen-Shannon between (2.8B models)",
-    "ours": "forward KL has more entropy at beta 0.1 (+0.03 nats a token [0.01, 0.04]); of ten claims this one held and "
-    "none was contradicted (n = 3 seeds)",
+    "paper": "reverse KL has the most reward, forward KL the most diversity, Jensen-Shannon much of both (in words)",
+    "ours": "forward KL has more entropy at beta 0.1 (+0.03 nats a token [0.01, 0.04]); of ten claims this one held "
+    "and none was contradicted (n = 3 seeds)",
     "hardware": "1 to 2 CPU cores with AMX, SmolLM2-135M",
     "date": "2026-11-28",
 }
