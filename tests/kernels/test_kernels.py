@@ -49,6 +49,12 @@ def test_the_norm_and_its_gradients_are_the_definition(count):
 
 
 @needs_kernels
+def test_every_head_of_a_token_is_normalised():
+    x, weight = states(1, 5, 64), states(64, seed=1)
+    assert_near(kernels.rms_norm(x, weight, 1e-5)[0], F.rms_norm(x.double(), (64,), weight.double(), 1e-5))
+
+
+@needs_kernels
 def test_a_norm_whose_weight_is_frozen_has_no_gradient_of_it():
     x, weight = states(4, 32), states(32)
     _, inverse = kernels.rms_norm(x, weight, 1e-5)

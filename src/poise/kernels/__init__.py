@@ -119,8 +119,9 @@ def _as_c(value: Any) -> Any:
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """X / sqrt(mean(x^2) + epsilon) * weight of states [N, H], and the inverse roots [N, 1] in float32."""
-    found, inverse = torch.empty_like(x), torch.empty(len(x), 1)
-    _call("rms_norm", x, weight, found, inverse, len(x), x.shape[-1], float(epsilon))
+    rows = x.numel() // x.shape[-1]  # heads of tokens are rows as well
+    found, inverse = torch.empty_like(x), torch.empty(rows, 1)
+    _call("rms_norm", x, weight, found, inverse, rows, x.shape[-1], float(epsilon))
     return found, inverse
 
 
