@@ -15,6 +15,7 @@ from poise.functional.masked import masked_mean, standardise
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.risk import (
     conditional_value_at_risk,
+    evenly_of_rest,
     first_return,
     harm_probability,
     is_harm,
@@ -118,6 +119,32 @@ def test_the_worst_do_not_depend_on_the_order_of_the_batch(values, random):
 def test_a_count_that_the_batch_does_not_have_is_refused(count):
     with pytest.raises(ConfigError, match=f"worst {count} of 3"):
         worst(tensor([1.0, 2.0, 3.0]), count)
+
+
+@given(NUMBERS, st.floats(0, 1), st.data())
+def test_of_the_rest_a_share_is_marked_and_never_what_is_kept(values, share, data):
+    kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    marked = evenly_of_rest(tensor(values), kept, share)
+    assert not (marked & kept).any()
+    assert int(marked.sum()) == math.floor(int((~kept).sum()) * share)
+
+
+def test_the_rest_is_taken_evenly_over_its_ranks():
+    returns = tensor([5.0, 1.0, 4.0, 0.0, 3.0, 2.0])
+    kept = returns < 0.5
+    assert returns[evenly_of_rest(returns, kept, 0.5)].sort().values.tolist() == [2, 4]
+    assert returns[evenly_of_rest(returns, kept, 0.2)].tolist() == [5]
+    assert not evenly_of_rest(returns, kept, 0.0).any()
+    assert torch.equal(evenly_of_rest(returns, kept, 1.0), ~kept)
+    shuffled = torch.tensor([3, 0, 5, 1, 2, 4])
+    found = evenly_of_rest(returns[shuffled], kept[shuffled], 0.5)
+    assert torch.equal(found, evenly_of_rest(returns, kept, 0.5)[shuffled])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_of_the_rest_outside_its_range_is_refused(share):
+    with pytest.raises(ConfigError, match="share of the rest"):
+        evenly_of_rest(tensor([1.0]), torch.tensor([False]), share)
 
 
 def test_value_at_risk_and_its_tail_mean_equal_the_definition_on_the_low_end_of_returns():

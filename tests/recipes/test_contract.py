@@ -46,6 +46,14 @@ def test_leave_one_out_reaches_every_optimum(task):
     assert suite.reached(suite.tasks()[task], [found]), found
 
 
+def test_the_worst_alone_miss_a_limit_that_the_worst_and_some_others_keep():
+    """Why there is a record of its own for limits: the other one stays while its multiplier climbs."""
+    stuck, found = (suite.attempt(name, "mean", 0, 200) for name in ("RISK_AVERSE", "RISK_AVERSE_UNDER_LIMITS"))
+    task = suite.tasks()["mean"]
+    assert stuck.excess > task.tolerance and stuck.multiplier > 1.5 * task.best.multiplier
+    assert suite.reached(task, [found])
+
+
 def test_a_quick_run_prints_the_table_writes_the_page_and_is_not_repeated(tmp_path, capsys):
     page = tmp_path / "page.md"
     settings = {"algorithms": "RLOO+PPO", "workers": 1, "folder": str(tmp_path / "run"), "quick": True}

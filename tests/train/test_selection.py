@@ -14,6 +14,7 @@ from poise.functional.risk import reference_soft_risk_count
 from poise.train.algorithms import (
     PPO,
     RISK_AVERSE,
+    RISK_AVERSE_UNDER_LIMITS,
     RLOO,
     KLPenalty,
     risk_averse,
@@ -68,6 +69,15 @@ def test_the_record_has_the_numbers_of_the_paper():
     kept = [RISK_AVERSE.selection(replace(episodes(Unconstrained(), step, 194))).sum() for step in (0, 30, 108, 185)]
     assert kept == [4, 4, 3, 2]  # of four: all, all, 1 - 0.6 * 78 / 155 and 0.4 of them
     assert replace(RISK_AVERSE, selection=None) == PPO
+
+
+def test_some_of_the_others_are_learned_from_under_limits():
+    late = episodes(Unconstrained(), 185, 194)
+    worst_two, others = RISK_AVERSE.selection(late), RISK_AVERSE_UNDER_LIMITS.selection(late)
+    assert worst_two.sum() == 2 and others.sum() == 3
+    assert others[worst_two].all()
+    assert risk_averse(1.0, rest=0.5).selection(late).all()
+    assert replace(RISK_AVERSE_UNDER_LIMITS, selection=None) == PPO
 
 
 def test_prompts_are_kept_whole_where_the_risk_is_theirs():

@@ -95,6 +95,32 @@ def worst(returns: Tensor, count: int) -> Tensor:
     return returns <= returns.kthvalue(count).values
 
 
+def evenly_of_rest(returns: Tensor, kept: Tensor, share: float) -> Tensor:
+    """Mark a share of the episodes that are not kept, evenly over their ranks.
+
+        the i-th worst of the others, from 0, where floor((i + 1) share) > floor(i share)
+
+    Learning from the worst episodes alone cannot tell whether another response to the same prompt has become the
+    better one; a share of the others can. Episodes with equal returns are taken in their order in the batch.
+
+    returns  [B] higher is better
+    kept     [B] bool, never marked
+    share    in [0, 1]; 0 marks none, 1 all the others
+    returns  [B] bool
+
+    >>> evenly_of_rest(torch.tensor([3.0, 0.0, 1.0, 2.0, 4.0]), torch.tensor([False, True, False, False, False]), 0.5)
+    tensor([ True, False, False, False,  True])
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"the share of the rest is {share}: give one from 0 to 1")
+    rest = (~kept).nonzero()[:, 0]
+    in_order = rest[returns[rest].argsort(stable=True)]
+    taken = [math.floor((i + 1) * share) > math.floor(i * share) for i in range(len(rest))]
+    marked = torch.zeros_like(kept)
+    marked[in_order[torch.tensor(taken, dtype=torch.bool, device=rest.device)]] = True
+    return marked
+
+
 def value_at_risk(costs: Tensor, alpha: float) -> Tensor:
     """Find the cost that the worst share of the episodes reaches.
 

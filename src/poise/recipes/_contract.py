@@ -25,6 +25,7 @@ from poise.worlds.optimum import Optimum
 # Of every record: small enough to leave the optimum where it is, large enough to keep the table soft. Charged in the
 # loss, KL(reference || policy) is what is held down, which keeps every arm alive and takes more for the same weight.
 KL_COEF, KL_COEF_IN_LOSS = 0.05, 0.02
+LR, LR_OF_SOME = QUICK.lr, 0.5 * QUICK.lr  # less where an update sees only some of the episodes, and strays for it
 SHARE = 0.95  # of the optimum that every seed must reach
 AVERAGED = 0.5  # share of the steps, at the end, whose policies are averaged: the multiplier circles around its optimum
 COEFFICIENT = 1.0  # of the penalty
@@ -35,7 +36,7 @@ Written by `poise run contract --page docs/results/contract.md`. The world is a 
 each ([worlds](../worlds.md)). The best policy under a limit follows from a linear programme; the reward and the risk of
 a learned policy are computed, not sampled. The records are those of `train/algorithms.py`, run by the trainer's own
 code on a table of logits: {steps} steps of 96 samples, with `kl_coef` {kl}, or {kl_in_loss} where KL is charged in the
-loss. What is measured is the mean policy of the last {averaged:.0%} of the steps.
+loss, and a learning rate of {lr:g}, or {lr_of_some:g} where only some of the episodes are learned from. What is measured is the mean policy of the last {averaged:.0%} of the steps.
 
 ## What was to be reached
 
@@ -138,7 +139,7 @@ def attempt(record: str, task_name: str, seed: int, steps: int) -> Attempt:
         world=task.bandit,
         algorithm=replace(algorithm, kl_coef=KL_COEF_IN_LOSS if algorithm.kl.in_loss else KL_COEF),
         objective=task.objective(),
-        optimisation=replace(QUICK, steps=steps),
+        optimisation=replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR),
         seed=seed,
     )
     policies, multipliers = [], []
@@ -185,6 +186,8 @@ def page(cells: Mapping[str, Mapping[str, Sequence[Attempt]]], *, seeds: int, st
     return _PAGE.format(
         kl=KL_COEF,
         kl_in_loss=KL_COEF_IN_LOSS,
+        lr=LR,
+        lr_of_some=LR_OF_SOME,
         steps=steps,
         averaged=AVERAGED,
         coefficient=COEFFICIENT,

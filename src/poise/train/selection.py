@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from poise.functional.risk import soft_risk_count, worst, worst_count
+from poise.functional.risk import evenly_of_rest, soft_risk_count, worst, worst_count
 from poise.train.limits import channel_of
 
 
@@ -89,14 +89,25 @@ def worst_share(alpha: float, ranking: Ranking = by_return) -> Selection:
 
 
 def soft_risk(
-    alpha: float, *, warm_up: int, end: float, ranking: Ranking = by_return, count: Count = soft_risk_count
+    alpha: float,
+    *,
+    warm_up: int,
+    end: float,
+    ranking: Ranking = by_return,
+    count: Count = soft_risk_count,
+    rest: float = 0.0,
 ) -> Selection:
-    """Keep all episodes at first and the worst share `alpha` of them at the end (RA-RLHF)."""
+    """Keep all episodes at first and the worst share `alpha` of them at the end (RA-RLHF).
+
+    `rest` is the share of the other episodes that is kept as well, evenly over their ranks; 0, the paper's, keeps none.
+    A limit needs some: the worst episodes alone cannot follow a multiplier.
+    """
 
     def selection(episodes: Episodes) -> Tensor:
         ranked = ranking(episodes)
         size = len(ranked)
         kept = count(episodes.step, steps=episodes.steps, episodes=size, alpha=alpha, warm_up=warm_up, end=end)
-        return worst(ranked, kept)
+        marked = worst(ranked, kept)
+        return marked | evenly_of_rest(ranked, marked, rest)
 
     return selection
