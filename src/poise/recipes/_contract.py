@@ -33,10 +33,11 @@ COEFFICIENT = 1.0  # of the penalty
 _PAGE = """# Every algorithm under every objective, against a known optimum
 
 Written by `poise run contract --page docs/results/contract.md`. The world is a bandit of three contexts with five arms
-each ([worlds](../worlds.md)). The best policy under a limit follows from a linear programme; the reward and the risk of
-a learned policy are computed, not sampled. The records are those of `train/algorithms.py`, run by the trainer's own
+each ([worlds](../worlds.md)). The best policy under a limit follows from a linear programme; the reward and the risk
+of a learned policy are computed, not sampled. The records are those of `train/algorithms.py`, run by the trainer's own
 code on a table of logits: {steps} steps of 96 samples, with `kl_coef` {kl}, or {kl_in_loss} where KL is charged in the
-loss, and a learning rate of {lr:g}, or {lr_of_some:g} where only some of the episodes are learned from. What is measured is the mean policy of the last {averaged:.0%} of the steps.
+loss, and a learning rate of {lr:g}, or {lr_of_some:g} where only some of the episodes are learned from. What is
+measured is the mean policy of the last {averaged:.0%} of the steps.
 
 ## What was to be reached
 

@@ -213,9 +213,9 @@ def risk_averse(
 
     `alpha` 1 is `base`, bit for bit. `warm_up` steps see all episodes; from the share `end` of the steps on, only the
     worst are left, and the share `rest` of the others, evenly over their ranks: the paper's is 0, a limit needs some
-    (`RISK_AVERSE_UNDER_LIMITS`), since the worst alone cannot follow a multiplier. The authors' code is `ranking=by_first_target, count=reference_soft_risk_count`, with a base of
-    `scale=partial(standardise, correction=1)`, `weights=token_weights` and a `kl` whose `control` is
-    `reference_adaptive_kl()`.
+    (`RISK_AVERSE_UNDER_LIMITS`), since the worst alone cannot follow a multiplier. The authors' code is
+    `ranking=by_first_target, count=reference_soft_risk_count`, with a base of `scale=partial(standardise,
+    correction=1)`, `weights=token_weights` and a `kl` whose `control` is `reference_adaptive_kl()`.
     Source: RA-RLHF (arXiv:2501.06911), Algorithm 1; alpha 0.4, warm_up 30 and end 0.95 are those of its IMDB task.
     """
     selection = soft_risk(alpha, warm_up=warm_up, end=end, ranking=ranking, count=count, rest=rest)
