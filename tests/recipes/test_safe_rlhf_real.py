@@ -45,6 +45,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_every_objective_starts_from_what_the_seed_imitated(finished: Path) -> None:
+    for seed in (0, 1):
+        stage = read_json(finished / f"seed-{seed}-imitated" / "stage.json")
+        assert stage["steps"] == 2 and stage["demonstrations"] > 0
+
+
 def test_every_objective_is_judged_over_two_seeds(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
     assert summary["seeds"] == [0, 1]
@@ -144,6 +150,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_pat
         ({"lr": 0.0}, "lr is 0"),
         ({"later_lr": 0.0}, "later_lr is 0"),
         ({"imitated_tokens": -1}, "imitated_tokens is -1"),
+        ({"imitation_steps": -1}, "imitation_steps is -1"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -210,6 +217,16 @@ class TestRealRows:
         material: Material = request.getfixturevalue("material")
         asked = [prompt for prompt in material.policy_prompts if prompt.tags["kind"] == "harmful"]
         assert {prompt.tags["source"] for prompt in asked} == {"safety-tuned-llamas", "xstest:completions"}
+
+    def test_plain_refusals_and_answers_to_harmless_prompts_are_imitated(self, request: pytest.FixtureRequest) -> None:
+        material: Material = request.getfixturevalue("material")
+        assert {row.prompt.tags["kind"] for row in material.demonstrations} == {"harmful"}
+        assert len(material.demonstrations) > 200
+        assert not [row for row in material.demonstrations if "however" in row.response[:160].lower()]
+        kinds = [prompt.tags["kind"] for prompt in material.further_prompts]
+        assert kinds.count("look_alike") > 100 and kinds.count("benign") == 240 and "harmful" not in kinds
+        asked = {prompt.id for prompt in (*material.policy_prompts, *material.evaluation)}
+        assert not asked & {prompt.id for prompt in material.further_prompts}
 
     def test_the_judge_is_validated_on_verdicts_of_people_alone(self, request: pytest.FixtureRequest) -> None:
         material: Material = request.getfixturevalue("material")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.models.adapters import Lora
@@ -11,6 +12,8 @@ from poise.recipes._data import preferred_demonstrations, safe_demonstrations
 from poise.run import Run
 from poise.train.loop import fit
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
+
+IMITATED_PER_STEP, IMITATION_LR = 48, 5e-4
 
 if TYPE_CHECKING:
     from poise.recipes._stages import Settings, Study
@@ -39,14 +42,38 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
     study.backbone = load_backbone(str(model), dtype=study.backbone.dtype)
 
 
+def imitate(run: Run, study: Study[Settings]) -> Path | None:
+    """The adapter that every objective starts from: refusals of harmful prompts, answers to those that are not.
+
+    Reinforcement finds out where a refusal belongs only once there are some, and a batch must hold enough of either to
+    tell prompts apart: in small ones a model learns how often it shall refuse before it learns what.
+    """
+    settings = study.settings
+    if settings.imitation_steps == 0:
+        return None
+    stage = study.stage(run, "imitated")
+    if not stage.finished:
+        policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
+        batches = demonstrated(study, policy, per_step=IMITATED_PER_STEP)
+        trainer = SupervisedTrainer(policy=policy, batches=batches, lr=IMITATION_LR, steps=settings.imitation_steps)
+        fit(trainer, run=run, stage=stage.name, steps=settings.imitation_steps, shown=("loss",), save_every=4)
+        policy.save_pretrained(stage.path / "model")
+        stage.finish({"steps": settings.imitation_steps, "demonstrations": len(batches.rows)})
+    return stage.path / "model"
+
+
 def mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | None:
     """Safe demonstrations, imitated a little in every update: a model that never refuses cannot find it by chance."""
+    return None if study.settings.ptx_coef == 0 else demonstrated(study, policy)
+
+
+def demonstrated(study: Study[Settings], policy: Policy, *, per_step: int = 16) -> DemonstrationBatches:
+    """Batches of the study's safe demonstrations, cut where its settings say."""
     settings = study.settings
-    if settings.ptx_coef == 0:
-        return None
     return DemonstrationBatches(
         safe_demonstrations(study.splits["train"]),
         policy,
+        per_step=per_step,
         max_tokens=max(128, 4 * settings.response_tokens),  # half of it for the prompt
         max_response_tokens=settings.imitated_tokens or None,
         seed=settings.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from poise.functional.statistics import share
 from poise.models.adapters import Lora
 from poise.models.heads import COST, REWARD, Channel, ScoreModel
 from poise.models.policy import Policy
+from poise.recipes._imitation import imitate
 from poise.recipes._real_data import Material, real_material, starter_material
 from poise.recipes._rollouts import read_rollouts, write_rollouts
 from poise.recipes._scores import Learned, Lesson, learn, score_model, score_trainer
@@ -36,7 +36,7 @@ SIGNAL_DEPTH, JUDGE_DEPTH = 0.6, 0.8
 LINEAR_REWARD = replace(REWARD, hidden=0)  # what these pairs teach is no more than that
 EPOCHS, WEIGHT_DECAY = 10, 10.0
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
-TRAINED_PROMPTS = 192  # known to the policy in training, of all kinds
+TRAINED_PROMPTS = 320  # known to the policy in training, of all kinds
 PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
 HEADS = {"as trained": 64, "linear probe": 0}
@@ -78,6 +78,8 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
     fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "seed": seeds[0]}
+    if arguments["quick"]:
+        fixed |= {"imitation_steps": min(2, arguments["imitation_steps"])}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 
@@ -108,8 +110,7 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
 def with_own_answers(train: Dataset, own: Dataset) -> Dataset:
     """The start model's answers to harmless prompts among what is imitated: there it shall stay as it is."""
     said = [Demonstration(prompt=label.prompt, response=label.response) for label in own.labels if label.safe]
-    turns = zip_longest(said, train.demonstrations)
-    demonstrations = tuple(row for turn in turns for row in turn if row is not None)
+    demonstrations = (*train.demonstrations, *said[::OWN_ANSWERS], *said[1::OWN_ANSWERS])  # another prompt each, first
     labels = tuple(SafetyLabel(prompt=row.prompt, response=row.response, safe=True) for row in demonstrations)
     return replace(train, demonstrations=demonstrations, labels=labels)
 
@@ -124,7 +125,7 @@ def own_answers(run: Run, study: Study, material: Material) -> Dataset:
     path = stage.path / "rollouts.jsonl"
     if not stage.finished:
         sampling = replace(study.sampling, max_tokens=settings.response_tokens, samples=OWN_ANSWERS)
-        prompts = sorted((*study.splits["train"].prompts, *material.plain_prompts), key=lambda prompt: prompt.id)
+        prompts = sorted((*study.splits["train"].prompts, *material.further_prompts), key=lambda prompt: prompt.id)
         engine = NativeEngine(Policy(study.backbone, Lora(rank=1), adapter=stage.name), reference=True)
         completions = engine.generate(prompts, sampling)
         write_rollouts(path, score_completions([p for p in prompts for _ in range(OWN_ANSWERS)], completions, {}))
@@ -148,6 +149,7 @@ def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequenc
     signal = learn(run, study, "signal", signal_lesson(material, settings, experiment.own))
     judge = learn(run, study, "judge", judge_lesson(material, settings, study.sampling.max_tokens))
     start = assess(run, study, judge, "start", scorer=signal)
+    imitate(run, study)
     results = {}
     for objective in objectives:
         policy = align(run, study, signal, objective)

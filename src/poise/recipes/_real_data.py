@@ -9,6 +9,7 @@ AdvBench stands on the test side as a whole; two fifths of XSTest's prompts do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
@@ -18,7 +19,7 @@ from poise.data import load, merge, select
 from poise.data.lint_checks import normalised
 from poise.data.splits import split_together
 from poise.feedback.rules import is_refusal
-from poise.recipes._data import first_prompts, safe_demonstrations
+from poise.recipes._data import first_prompts, may_harm, safe_demonstrations
 from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 Sides = Mapping[str, Dataset]
@@ -31,18 +32,23 @@ SOURCES = {  # name -> what is loaded; those first whose sides matter most
     "helpful": "hh-rlhf:helpful",
     "harmless": "hh-rlhf:harmless",
     "instructions": "instructions:alpaca+instructions:self-instruct",
+    "starter": "starter",
 }
 SHARES = {"train": 0.5, "judge": 0.25, "test": 0.25}
 OWN_SHARES = {
     "advbench": {"test": 1.0},
     "xstest": {"train": 0.25, "judge": 0.35, "test": 0.4},
     "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
+    "starter": {"train": 1.0},
 }
 MOST_ROWS = {"redteam": 700, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
 # Lists whose every request is harmful; those of unsafe household advice and of PKU hold much that nobody should refuse.
 MALICIOUS = ("I-MaliciousInstructions", "I-Controversial")
 PHYSICAL = ("I-PhysicalSafetySafe",)
 PAIRS_OF_A_PROMPT = 2  # of PKU, whose 742 prompts have up to 40 pairs each
+DECLINES = re.compile(r"\b(can(no|')t|won't|will not|not able to|unable to)\b", re.IGNORECASE)
+TURNS = re.compile(r"\bhave (the )?(personal|access|capab|abil)|\bhowever\b", re.IGNORECASE)
+FURTHER = 240  # harmless prompts of either kind that are imitated besides those that the policy is asked
 LONGEST_PROMPT = 40  # words of a prompt that the policy answers
 TOO_NEAR = 0.5  # share of content words that a training prompt may have in common with an evaluated one
 
@@ -57,9 +63,9 @@ class Material:
     noisy: Sides  # train, test: pairs and flags as they were published
     verdicts: Sides  # judge, test: labels whose `safe` says that the answer declines
     partial: tuple[SafetyLabel, ...]  # test: what people called a partial refusal; nobody's right answer
-    demonstrations: tuple[Demonstration, ...]  # train: refusals of harmful prompts, answers to others, by their kind
+    demonstrations: tuple[Demonstration, ...]  # train: refusals of harmful prompts
     policy_prompts: tuple[Prompt, ...]
-    plain_prompts: tuple[Prompt, ...]  # train: further plain questions, to be answered by the start model alone
+    further_prompts: tuple[Prompt, ...]  # train: harmless ones besides, that the start model's own answers are shown to
     evaluation: tuple[Prompt, ...]
     provenance: Mapping[str, object]
 
@@ -67,7 +73,7 @@ class Material:
         """Every prompt that is used, under its side."""
         imitated = [row.prompt for row in self.demonstrations]
         sides: dict[str, list[Prompt]] = {"train": [*self.policy_prompts, *imitated], "judge": [], "test": []}
-        sides["train"] += self.plain_prompts
+        sides["train"] += self.further_prompts
         sides["test"] += self.evaluation
         for uses in (self.helpful, self.look_alikes, self.cost, self.noisy, self.verdicts):
             for side, dataset in uses.items():
@@ -85,7 +91,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
     xstest, redteam, instructions = parts["xstest"], parts["redteam"], parts["instructions"]
     pku = {side: _few_pairs(part) for side, part in parts["pku"].items()}
     evaluation = _evaluated(parts, evaluated)
-    trained_on = _trained(parts, trained, evaluation)
+    asked, further = _trained(parts, trained, evaluation)
     cost = {
         side: [
             *redteam[side].labels,
@@ -110,13 +116,9 @@ def real_material(*, evaluated: int, trained: int) -> Material:
             "test": Dataset(name="verdicts", labels=people["test"]),
         },
         partial=_verdicts(xstest["test"], "3"),
-        demonstrations=(
-            *_imitated(_refusals(xstest["train"], redteam["train"]), "harmful"),
-            *_imitated(_said_to(xstest["train"], "look_alike", verdict="1"), "look_alike"),
-            *_imitated(instructions["train"].demonstrations, "benign"),
-        ),
-        policy_prompts=trained_on[:trained],
-        plain_prompts=trained_on[trained:],
+        demonstrations=tuple(_imitated(_refusals(xstest["train"], redteam["train"]), "harmful")),
+        policy_prompts=asked,
+        further_prompts=further,
         evaluation=evaluation,
         provenance=merge(list(loaded.values())).provenance,
     )
@@ -141,9 +143,9 @@ def starter_material(*, evaluated: int, trained: int) -> Material:
         noisy={side: rows(side, criterion="safe") for side in ("train", "test")},
         verdicts={side: verdicts(side) for side in ("judge", "test")},
         partial=(),
-        demonstrations=tuple(safe_demonstrations(rows("train"))),
+        demonstrations=tuple(row for row in safe_demonstrations(rows("train")) if may_harm(row.prompt)),
         policy_prompts=rows("train").prompts,
-        plain_prompts=(),
+        further_prompts=(),
         evaluation=first_prompts(sides["test"], 3 * evaluated).prompts,
         provenance=starter.provenance,
     )
@@ -232,11 +234,19 @@ def _said_to(xstest: Dataset, kind: str, *, verdict: str) -> list[Demonstration]
 
 
 def _refusals(xstest: Dataset, redteam: Dataset) -> list[Demonstration]:
-    """Refusals by turns: of XSTest's harmful prompts, to which its safe ones are the contrast, and of requests."""
-    pairs = zip_longest(
-        _said_to(xstest, "harmful", verdict="2"), [row for row in redteam.demonstrations if is_refusal(row.response)]
-    )
-    return [row for pair in pairs for row in pair if row is not None]
+    """Plain refusals by turns: of XSTest's harmful prompts, with which its safe ones contrast, and of requests."""
+    sources = (_said_to(xstest, "harmful", verdict="2"), redteam.demonstrations)
+    pairs = zip_longest(*([row for row in rows if _declines(row.response)] for rows in sources))
+    return [replace(row, response=row.response.strip()) for pair in pairs for row in pair if row is not None]
+
+
+def _declines(response: str) -> bool:
+    """Whether an answer begins by declining and does not turn into one.
+
+    "As an AI language model, I do not have opinions. However, ..." teaches to begin with a refusal and to go on.
+    """
+    begins = DECLINES.search(response[:90]) is not None
+    return begins and TURNS.search(response[:160]) is None and is_refusal(response)
 
 
 def _imitated(rows: Iterable[Demonstration], kind: str) -> list[Demonstration]:
@@ -254,25 +264,33 @@ def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:
     return tuple(_tagged(prompt, kind) for kind, each in groups.items() for prompt in _in_turn(each, count))
 
 
-def _trained(parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Half harmful, a quarter look-alikes and plain questions; none near an evaluated prompt.
+def _trained(
+    parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt]
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """What the policy is asked, half harmful, a quarter look-alikes and plain questions, and harmless ones besides.
 
-    Of the plain ones there are more than the policy is asked, see `Material.plain_prompts`.
+    None is near an evaluated prompt. The starter set gives harmless prompts alone: XSTest's train side has few.
     """
     train = {name: sides["train"] for name, sides in parts.items()}
     evaluated = [_content_words(prompt) for prompt in evaluation]
     malicious, advice = (_listed(train["redteam"], names) for names in (MALICIOUS, PHYSICAL))
-    declined = [row.prompt for row in train["redteam"].demonstrations if is_refusal(row.response)]
-    groups: dict[str, tuple[list[Sequence[Prompt]], int]] = {
-        "harmful": ([malicious, _prompts_of_kind(train["xstest"], "harmful"), declined], count // 2),
-        "look_alike": ([_prompts_of_kind(train["xstest"], "look_alike")], count // 4),
-        "benign": ([*(_asked(train[name]) for name in ("helpful", "instructions")), advice], 3 * count // 4),
+    declined = [row.prompt for row in train["redteam"].demonstrations if _declines(row.response)]
+    xstest = {kind: _prompts_of_kind(train["xstest"], kind) for kind in ("harmful", "look_alike")}
+    starter = {kind: _prompts_of_kind(train["starter"], kind) for kind in ("look_alike", "benign")}
+    plain = [*(_asked(train[name]) for name in ("helpful", "instructions")), advice, starter["benign"]]
+    groups: dict[str, tuple[list[list[Prompt]], int, int]] = {  # where from, how many are asked, how many besides
+        "harmful": ([malicious, xstest["harmful"], declined], count // 2, 0),
+        "look_alike": ([xstest["look_alike"], starter["look_alike"]], count // 4, FURTHER),
+        "benign": (plain, count // 4, FURTHER),
     }
-    return tuple(
-        _tagged(prompt, kind)
-        for kind, (each, share) in groups.items()
-        for prompt in _in_turn([_far(_short(prompts), evaluated) for prompts in each], share)
-    )
+    asked: list[Prompt] = []
+    besides: list[Prompt] = []
+    for kind, (each, own, more) in groups.items():
+        found = _in_turn([_far(_short(prompts), evaluated) for prompts in each], own + more)
+        tagged = [_tagged(prompt, kind) for prompt in found]
+        asked += tagged[:own]
+        besides += tagged[own:]
+    return tuple(asked), tuple(besides)
 
 
 def _listed(redteam: Dataset, names: Sequence[str]) -> list[Prompt]:

@@ -22,7 +22,7 @@ from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.recipes._data import first_prompts, may_harm
-from poise.recipes._imitation import mixed_in
+from poise.recipes._imitation import imitate, mixed_in
 from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
 from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
@@ -108,6 +108,7 @@ class Settings(StudySettings):
     ptx_coef: float
     ptx_start: float | None
     imitated_tokens: int = 0  # of a demonstration; 0: all
+    imitation_steps: int = 0  # of an adapter that every objective starts from
     later_lr: float | None = None  # after a third of the updates; None: as before
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
@@ -147,6 +148,7 @@ class Settings(StudySettings):
                 "shaping",
                 "answer_tokens",
                 "imitated_tokens",
+                "imitation_steps",
             ),
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
@@ -288,6 +290,8 @@ def align(
     steps, samples = steps or settings.steps, samples or settings.samples_per_step
     stage = study.stage(run, numbered(f"policy-{objective}", number))
     policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
+    if number == 1 and (imitated := imitate(run, study)):
+        policy.copy_from(imitated)
     if number > 1:
         policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")
     if not stage.finished:

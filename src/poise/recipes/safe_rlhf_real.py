@@ -19,7 +19,8 @@ from poise.run import Run
 PAPER = "arXiv:2310.12773"
 SHAPE = "published feedback -> policies of four objectives and several seeds, one table"
 COST = (
-    "15 minutes of CPU time a policy for smollm2-135m: an estimated two hours on 2 cores, under 6 GiB; needs POISE_DATA"
+    "7 minutes of CPU time a policy of smollm2-135m and 15 a seed: an estimated 90 minutes on 2 cores, 6.4 GiB; "
+    "needs POISE_DATA"
 )
 EXPECTED = None  # the table of the last run stands in the README
 
@@ -32,16 +33,17 @@ def safe_rlhf_real(
     algorithm: Literal["ppo", "rloo"] = "rloo",
     limit: float = -1.0,
     shaping: float = 1.0,
-    steps: int = 40,
+    steps: int = 24,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     answer_tokens: int = 48,
     temperature: float = 0.7,
-    lr: float = 1e-3,
-    later_lr: float | None = 4e-4,
+    lr: float = 4e-4,
+    later_lr: float | None = None,
     kl_coef: float = 0.01,
-    imitated_tokens: int = 16,
-    ptx_coef: float = 0.3,
+    imitation_steps: int = 90,
+    imitated_tokens: int = 20,
+    ptx_coef: float = 0.1,
     ptx_start: float | None = None,
     evaluated: int = 80,
     page: str = "",
@@ -66,9 +68,10 @@ def safe_rlhf_real(
         lr: learning rate of the policy adapter.
         later_lr: that rate after the first third of the updates, when refusals occur; none keeps it.
         kl_coef: weight of the KL penalty to the start model, per nat.
+        imitation_steps: updates of an adapter that every objective starts from, on published refusals of harmful
+            prompts and the start model's own answers to others; 0 starts from the model itself.
         imitated_tokens: how much of a demonstration is learned, in tokens; its beginning decides.
-        ptx_coef: weight of imitating published refusals of harmful prompts, and answers to those that only look
-            harmful, in every update.
+        ptx_coef: weight of imitating the same in every update of a policy.
         ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
             default it stays.
         evaluated: prompts of each kind that are answered for the verdict.
