@@ -13,10 +13,10 @@ from poise.run import Run
 from poise.train.loop import fit
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 
-IMITATED_PER_STEP, IMITATION_LR = 48, 5e-4
-
 if TYPE_CHECKING:
     from poise.recipes._stages import Settings, Study
+
+IMITATED_PER_STEP, IMITATION_LR = 48, 5e-4
 
 
 def fine_tune(run: Run, study: Study[Any]) -> None:

@@ -17,7 +17,6 @@ from poise.functional.statistics import share
 from poise.models.adapters import Lora
 from poise.models.heads import COST, REWARD, Channel, ScoreModel
 from poise.models.policy import Policy
-from poise.recipes._imitation import imitate
 from poise.recipes._real_data import Material, real_material, starter_material
 from poise.recipes._rollouts import read_rollouts, write_rollouts
 from poise.recipes._scores import Learned, Lesson, learn, score_model, score_trainer
@@ -149,7 +148,6 @@ def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequenc
     signal = learn(run, study, "signal", signal_lesson(material, settings, experiment.own))
     judge = learn(run, study, "judge", judge_lesson(material, settings, study.sampling.max_tokens))
     start = assess(run, study, judge, "start", scorer=signal)
-    imitate(run, study)
     results = {}
     for objective in objectives:
         policy = align(run, study, signal, objective)

@@ -285,7 +285,7 @@ def align(
     steps: int | None = None,
     samples: int | None = None,
 ) -> Policy:
-    """Reinforcement learning of a fresh adapter (of the last round's one, later) under an objective."""
+    """Reinforcement learning of a fresh or imitated adapter (of the last round's one, later) under an objective."""
     settings = study.settings
     steps, samples = steps or settings.steps, samples or settings.samples_per_step
     stage = study.stage(run, numbered(f"policy-{objective}", number))
