@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import named_machine, this_machine
-from poise.plan.probe import _measure, probe
+from poise.plan.probe import _seconds, _works, probe
 from poise.plan.shapes import SHAPES, shape_of
 from poise.recipes._plans import Tokens, arguments_of, plan
 from poise.recipes.dpo import dpo
@@ -80,10 +82,21 @@ def test_recomputation_trades_time_for_memory():
     assert 1.2 < again.training(1e5, positions=0) / SEVEN.training(1e5, positions=0) < 2
 
 
+def pretend(monkeypatch, seconds):
+    """Let the four works of a probe at a depth take these seconds, which may follow from how often they were done."""
+
+    def works(shape, depth):
+        calls = itertools.count()
+        return [partial(lambda index: seconds(depth, next(calls) // 4)[index], index) for index in range(4)]
+
+    monkeypatch.setattr("poise.plan.probe._works", works)
+    monkeypatch.setattr("poise.plan.probe._seconds", lambda work: work())
+
+
 def test_a_pass_through_half_of_the_layers_costs_half(monkeypatch):
     layers = SHAPES["7b"].layers
-    clock = {1: (1.0, 3.0, 0.5), 4: (2.5, 9.0, 1.7)}
-    monkeypatch.setattr("poise.plan.probe._measure", lambda shape, depth: clock[depth])
+    clock = {1: (1.0, 3.0, 2.0, 10.0), 4: (2.5, 9.0, 6.8, 34.0)}  # the longer generation has 16 steps more
+    pretend(monkeypatch, lambda depth, calls: clock[depth])
     measured = probe(shape_of("random:llama"))
     assert (measured.decoding_layer, measured.decoding_head) == pytest.approx((0.4, 0.1))
     assert measured.training_layer / measured.forward_layer == pytest.approx(4.0)
@@ -92,14 +105,21 @@ def test_a_pass_through_half_of_the_layers_costs_half(monkeypatch):
 
 
 def test_a_machine_too_busy_to_be_measured_says_so(monkeypatch):
-    monkeypatch.setattr("poise.plan.probe._measure", lambda shape, depth: (1.0, 1.0, 1.0))
+    pretend(monkeypatch, lambda depth, calls: (1.0, 1.0, 1.0, 2.0))
     with pytest.raises(ConfigError, match="4 layers took no longer than 1"):
         probe(shape_of("random:llama"))
 
 
+def test_times_that_make_no_sense_are_measured_again(monkeypatch):
+    """A slow phase of the machine hits the shallow model alone; later both are measured as they are."""
+    quiet = {1: (1.0, 3.0, 2.0, 10.0), 4: (2.5, 9.0, 6.8, 34.0)}
+    busy = {1: (9.0, 9.0, 9.0, 90.0), 4: quiet[4]}
+    pretend(monkeypatch, lambda depth, calls: (busy if calls < 5 else quiet)[depth])
+    assert probe(shape_of("random:llama")).decoding_layer == pytest.approx(0.4)
+
+
 def test_every_pass_of_a_probe_takes_time():
-    forward, training, _ = _measure(shape_of("random:llama"), 1)
-    assert forward > 0 and training > 0
+    assert all(_seconds(work) > 0 for work in _works(shape_of("random:llama"), 1))
 
 
 def test_this_machine_is_measured():

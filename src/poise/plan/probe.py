@@ -26,8 +26,8 @@ from poise.types import Prompt, Sampling
 
 _DEPTHS = (1, 4)
 _PROMPTS, _SAMPLES, _PROMPT_TOKENS, _RESPONSE_TOKENS = 8, 4, 45, 40  # of a micro-batch
-_ROWS, _STEPS = 64, (4, 12)  # of generation; two lengths, so that reading the prompts is left out
-_REPEATS = 3
+_ROWS, _STEPS = 64, (4, 20)  # of generation; two lengths, so that reading the prompts is left out
+_ROUNDS = 3, 9  # at least and, where the times make no sense yet, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,20 @@ class Probe:
 
 
 def probe(shape: Shape) -> Probe:
-    """Measure for some seconds on this machine; the shortest of three times counts.
+    """Measure for some seconds on this machine; of each work the shortest time counts.
 
-    Raises ConfigError where a deeper model took no longer: the machine is too busy to be measured.
+    The depths take turns, so that another program slows both. Raises ConfigError where a deeper model still took no
+    longer: the machine is too busy to be measured.
     """
-    few, many = (_measure(shape, depth) for depth in _DEPTHS)
-    if any(b <= a for a, b in zip(few, many, strict=True)):
+    works = [_works(shape, depth) for depth in _DEPTHS]
+    shortest = [[float("inf")] * len(each) for each in works]
+    for done in range(1, _ROUNDS[1] + 1):
+        for times, each in zip(shortest, works, strict=True):
+            times[:] = [min(known, _seconds(work)) for known, work in zip(times, each, strict=True)]
+        few, many = ((forward, training, _per_step(short, long)) for forward, training, short, long in shortest)
+        if done >= _ROUNDS[0] and all(0 < a < b for a, b in zip(few, many, strict=True)):
+            break
+    else:
         raise ConfigError(
             f"{_DEPTHS[1]} layers took no longer than {_DEPTHS[0]} on this machine, so that it cannot be measured now: "
             "try again when less else runs on it, or name a machine with --machine"
@@ -68,8 +76,8 @@ def probe(shape: Shape) -> Probe:
     )
 
 
-def _measure(shape: Shape, depth: int) -> tuple[float, float, float]:
-    """Seconds of a forward pass, of a training pass and of one step of generation of a model of so many layers."""
+def _works(shape: Shape, depth: int) -> tuple[Callable[[], object], ...]:
+    """A forward pass, a training pass and a short and a longer generation of a model of so many layers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy(_backbone(shape, depth, device), Lora())
     ids = torch.randint(0, 256, (_PROMPTS, _PROMPT_TOKENS), device=device).repeat_interleave(_SAMPLES, 0)
@@ -88,9 +96,12 @@ def _measure(shape: Shape, depth: int) -> tuple[float, float, float]:
 
     engine = NativeEngine(policy, batch_size=_ROWS)
     prompts = [Prompt.of("x" * _PROMPT_TOKENS, number=i) for i in range(_ROWS)]
-    lengths = [Sampling(max_tokens=steps, seed=1) for steps in _STEPS]
-    short, long = (_seconds(partial(engine.generate, prompts, sampling), device) for sampling in lengths)
-    return _seconds(forward, device), _seconds(training, device), max(0.0, long - short) / (_STEPS[1] - _STEPS[0])
+    short, long = (partial(engine.generate, prompts, Sampling(max_tokens=steps, seed=1)) for steps in _STEPS)
+    return forward, training, short, long
+
+
+def _per_step(short: float, long: float) -> float:
+    return (long - short) / (_STEPS[1] - _STEPS[0])
 
 
 def _backbone(shape: Shape, depth: int, device: str) -> Backbone:
@@ -113,12 +124,9 @@ def _backbone(shape: Shape, depth: int, device: str) -> Backbone:
     return Backbone(name="probe", model=model, tokenizer=tiny_tokenizer("random:llama"), trunk=Trunk(model))
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
-    found = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found)
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
