@@ -109,7 +109,7 @@ def evenly_of_rest(returns: Tensor, kept: Tensor, share: float) -> Tensor:
     returns  [B] bool
 
     >>> evenly_of_rest(torch.tensor([3.0, 0.0, 1.0, 2.0, 4.0]), torch.tensor([False, True, False, False, False]), 0.5)
-    tensor([ True, False, False, False,  True])
+    tensor([False, False, False,  True,  True])
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"the share of the rest is {share}: give one from 0 to 1")
