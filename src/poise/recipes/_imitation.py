@@ -45,8 +45,7 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
 def imitate(run: Run, study: Study[Settings]) -> Path | None:
     """The adapter that every objective starts from: refusals of harmful prompts, answers to those that are not.
 
-    Reinforcement finds out where a refusal belongs only once there are some, and a batch must hold enough of either to
-    tell prompts apart: in small ones a model learns how often it shall refuse before it learns what.
+    Reinforcement finds out where a refusal belongs only once there are some.
     """
     settings = study.settings
     if settings.imitation_steps == 0:

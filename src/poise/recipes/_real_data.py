@@ -241,7 +241,7 @@ def _refusals(xstest: Dataset, redteam: Dataset) -> list[Demonstration]:
 
 
 def _declines(response: str) -> bool:
-    """Whether an answer begins by declining and does not turn into one.
+    """Whether an answer begins by declining and does not go on to answer.
 
     "As an AI language model, I do not have opinions. However, ..." teaches to begin with a refusal and to go on.
     """
