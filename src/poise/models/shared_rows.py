@@ -123,11 +123,8 @@ class SharedRows:
         for row, prompt in enumerate(self.owner.tolist()):
             groups.setdefault(prompt, []).append(row)
         lengths, device = self.prompt_lengths.tolist(), self.owner.device
-        order = sorted(groups, key=lambda g: (lengths[g], max(sizes[row] for row in groups[g])))
-        if order and len(order) * lengths[order[-1]] + len(sizes) * max(sizes) <= tokens:  # all in one part, as below
-            return [torch.tensor([row for prompt in order for row in groups[prompt]], device=device)]
         parts: list[_Part] = []
-        for prompt in order:
+        for prompt in sorted(groups, key=lambda g: (lengths[g], max(sizes[row] for row in groups[g]))):
             for row in groups[prompt]:
                 if not parts or not parts[-1].admits(prompt, lengths[prompt], sizes[row], tokens):
                     parts.append(_Part())
