@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +25,14 @@ def fine_tune(run: Run, study: Study[Any]) -> None:
     """Supervised fine-tuning on the responses that people preferred, merged into the trunk: the start model."""
     if (steps := study.settings.supervised_steps) == 0:
         return
-    stage = study.stage(run, "supervised")
-    if not stage.finished:
-        policy = Policy(study.backbone, Lora(top=0.5), adapter="supervised", seed=study.settings.seed)
-        batches = DemonstrationBatches(
-            preferred_demonstrations(study.splits["train"]), policy, seed=study.settings.seed
-        )
-        fit(
-            SupervisedTrainer(policy=policy, batches=batches, steps=steps),
-            run=run,
-            stage=stage.name,
-            steps=steps,
-            save_every=4,
-        )
-        policy.save_pretrained(stage.path / "model", merge=True)
-        stage.finish({"steps": steps, "demonstrations": len(batches.rows)})
-    model = (stage.path / "model").resolve()  # adapters name their base by this path, and load from anywhere
-    study.backbone = load_backbone(str(model), dtype=study.backbone.dtype)
+
+    def batches(policy: Policy) -> DemonstrationBatches:
+        rows = preferred_demonstrations(study.splits["train"])
+        return DemonstrationBatches(rows, policy, seed=study.settings.seed)
+
+    model = _learned(run, study, "supervised", steps, batches, merge=True)
+    # adapters name their base by this path, and load from anywhere
+    study.backbone = load_backbone(str(model.resolve()), dtype=study.backbone.dtype)
 
 
 def imitate(run: Run, study: Study[Settings]) -> Path | None:
@@ -47,17 +40,30 @@ def imitate(run: Run, study: Study[Settings]) -> Path | None:
 
     Reinforcement finds out where a refusal belongs only once there are some.
     """
-    settings = study.settings
-    if settings.imitation_steps == 0:
+    if (steps := study.settings.imitation_steps) == 0:
         return None
-    stage = study.stage(run, "imitated")
+    batches = partial(demonstrated, study, per_step=IMITATED_PER_STEP)
+    return _learned(run, study, "imitated", steps, batches, lr=IMITATION_LR)
+
+
+def _learned(
+    run: Run,
+    study: Study[Any],
+    name: str,
+    steps: int,
+    batches: Callable[[Policy], DemonstrationBatches],
+    *,
+    lr: float = 2e-4,
+    merge: bool = False,
+) -> Path:
+    """The folder of what a fresh adapter learned in a stage of that name; merged, of a whole model."""
+    stage = study.stage(run, name)
     if not stage.finished:
-        policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
-        batches = demonstrated(study, policy, per_step=IMITATED_PER_STEP)
-        trainer = SupervisedTrainer(policy=policy, batches=batches, lr=IMITATION_LR, steps=settings.imitation_steps)
-        fit(trainer, run=run, stage=stage.name, steps=settings.imitation_steps, shown=("loss",), save_every=4)
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": settings.imitation_steps, "demonstrations": len(batches.rows)})
+        policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=study.settings.seed)
+        trainer = SupervisedTrainer(policy=policy, batches=batches(policy), lr=lr, steps=steps)
+        fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
+        policy.save_pretrained(stage.path / "model", merge=merge)
+        stage.finish({"steps": steps, "demonstrations": len(trainer.batches.rows)})
     return stage.path / "model"
 
 

@@ -290,11 +290,10 @@ def align(
     steps, samples = steps or settings.steps, samples or settings.samples_per_step
     stage = study.stage(run, numbered(f"policy-{objective}", number))
     policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
-    if number == 1 and (imitated := imitate(run, study)):
-        policy.copy_from(imitated)
-    if number > 1:
-        policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")
     if not stage.finished:
+        last = study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model"
+        if (start := last if number > 1 else imitate(run, study)) is not None:
+            policy.copy_from(start)
         engine = engine_named(settings.engine, policy, folder=stage.path / "adapters")
         trainer = OnPolicyTrainer(
             policy=policy,
