@@ -116,7 +116,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
             "test": Dataset(name="verdicts", labels=people["test"]),
         },
         partial=_verdicts(xstest["test"], "3"),
-        demonstrations=tuple(_imitated(_refusals(xstest["train"], redteam["train"]), "harmful")),
+        demonstrations=_refusals(xstest["train"], redteam["train"]),
         policy_prompts=asked,
         further_prompts=further,
         evaluation=evaluation,
@@ -228,16 +228,16 @@ def _answers_beat_refusals(xstest: Dataset) -> Dataset:
     return Dataset(name="look_alikes", comparisons=tuple(pairs))
 
 
-def _said_to(xstest: Dataset, kind: str, *, verdict: str) -> list[Demonstration]:
-    """Completions of a kind of prompts that people gave this verdict, a prompt's one after the other's."""
-    return [row for row in _of_kind(xstest, kind) if row.prompt.tags["final_label"].startswith(verdict)]
-
-
-def _refusals(xstest: Dataset, redteam: Dataset) -> list[Demonstration]:
+def _refusals(xstest: Dataset, redteam: Dataset) -> tuple[Demonstration, ...]:
     """Plain refusals by turns: of XSTest's harmful prompts, with which its safe ones contrast, and of requests."""
-    sources = (_said_to(xstest, "harmful", verdict="2"), redteam.demonstrations)
-    pairs = zip_longest(*([row for row in rows if _declines(row.response)] for rows in sources))
-    return [replace(row, response=row.response.strip()) for pair in pairs for row in pair if row is not None]
+    full = [row for row in _of_kind(xstest, "harmful") if row.prompt.tags["final_label"].startswith("2")]
+    turns = zip_longest(*([row for row in rows if _declines(row.response)] for rows in (full, redteam.demonstrations)))
+    return tuple(
+        Demonstration(prompt=_tagged(row.prompt, "harmful"), response=row.response.strip())
+        for turn in turns
+        for row in turn
+        if row is not None
+    )
 
 
 def _declines(response: str) -> bool:
@@ -247,10 +247,6 @@ def _declines(response: str) -> bool:
     """
     begins = DECLINES.search(response[:90]) is not None
     return begins and TURNS.search(response[:160]) is None and is_refusal(response)
-
-
-def _imitated(rows: Iterable[Demonstration], kind: str) -> list[Demonstration]:
-    return [Demonstration(prompt=_tagged(row.prompt, kind), response=row.response) for row in rows]
 
 
 def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:
