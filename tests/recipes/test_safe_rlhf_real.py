@@ -55,6 +55,7 @@ def test_every_objective_starts_from_what_the_seed_imitated(finished: Path, tmp_
         for stage in ("seed-0-imitated", "seed-0-policy-lagrangian")
     )
     assert imitated.keys() == policy.keys()
+    assert not (tmp_path / "still" / "seed-0-policy-lagrangian-0").exists()  # there is no round before the first
     for name, weights in imitated.items():
         assert policy[name].allclose(weights, rtol=0, atol=1e-6), name
     assert any(weights.abs().max() > 1e-4 for name, weights in imitated.items() if "lora_B" in name)

@@ -291,9 +291,10 @@ def align(
     stage = study.stage(run, numbered(f"policy-{objective}", number))
     policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
     if not stage.finished:
-        last = study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model"
-        if (start := last if number > 1 else imitate(run, study)) is not None:
-            policy.copy_from(start)
+        if number > 1:
+            policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")
+        elif imitated := imitate(run, study):
+            policy.copy_from(imitated)
         engine = engine_named(settings.engine, policy, folder=stage.path / "adapters")
         trainer = OnPolicyTrainer(
             policy=policy,
