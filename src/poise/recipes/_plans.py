@@ -11,7 +11,7 @@ from typing import Any
 from poise.data import load, split_by_prompt
 from poise.errors import ConfigError
 from poise.plan.costs import Costs
-from poise.recipes._stages import ALGORITHMS, SHARES, Settings
+from poise.recipes._stages import ALGORITHMS, ANSWERS, SHARES, Settings
 from poise.types import Dataset
 
 FILLED = 0.85  # of the longest response: what sampled responses had in the demo
@@ -171,14 +171,15 @@ def _scores(name: str, rows: Rows, test: Rows, depth: float, costs: Costs) -> St
 def _evaluation(name: str, test: Rows, response_tokens: int, costs: Costs, *, is_trained: bool = True) -> StagePlan:
     """Answers to the test prompts, judged; of a trained policy also its KL to the start, and the signal's own cost."""
     longest, layers = _TEST_TOKENS * response_tokens, costs.shape.layers
-    tokens, context = test.prompts * (test.prompt_tokens + longest * FILLED), test.prompt_tokens + longest
-    seconds = costs.forward(test.prompts * test.prompt_tokens) + costs.decoding(test.prompts, longest, context=context)
+    answers, context = ANSWERS * test.prompts, test.prompt_tokens + longest
+    tokens = answers * (test.prompt_tokens + longest * FILLED)
+    seconds = costs.forward(test.prompts * test.prompt_tokens) + costs.decoding(answers, longest, context=context)
     seconds += costs.forward(tokens, layers=layers * 0.7)  # the judge
     if is_trained:
-        seconds += costs.forward(tokens, positions=test.prompts * longest * FILLED)
+        seconds += costs.forward(tokens, positions=answers * longest * FILLED)
         seconds += costs.forward(tokens, layers=layers * 0.5)
-    memory = costs.process() + costs.weights() + costs.generating(test.prompts, context=context)
-    return StagePlan(name=name, seconds=seconds, memory=memory, work=f"{test.prompts} answers, judged")
+    memory = costs.process() + costs.weights() + costs.generating(answers, context=context)
+    return StagePlan(name=name, seconds=seconds, memory=memory, work=f"{answers} answers, judged")
 
 
 def _supervised(steps: int, train: Rows, costs: Costs) -> StagePlan:
@@ -203,6 +204,9 @@ def _alignment(
     seconds += costs.forward(tokens, layers=below)
     seconds += costs.forward(tokens, layers=costs.trained_layers, positions=positions)  # the reference
     seconds += algorithm.epochs * costs.training(tokens, positions=positions)
+    if settings.ptx_coef:
+        imitated, said = 16, rows["train"].response_tokens
+        seconds += algorithm.epochs * _update_seconds(imitated * (prompt_tokens + said), imitated * said, costs)
     memory = max(costs.updating() + costs.states(tokens), costs.generating(samples, context=context))
     return StagePlan(
         name=name,

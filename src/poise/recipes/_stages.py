@@ -49,7 +49,7 @@ QUICK = {
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
-_ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
+ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 ALGORITHMS = {
     "ppo": replace(PPO, advantage=generalised(trace=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
@@ -222,7 +222,7 @@ def prepare(run: Run, settings: Told) -> Study[Told]:
             f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{settings.data}"
         )
     torch.manual_seed(settings.seed)
-    answers = 1 if settings.quick else _ANSWERS
+    answers = 1 if settings.quick else ANSWERS
     backbone, cache = load_model(run, settings), feature_cache(run)
     return Study(settings=settings, backbone=backbone, splits=splits, cache=cache, answers=answers)
 
