@@ -2,7 +2,7 @@
 
 from poise.data import load
 from poise.feedback.rules import is_refusal
-from poise.recipes._data import safe_demonstrations, with_cut_responses
+from poise.recipes._data import may_harm, preferred_demonstrations, safe_demonstrations, with_cut_responses
 from poise.types import Dataset, Prompt, SafetyLabel
 
 
@@ -50,3 +50,12 @@ def test_safe_demonstrations_refuse_once_and_answer_twice():
     assert len(rows) > 300
     assert set(zip(kinds[::3], kinds[1::3], kinds[2::3], strict=True)) == {("harmful", "look_alike", "benign")}
     assert all(is_refusal(row.response) == (row.prompt.tags["kind"] == "harmful") for row in rows)
+
+
+def test_all_answers_are_demonstrated_and_the_fewer_refusals_again():
+    starter = load("starter")
+    rows = safe_demonstrations(starter)
+    answers = {(row.prompt.id, row.response) for row in preferred_demonstrations(starter) if not may_harm(row.prompt)}
+    shown = {(row.prompt.id, row.response) for row in rows if not may_harm(row.prompt)}
+    assert len(shown) > 0.95 * len(answers)  # but for those that refuse
+    assert len(rows) > 3 * len({row.response for row in rows if may_harm(row.prompt)})

@@ -29,7 +29,7 @@ def epoch_order(
         epoch, offset = divmod(position + len(chosen), size)
         order = list(range(size))
         random.Random(f"{seed}/{epoch}").shuffle(order)
-        order = order if strata is None else _spread(order, strata)
+        order = order if strata is None or len(set(strata)) == 1 else _spread(order, strata)
         chosen += order[offset : offset + per_step - len(chosen)]
     return chosen
 

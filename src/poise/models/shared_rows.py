@@ -118,6 +118,8 @@ class SharedRows:
 
     def buckets(self, tokens: int) -> list[Tensor]:
         """Row indices in parts of similar length; prompts stay whole while their padded part is within `tokens`."""
+        if self.prompt_ids.numel() + self.response_ids.numel() <= tokens:
+            return [torch.arange(len(self.owner), device=self.owner.device)]
         sizes = self.response_mask.sum(-1).tolist()
         groups: dict[int, list[int]] = {}
         for row, prompt in enumerate(self.owner.tolist()):

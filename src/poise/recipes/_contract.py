@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -26,6 +27,8 @@ from poise.worlds.optimum import Optimum
 # loss, KL(reference || policy) is what is held down, which keeps every arm alive and takes more for the same weight.
 KL_COEF, KL_COEF_IN_LOSS = 0.05, 0.02
 LR, LR_OF_SOME = QUICK.lr, 0.5 * QUICK.lr  # less where an update sees only some of the episodes, and strays for it
+SAMPLES = 144  # of a step
+UNLIMITED = 0.4  # share of the steps for tasks without a limit, where no multiplier has to settle
 SHARE = 0.95  # of the optimum that every seed must reach
 AVERAGED = 0.5  # share of the steps, at the end, whose policies are averaged: the multiplier circles around its optimum
 COEFFICIENT = 1.0  # of the penalty
@@ -35,9 +38,9 @@ _PAGE = """# Every algorithm under every objective, against a known optimum
 Written by `poise run contract --page docs/results/contract.md`. The world is a bandit of three contexts with five arms
 each ([worlds](../worlds.md)). The best policy under a limit follows from a linear programme; the reward and the risk
 of a learned policy are computed, not sampled. The records are those of `train/algorithms.py`, run by the trainer's own
-code on a table of logits: {steps} steps of 96 samples, with `kl_coef` {kl}, or {kl_in_loss} where KL is charged in the
-loss, and a learning rate of {lr:g}, or {lr_of_some:g} where only some of the episodes are learned from. What is
-measured is the mean policy of the last {averaged:.0%} of the steps.
+code on a table of logits: {steps} steps of {samples} samples, {unlimited:.0%} of these where nothing is limited, with
+`kl_coef` {kl}, or {kl_in_loss} where KL is charged in the loss, and a learning rate of {lr:g}, or {lr_of_some:g} where
+only some of the episodes are learned from. What is measured is the mean policy of the last {averaged:.0%} of the steps.
 
 ## What was to be reached
 
@@ -113,7 +116,7 @@ def tasks() -> dict[str, Task]:
         _limited("rate", equal, share, rate(), 0.25, 0.02, gain=4.0),
         _limited("cvar", equal, tail, cvar(0.5), 0.5, 0.1, gain=0.5),
         _limited("mean, unequal stakes", unequal, mean, THE_MEAN, 0.1, 0.05, gain=1.0),
-        _limited("mean, lotteries", lucky, mean, THE_MEAN, 0.1, 0.05, gain=1.0),
+        _limited("mean, lotteries", lucky, mean, THE_MEAN, 0.1, 0.05, gain=1.5),
     ]
     return {task.name: task for task in found}
 
@@ -135,11 +138,13 @@ def records_named(names: str) -> dict[str, Algorithm]:
 def attempt(record: str, task_name: str, seed: int, steps: int) -> Attempt:
     """Train one record on one task; the policy that is measured is the mean of those of the last steps."""
     task = tasks()[task_name]
+    steps = steps if task.rows is not None else math.ceil(UNLIMITED * steps)
     algorithm = records()[record]
     trainer = TabularTrainer(
         world=task.bandit,
         algorithm=replace(algorithm, kl_coef=KL_COEF_IN_LOSS if algorithm.kl.in_loss else KL_COEF),
         objective=task.objective(),
+        samples_per_step=SAMPLES,
         optimisation=replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR),
         seed=seed,
     )
@@ -190,6 +195,8 @@ def page(cells: Mapping[str, Mapping[str, Sequence[Attempt]]], *, seeds: int, st
         lr=LR,
         lr_of_some=LR_OF_SOME,
         steps=steps,
+        samples=SAMPLES,
+        unlimited=UNLIMITED,
         averaged=AVERAGED,
         coefficient=COEFFICIENT,
         seeds=seeds,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 from poise.errors import DataError
@@ -68,8 +67,8 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     """Preferred responses that are known to be safe: to each refusal of a harmful prompt two answers to harmless ones.
 
     Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. They must
-    not spread, neither to look-alikes nor to plain prompts: answers to both take turns. Where there are no refusals,
-    or no answers, all safe responses are taken.
+    not spread, neither to look-alikes nor to plain prompts: one answer to either follows. All are taken, those of which
+    there are fewer again and again. Where there are no refusals, or no answers, all safe responses are taken.
 
     Raises DataError if no preferred response is flagged as safe.
     """
@@ -82,13 +81,14 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
             f"{dataset.name} flags no preferred response as safe: there is none to mix in; set ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
-    answered = [row for row in found if not may_harm(row.prompt) and not is_refusal(row.response)]
-    look_alikes, plain = (
-        [row for row in answered if (row.prompt.tags["kind"] == "look_alike") is wanted] for wanted in (True, False)
-    )
-    answers = [row for pair in zip_longest(look_alikes, plain) for row in pair if row is not None]
-    trios = zip(refusals, answers[::2], answers[1::2], strict=False)
-    return [row for trio in trios for row in trio] or found
+    answers = [row for row in found if not may_harm(row.prompt) and not is_refusal(row.response)]
+    if not refusals or not answers:
+        return found
+    by_kind = [
+        [row for row in answers if (row.prompt.tags["kind"] == "look_alike") is wanted] for wanted in (True, False)
+    ]
+    groups = [refusals, *(by_kind if all(by_kind) else (answers, answers[1:] or answers))]
+    return [group[i % len(group)] for i in range(max(map(len, groups))) for group in groups]
 
 
 def may_harm(prompt: Prompt) -> bool:

@@ -41,7 +41,7 @@ OWN_SHARES = {
     "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
     "starter": {"train": 1.0},
 }
-MOST_ROWS = {"redteam": 700, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
+MOST_ROWS = {"redteam": 1400, "harmless": 400, "instructions": 400}  # time, not virtue, sets these
 # Lists whose every request is harmful; those of unsafe household advice and of PKU hold much that nobody should refuse.
 MALICIOUS = ("I-MaliciousInstructions", "I-Controversial")
 PHYSICAL = ("I-PhysicalSafetySafe",)

@@ -13,7 +13,7 @@ from poise.run import Run
 
 PAPER = "none: the optima are exact"
 SHAPE = "known optima -> table of every algorithm under every objective"
-COST = "5 to 7 minutes of CPU time: 3.4 minutes on 2 busy cores"
+COST = "5 minutes of CPU time: 2.7 minutes on 2 busy cores"
 EXPECTED = {
     "paper": "none: the optima are exact",
     "ours": "88 of 91 cells reach the optimum in all of 5 seeds; RISK_AVERSE misses three, its form for limits none",
