@@ -44,11 +44,12 @@ def test_safe_demonstrations_are_flagged_safe():
     assert all((row.prompt.id, row.response) in safe for row in safe_demonstrations(starter))
 
 
-def test_safe_demonstrations_refuse_once_and_answer_twice():
+def test_safe_demonstrations_refuse_once_and_answer_thrice():
     rows = safe_demonstrations(load("starter"))
     kinds = [row.prompt.tags["kind"] for row in rows]
     assert len(rows) > 300
-    assert set(zip(kinds[::3], kinds[1::3], kinds[2::3], strict=True)) == {("harmful", "look_alike", "benign")}
+    parts = set(zip(*(kinds[i::4] for i in range(4)), strict=True))
+    assert parts == {("harmful", "look_alike", "benign", "look_alike")}
     assert all(is_refusal(row.response) == (row.prompt.tags["kind"] == "harmful") for row in rows)
 
 
@@ -58,4 +59,4 @@ def test_all_answers_are_demonstrated_and_the_fewer_refusals_again():
     answers = {(row.prompt.id, row.response) for row in preferred_demonstrations(starter) if not may_harm(row.prompt)}
     shown = {(row.prompt.id, row.response) for row in rows if not may_harm(row.prompt)}
     assert len(shown) > 0.95 * len(answers)  # but for those that refuse
-    assert len(rows) > 3 * len({row.response for row in rows if may_harm(row.prompt)})
+    assert len(rows) > 4 * len({row.response for row in rows if may_harm(row.prompt)})

@@ -20,13 +20,13 @@ def demonstrations(prompts):
     return [Demonstration(prompt=p, response=r) for p, r in zip(prompts, ANSWERS, strict=True)]
 
 
-def token_losses(policy, demonstration):
+def token_losses(policy, demonstration, temperature=1.0):
     """Cross-entropies of the response tokens by the whole transformers model, one row without padding."""
     encoded = policy.backbone.renderer().encode(demonstration.prompt, demonstration.response)
     ids = torch.tensor([encoded.ids])
     with torch.no_grad(), use_adapter(policy.model, policy.adapter):
         logits = policy.model(input_ids=ids).logits
-    losses = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits[0, :-1] / temperature, ids[0, 1:], reduction="none")
     return losses[encoded.prompt_length - 1 :]
 
 
@@ -36,6 +36,13 @@ def test_the_loss_is_the_cross_entropy_of_transformers_on_response_tokens(make_p
     metrics = DemonstrationBatches(demonstrations, policy).backward(policy, 0)
     losses = torch.cat([token_losses(policy, each) for each in demonstrations])
     assert len(losses) == sum(len(answer) + 1 for answer in ANSWERS)  # byte tokens, and the end of turn
+    assert metrics["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+def test_at_a_temperature_the_loss_is_that_of_its_sampler(make_policy, demonstrations):
+    policy = make_policy("random:llama")
+    metrics = DemonstrationBatches(demonstrations, policy, temperature=0.7).backward(policy, 0)
+    losses = torch.cat([token_losses(policy, each, 0.7) for each in demonstrations])
     assert metrics["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 

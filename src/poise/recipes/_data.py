@@ -64,11 +64,12 @@ def _cut(label: SafetyLabel) -> str:
 
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
-    """Preferred responses that are known to be safe: to each refusal of a harmful prompt two answers to harmless ones.
+    """Preferred responses that are known to be safe: to each refusal of a harmful prompt three answers to others.
 
     Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. They must
-    not spread, neither to look-alikes nor to plain prompts: one answer to either follows. All are taken, those of which
-    there are fewer again and again. Where there are no refusals, or no answers, all safe responses are taken.
+    not spread, neither to plain prompts, one of which is answered, nor to look-alikes, where they belong least and
+    come most easily: two of these are. All are taken, those of which there are fewer again and again. Where there are
+    no refusals, or no answers, all safe responses are taken.
 
     Raises DataError if no preferred response is flagged as safe.
     """
@@ -78,16 +79,18 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     found = [row for row in preferred_demonstrations(dataset) if (row.prompt.id, row.response) in safe]
     if not found:
         raise DataError(
-            f"{dataset.name} flags no preferred response as safe: there is none to mix in; set ptx_coef to 0"
+            f"{dataset.name} flags no preferred response as safe: there is none to imitate; set imitation_steps and "
+            "ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
     answers = [row for row in found if not may_harm(row.prompt) and not is_refusal(row.response)]
     if not refusals or not answers:
         return found
-    by_kind = [
-        [row for row in answers if (row.prompt.tags["kind"] == "look_alike") is wanted] for wanted in (True, False)
-    ]
-    groups = [refusals, *(by_kind if all(by_kind) else (answers, answers[1:] or answers))]
+    look_alikes, plain = (
+        [row for row in answers if (row.prompt.tags["kind"] == "look_alike") is wanted] or answers
+        for wanted in (True, False)
+    )
+    groups = [refusals, look_alikes[::2], plain, look_alikes[1::2] or look_alikes]
     return [group[i % len(group)] for i in range(max(map(len, groups))) for group in groups]
 
 
@@ -121,7 +124,7 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     found += [d for d in dataset.demonstrations if d.weight > 0]
     if not found:
         raise DataError(
-            f"{dataset.name} has nothing to imitate, neither demonstrations nor comparisons; set supervised_steps and "
-            "ptx_coef to 0"
+            f"{dataset.name} has nothing to imitate, neither demonstrations nor comparisons; set supervised_steps, "
+            "imitation_steps and ptx_coef to 0"
         )
     return found

@@ -18,7 +18,8 @@ from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 if TYPE_CHECKING:
     from poise.recipes._stages import Settings, Study
 
-IMITATED_PER_STEP, IMITATION_LR = 48, 5e-4
+IMITATED_PER_STEP, IMITATION_LR = 48, 1e-3
+ADAPTED = 0.5  # share of the layers, from the last
 
 
 def fine_tune(run: Run, study: Study[Any]) -> None:
@@ -43,7 +44,7 @@ def imitate(run: Run, study: Study[Settings]) -> Path | None:
     if (steps := study.settings.imitation_steps) == 0:
         return None
     batches = partial(demonstrated, study, per_step=IMITATED_PER_STEP)
-    return _learned(run, study, "imitated", steps, batches, lr=IMITATION_LR)
+    return _learned(run, study, "imitated", steps, batches, lr=IMITATION_LR, top=ADAPTED)
 
 
 def _learned(
@@ -54,12 +55,13 @@ def _learned(
     batches: Callable[[Policy], DemonstrationBatches],
     *,
     lr: float = 2e-4,
+    top: float = 0.5,
     merge: bool = False,
 ) -> Path:
     """The folder of what a fresh adapter learned in a stage of that name; merged, of a whole model."""
     stage = study.stage(run, name)
     if not stage.finished:
-        policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=study.settings.seed)
+        policy = Policy(study.backbone, Lora(top=top), adapter=stage.name, seed=study.settings.seed)
         trainer = SupervisedTrainer(policy=policy, batches=batches(policy), lr=lr, steps=steps)
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
         policy.save_pretrained(stage.path / "model", merge=merge)
@@ -81,5 +83,6 @@ def demonstrated(study: Study[Settings], policy: Policy, *, per_step: int = 16) 
         per_step=per_step,
         max_tokens=max(128, 4 * settings.response_tokens),  # half of it for the prompt
         max_response_tokens=settings.imitated_tokens or None,
+        temperature=settings.temperature,
         seed=settings.seed,
     )

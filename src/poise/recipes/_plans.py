@@ -11,6 +11,7 @@ from typing import Any
 from poise.data import load, split_by_prompt
 from poise.errors import ConfigError
 from poise.plan.costs import Costs
+from poise.recipes._imitation import IMITATED_PER_STEP
 from poise.recipes._stages import ALGORITHMS, ANSWERS, SHARES, Settings
 from poise.types import Dataset
 
@@ -83,6 +84,10 @@ def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> li
     ]
     if settings.supervised_steps:
         found.insert(1, _supervised(settings.supervised_steps, rows["train"], costs))
+    if settings.imitation_steps:
+        found.append(
+            _supervised(settings.imitation_steps, rows["train"], costs, name="imitated", per_step=IMITATED_PER_STEP)
+        )
     for number in range(settings.rounds):
         name = "scores" if number == 0 else f"scores-{number + 1}"
         found.append(_scores(name, rows["train"], rows["test"], 0.5, costs))
@@ -182,10 +187,10 @@ def _evaluation(name: str, test: Rows, response_tokens: int, costs: Costs, *, is
     return StagePlan(name=name, seconds=seconds, memory=memory, work=f"{answers} answers, judged")
 
 
-def _supervised(steps: int, train: Rows, costs: Costs) -> StagePlan:
-    tokens, positions = 16 * (train.prompt_tokens + train.response_tokens), 16 * train.response_tokens
+def _supervised(steps: int, train: Rows, costs: Costs, *, name: str = "supervised", per_step: int = 16) -> StagePlan:
+    tokens, positions = per_step * (train.prompt_tokens + train.response_tokens), per_step * train.response_tokens
     seconds = steps * _update_seconds(tokens, positions, costs)
-    return StagePlan(name="supervised", seconds=seconds, memory=_training_memory(costs), work=f"{steps} updates")
+    return StagePlan(name=name, seconds=seconds, memory=_training_memory(costs), work=f"{steps} updates")
 
 
 def _alignment(

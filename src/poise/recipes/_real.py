@@ -77,8 +77,6 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
     fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "seed": seeds[0]}
-    if arguments["quick"]:
-        fixed |= {"imitation_steps": min(2, arguments["imitation_steps"])}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 

@@ -22,7 +22,7 @@ from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.recipes._data import first_prompts, may_harm
-from poise.recipes._imitation import imitate, mixed_in
+from poise.recipes._imitation import ADAPTED, imitate, mixed_in
 from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
 from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
@@ -136,7 +136,8 @@ class Settings(StudySettings):
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Settings:
         """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""
-        settings = taken(cls, arguments, QUICK)
+        briefly = {"imitation_steps": min(2, arguments.get("imitation_steps", 0))}
+        settings = taken(cls, arguments, QUICK | briefly)
         settings.require(
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr"),
@@ -289,7 +290,7 @@ def align(
     settings = study.settings
     steps, samples = steps or settings.steps, samples or settings.samples_per_step
     stage = study.stage(run, numbered(f"policy-{objective}", number))
-    policy = Policy(study.backbone, Lora(top=0.5), adapter=stage.name, seed=settings.seed)
+    policy = Policy(study.backbone, Lora(top=ADAPTED), adapter=stage.name, seed=settings.seed)
     if not stage.finished:
         if number > 1:
             policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")

@@ -39,14 +39,15 @@ def safe_rlhf(
     limit: float = -0.55,
     shaping: float = 1.0,
     rounds: int = 1,
-    steps: int = 30,
+    steps: int = 20,
     compare_steps: int = 6,
     supervised_steps: int = 0,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     temperature: float = 0.7,
-    lr: float = 1e-3,
+    lr: float = 4e-4,
     kl_coef: float = 0.03,
+    imitation_steps: int = 40,
     ptx_coef: float = 0.3,
     ptx_start: float | None = None,
     seed: int = 0,
@@ -74,8 +75,9 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        ptx_coef: weight of imitating refusals of harmful prompts, and twice as many good answers to harmless ones, in
-            every update (the paper's PTX loss).
+        imitation_steps: updates of an adapter that every objective starts from, on refusals of harmful prompts and
+            twice as many good answers to harmless ones; 0 starts from the model itself.
+        ptx_coef: weight of imitating the same in every update of a policy (the paper's PTX loss).
         ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
             default it stays.
         seed: seed of everything random.

@@ -22,7 +22,8 @@ class DemonstrationBatches:
     """Demonstrations as tokens, and the gradient of their loss in micro-batches.
 
     `finished` says whether the model also learns to stop where they end; with `max_response_tokens` it learns how they
-    begin, and where they are cut nothing about the end.
+    begin, and where they are cut nothing about the end. `temperature` is that of the sampler whose words are to be
+    learned: at 0.7, a model that imitates what it says itself at 0.7 stays as it is.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class DemonstrationBatches:
         max_response_tokens: int | None = None,
         tokens_per_micro_batch: int = 4096,
         finished: bool = True,
+        temperature: float = 1.0,
         seed: int = 0,
     ):
         if not demonstrations:
@@ -43,7 +45,7 @@ class DemonstrationBatches:
         renderer = policy.backbone.renderer(max_prompt_tokens=half, max_response_tokens=max_response_tokens or half)
         self.rows = [renderer.encode(d.prompt, d.response, finished=finished) for d in demonstrations]
         self.weights = [d.weight for d in demonstrations]
-        self.seed = seed
+        self.seed, self.temperature = seed, temperature
         self.per_step, self.tokens = min(per_step, len(demonstrations)), tokens_per_micro_batch
 
     def backward(self, policy: Policy, step: int, *, weight: float = 1.0) -> dict[str, float]:
@@ -56,7 +58,8 @@ class DemonstrationBatches:
         loss_sum = 0.0
         own = OwnRows.of(shared_rows(policy, rows))
         for group, counts in own.passes(self.tokens):
-            logprobs, _ = policy.logprobs(policy.lower(own.rows.select(group)))
+            rows_of_part = policy.lower(own.rows.select(group))
+            logprobs, _ = policy.logprobs(rows_of_part, temperature=self.temperature)
             scale = torch.tensor(factors, device=group.device)[own.places[group]][:, None]
             loss = counts * -(logprobs * scale).sum() / total
             require_finite({"supervised loss": loss})
