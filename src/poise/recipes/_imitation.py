@@ -83,6 +83,7 @@ def demonstrated(study: Study[Settings], policy: Policy, *, per_step: int = 16) 
         per_step=per_step,
         max_tokens=max(128, 4 * settings.response_tokens),  # half of it for the prompt
         max_response_tokens=settings.imitated_tokens or None,
+        tokens_per_micro_batch=2048,
         temperature=settings.temperature,
         seed=settings.seed,
     )

@@ -76,7 +76,7 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{name} are {values}: give at least one, and none twice")
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
-    fixed = {"data": "real", "rounds": 1, "compare_steps": 0, "supervised_steps": 0, "seed": seeds[0]}
+    fixed = {"data": "real", "rounds": 1, "supervised_steps": 0, "seed": seeds[0]}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 
@@ -148,7 +148,8 @@ def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequenc
     start = assess(run, study, judge, "start", scorer=signal)
     results = {}
     for objective in objectives:
-        policy = align(run, study, signal, objective)
+        steps = None if objective == "lagrangian" else settings.compare_steps
+        policy = align(run, study, signal, objective, steps=steps)
         results[objective] = assess(run, study, judge, objective, policy=policy, scorer=signal)
     return Trial(seed=settings.seed, signal=signal, judge=judge, start=start, results=results)
 

@@ -34,6 +34,7 @@ def safe_rlhf_real(
     limit: float = -0.75,
     shaping: float = 1.0,
     steps: int = 24,
+    compare_steps: int = 12,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     answer_tokens: int = 48,
@@ -60,7 +61,8 @@ def safe_rlhf_real(
         limit: largest mean cost of answers to harmful prompts, in spreads of the cost model, bounded at 1.5; 0 is its
             border of safe and unsafe.
         shaping: coefficient of the cost for objective shaping.
-        steps: policy updates under each objective.
+        steps: policy updates under the limit.
+        compare_steps: policy updates under each other objective; 0 takes as many.
         samples_per_step: responses sampled for each policy update.
         response_tokens: longest response in training, in tokens; what comes later in an answer is scored by nobody.
         answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.
