@@ -136,11 +136,12 @@ def lines(*words, machine):
 
 def test_the_command_shows_every_stage_and_what_does_not_fit():
     shown = lines("--model", "70b", "--steps", "3", machine="h100x1")
-    assert [line.split()[0] for line in shown[3:8]] == [
+    assert [line.split()[0] for line in shown[3:9]] == [
         "model",
         "judge",
         "evaluate-start",
         "scores",
+        "imitated",
         "policy-lagrangian",
     ]
     assert "3 updates of 64 samples" in shown[7]

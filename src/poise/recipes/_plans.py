@@ -84,13 +84,13 @@ def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> li
     ]
     if settings.supervised_steps:
         found.insert(1, _supervised(settings.supervised_steps, rows["train"], costs))
-    if settings.imitation_steps:
-        found.append(
-            _supervised(settings.imitation_steps, rows["train"], costs, name="imitated", per_step=IMITATED_PER_STEP)
-        )
     for number in range(settings.rounds):
         name = "scores" if number == 0 else f"scores-{number + 1}"
         found.append(_scores(name, rows["train"], rows["test"], 0.5, costs))
+        if settings.imitation_steps and number == 0:
+            found.append(
+                _supervised(settings.imitation_steps, rows["train"], costs, name="imitated", per_step=IMITATED_PER_STEP)
+            )
         found.append(_alignment(f"policy-{settings.objective}", settings, settings.samples_per_step, rows, costs))
     found.append(evaluated("evaluate-final"))
     others = [name for name in ("cost-only", "reward-only", "shaping", "lagrangian") if name != settings.objective]
