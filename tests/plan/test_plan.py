@@ -144,7 +144,7 @@ def test_the_command_shows_every_stage_and_what_does_not_fit():
         "imitated",
         "policy-lagrangian",
     ]
-    assert "3 updates of 64 samples" in shown[7]
+    assert "3 updates of 64 samples" in shown[8]
     assert any("does not fit" in line for line in shown)
     assert not any("does not fit" in line for line in lines("--model", "1.5b", machine="h100x8"))
 

@@ -18,7 +18,7 @@ from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 if TYPE_CHECKING:
     from poise.recipes._stages import Settings, Study
 
-IMITATED_PER_STEP, IMITATION_LR = 48, 1e-3
+IMITATED_PER_STEP = 48
 ADAPTED = 0.5  # share of the layers, from the last
 
 
@@ -44,7 +44,7 @@ def imitate(run: Run, study: Study[Settings]) -> Path | None:
     if (steps := study.settings.imitation_steps) == 0:
         return None
     batches = partial(demonstrated, study, per_step=IMITATED_PER_STEP)
-    return _learned(run, study, "imitated", steps, batches, lr=IMITATION_LR, top=ADAPTED)
+    return _learned(run, study, "imitated", steps, batches, lr=study.settings.imitation_lr, top=ADAPTED)
 
 
 def _learned(
@@ -84,6 +84,6 @@ def demonstrated(study: Study[Settings], policy: Policy, *, per_step: int = 16) 
         max_tokens=max(128, 4 * settings.response_tokens),  # half of it for the prompt
         max_response_tokens=settings.imitated_tokens or None,
         tokens_per_micro_batch=2048,
-        temperature=settings.temperature,
+        temperature=settings.imitated_temperature,
         seed=settings.seed,
     )

@@ -34,6 +34,7 @@ SIGNAL_DEPTH, JUDGE_DEPTH = 0.6, 0.8
 # Pairs that people judged are noisy: heads that learn from them for long, or unshrunken, learn the noise.
 LINEAR_REWARD = replace(REWARD, hidden=0)  # what these pairs teach is no more than that
 EPOCHS, WEIGHT_DECAY = 10, 10.0
+IMITATION_LR = 1e-3
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
 TRAINED_PROMPTS = 320  # known to the policy in training, of all kinds
 PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
@@ -77,6 +78,7 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
     fixed = {"data": "real", "rounds": 1, "supervised_steps": 0, "seed": seeds[0]}
+    fixed |= {"imitation_lr": IMITATION_LR, "imitated_temperature": arguments["temperature"]}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
     return every[0]
 

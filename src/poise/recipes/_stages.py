@@ -109,6 +109,8 @@ class Settings(StudySettings):
     ptx_start: float | None
     imitated_tokens: int = 0  # of a demonstration; 0: all
     imitation_steps: int = 0  # of an adapter that every objective starts from
+    imitation_lr: float = 5e-4
+    imitated_temperature: float = 1.0  # that of the sampler, where its own words are imitated
     later_lr: float | None = None  # after a third of the updates; None: as before
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
