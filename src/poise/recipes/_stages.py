@@ -144,14 +144,8 @@ class Settings(StudySettings):
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr"),
             not_negative=(
-                "compare_steps",
-                "supervised_steps",
-                "kl_coef",
-                "ptx_coef",
-                "shaping",
-                "answer_tokens",
-                "imitated_tokens",
-                "imitation_steps",
+                *("compare_steps", "supervised_steps", "imitation_steps", "imitated_tokens", "answer_tokens"),
+                *("kl_coef", "imitation_lr", "ptx_coef", "shaping"),
             ),
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
