@@ -157,6 +157,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_pat
         ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),
         ({"objectives": ("lagrangian", "kindness")}, "kindness"),
         ({"evaluated": 1}, "evaluated is 1"),
+        ({"compare_steps": 0}, "compare_steps is 0"),
         ({"lr": 0.0}, "lr is 0"),
         ({"later_lr": 0.0}, "later_lr is 0"),
         ({"imitated_tokens": -1}, "imitated_tokens is -1"),

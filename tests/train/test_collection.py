@@ -142,6 +142,6 @@ def test_greedy_answers_none_of_which_can_be_scored_stop_the_step():
 def test_a_row_is_kept_if_any_channel_is_varied():
     channels = {"reward": torch.tensor([1.0, 2.0, 3.0, 3.0]), "cost": torch.tensor([0.0, 0.0, 1.0, 1.0])}
     group = torch.tensor([0, 0, 1, 1])
-    assert kept_rows(FILTER, channels, group).tolist() == [True, True, False, False]
-    assert kept_rows(FILTER, channels | {"cost": torch.tensor([0.0, 0.0, 0.0, 1.0])}, group).all()
-    assert kept_rows(Collection(), channels, group).all()
+    assert kept_rows(FILTER, dict, channels, group).tolist() == [True, True, False, False]
+    assert kept_rows(FILTER, dict, channels | {"cost": torch.tensor([0.0, 0.0, 0.0, 1.0])}, group).all()
+    assert kept_rows(Collection(), dict, channels, group).all()

@@ -117,8 +117,11 @@ class SharedRows:
         return replace(self, states=States(prompts=prompts, responses=responses), depth=parts[0][1].depth)
 
     def buckets(self, tokens: int) -> list[Tensor]:
-        """Row indices in parts of similar length; prompts stay whole while their padded part is within `tokens`."""
-        if self.prompt_ids.numel() + self.response_ids.numel() <= tokens:
+        """Row indices in parts of similar length; prompts stay whole while their padded part is within `tokens`.
+
+        Rows that are all within it are one part, as they stand.
+        """
+        if len(self.owner) and self.prompt_ids.numel() + self.response_ids.numel() <= tokens:
             return [torch.arange(len(self.owner), device=self.owner.device)]
         sizes = self.response_mask.sum(-1).tolist()
         groups: dict[int, list[int]] = {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poise.recipes._stages import Settings, Study
 
 IMITATED_PER_STEP = 48
-ADAPTED = 0.5  # share of the layers, from the last
+ADAPTER = Lora(top=0.5)  # of every policy here
 
 
 def fine_tune(run: Run, study: Study[Any]) -> None:
@@ -44,7 +44,7 @@ def imitate(run: Run, study: Study[Settings]) -> Path | None:
     if (steps := study.settings.imitation_steps) == 0:
         return None
     batches = partial(demonstrated, study, per_step=IMITATED_PER_STEP)
-    return _learned(run, study, "imitated", steps, batches, lr=study.settings.imitation_lr, top=ADAPTED)
+    return _learned(run, study, "imitated", steps, batches, lr=study.settings.imitation_lr)
 
 
 def _learned(
@@ -55,13 +55,12 @@ def _learned(
     batches: Callable[[Policy], DemonstrationBatches],
     *,
     lr: float = 2e-4,
-    top: float = 0.5,
     merge: bool = False,
 ) -> Path:
     """The folder of what a fresh adapter learned in a stage of that name; merged, of a whole model."""
     stage = study.stage(run, name)
     if not stage.finished:
-        policy = Policy(study.backbone, Lora(top=top), adapter=stage.name, seed=study.settings.seed)
+        policy = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=study.settings.seed)
         trainer = SupervisedTrainer(policy=policy, batches=batches(policy), lr=lr, steps=steps)
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
         policy.save_pretrained(stage.path / "model", merge=merge)

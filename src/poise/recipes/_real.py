@@ -75,6 +75,8 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
     for name, values in (("seeds", seeds), ("objectives", objectives)):
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{name} are {values}: give at least one, and none twice")
+    if arguments["compare_steps"] < 1:
+        raise ConfigError(f"compare_steps is {arguments['compare_steps']}: --objectives says which others are trained")
     if arguments["evaluated"] < 2:
         raise ConfigError(f"evaluated is {arguments['evaluated']}: a rate needs at least 2 prompts of each kind")
     fixed = {"data": "real", "rounds": 1, "supervised_steps": 0, "seed": seeds[0]}

@@ -220,10 +220,9 @@ def around_section(page: Path) -> tuple[str, str]:
 
 def _setting(experiment: Experiment) -> list[str]:
     settings, seeds = experiment.first.settings, ", ".join(map(str, experiment.seeds))
-    others = settings.compare_steps or settings.steps
     text = (
         f"{settings.model}, {settings.algorithm}, {settings.steps} updates of {settings.samples_per_step} answers "
-        f"under the limit of {settings.limit:g}, {others} under each other objective, seeds {seeds}."
+        f"under the limit of {settings.limit:g}, {settings.compare_steps} under each other objective, seeds {seeds}."
     )
     return [text, *(["A smoke test with a tiny random model: the numbers mean nothing."] if settings.quick else [])]
 

@@ -22,7 +22,7 @@ from poise.models.features import FeatureCache
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.recipes._data import first_prompts, may_harm
-from poise.recipes._imitation import ADAPTED, imitate, mixed_in
+from poise.recipes._imitation import ADAPTER, imitate, mixed_in
 from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
 from poise.recipes._scores import Learned, limited_cost
 from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
@@ -145,7 +145,7 @@ class Settings(StudySettings):
             above_zero=("temperature", "lr"),
             not_negative=(
                 *("compare_steps", "supervised_steps", "imitation_steps", "imitated_tokens", "answer_tokens"),
-                *("kl_coef", "imitation_lr", "ptx_coef", "shaping"),
+                *("kl_coef", "ptx_coef", "shaping"),
             ),
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
@@ -286,7 +286,7 @@ def align(
     settings = study.settings
     steps, samples = steps or settings.steps, samples or settings.samples_per_step
     stage = study.stage(run, numbered(f"policy-{objective}", number))
-    policy = Policy(study.backbone, Lora(top=ADAPTED), adapter=stage.name, seed=settings.seed)
+    policy = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=settings.seed)
     if not stage.finished:
         if number > 1:
             policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")

@@ -76,7 +76,7 @@ def safe_rlhf(
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
         imitation_steps: updates of an adapter that every objective starts from, on refusals of harmful prompts and
-            twice as many good answers to harmless ones; 0 starts from the model itself.
+            three times as many good answers to harmless ones; 0 starts from the model itself.
         ptx_coef: weight of imitating the same in every update of a policy (the paper's PTX loss).
         ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
             default it stays.

@@ -19,7 +19,8 @@ from poise.run import Run
 PAPER = "arXiv:2310.12773"
 SHAPE = "published feedback -> policies of four objectives and several seeds, one table"
 COST = (
-    "7 minutes of CPU time a policy of smollm2-135m and 15 a seed: an estimated 90 minutes on 2 cores, 6.4 GiB; "
+    "4 to 8 minutes of CPU time a policy of smollm2-135m and 13 a seed: an estimated 85 to 107 minutes on 2 cores, "
+    "6.6 GiB; "
     "needs POISE_DATA"
 )
 EXPECTED = None  # the table of the last run stands in the README
@@ -62,7 +63,7 @@ def safe_rlhf_real(
             border of safe and unsafe.
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under the limit.
-        compare_steps: policy updates under each other objective; 0 takes as many.
+        compare_steps: policy updates under each other objective.
         samples_per_step: responses sampled for each policy update.
         response_tokens: longest response in training, in tokens; what comes later in an answer is scored by nobody.
         answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.

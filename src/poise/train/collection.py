@@ -15,6 +15,8 @@ from poise.train.algorithms import Collection
 from poise.train.rollout_batch import group_numbers, score_all, score_tensors
 from poise.types import Engine, Prompt, Rollout, Sampling, Scorer
 
+Shape = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # scores to the channels that are trained on
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
@@ -33,7 +35,7 @@ class Collector:
     scorers: Sequence[Scorer]
     sampling: Sampling
     collection: Collection
-    shape: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # scores to the channels that are trained on
+    shape: Shape
     pool: Sequence[Prompt]  # of which more prompts may be drawn
 
     def collect(self, prompts: Sequence[Prompt]) -> Collected:
@@ -74,7 +76,7 @@ class Collector:
 
     def _num_kept(self, rollouts: Sequence[Rollout]) -> int:
         group = group_numbers(rollouts)
-        kept = kept_rows(self.collection, self.shape(score_tensors([r.scores for r in rollouts])), group)
+        kept = kept_rows(self.collection, self.shape, score_tensors([r.scores for r in rollouts]), group)
         return len(group[kept].unique())
 
     def _greedy(self, prompts: Sequence[Prompt], *, like: Rollout) -> dict[str, Rollout]:
@@ -86,8 +88,8 @@ class Collector:
         return greedy
 
 
-def kept_rows(collection: Collection, channels: Mapping[str, Tensor], group: Tensor) -> Tensor:
-    """Mark the rows [B] that are kept for any of the channels [B]; all of them without a rule."""
+def kept_rows(collection: Collection, shape: Shape, scores: Mapping[str, Tensor], group: Tensor) -> Tensor:
+    """Mark the rows [B] that are kept for any of the channels [B] that `shape` makes of scores; all without a rule."""
     if collection.keep is None:
         return torch.ones_like(group, dtype=torch.bool)
-    return torch.stack([collection.keep(scores, group) for scores in channels.values()]).any(0)
+    return torch.stack([collection.keep(values, group) for values in shape(scores).values()]).any(0)

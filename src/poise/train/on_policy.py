@@ -140,13 +140,11 @@ class OnPolicyTrainer:
         """The batch with what the algorithm's `Collection` asks for; what is not kept is not in the response mask."""
         collection, mask = self.algorithm.collection, batch.response_mask
         require_finite(greedy_scores, dump=self._dump(), batch=batch.scores)
-        if collection.keep is not None:
-            kept = kept_rows(collection, self.objective.shape(batch.scores), batch.group)
-            mask = mask & kept[:, None] if kept.any() else mask
+        kept = kept_rows(collection, self.objective.shape, batch.scores, batch.group)
         entropies = self._all_logprobs(self._own_rows(batch), reference=False)[1] if collection.entropies else None
         return replace(
             batch,
-            response_mask=mask,
+            response_mask=mask & kept[:, None] if kept.any() else mask,
             greedy_scores={name: scores.to(mask.device) for name, scores in greedy_scores.items()},
             entropies=entropies,
         )
