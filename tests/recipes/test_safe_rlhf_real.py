@@ -16,7 +16,7 @@ from poise.data.lint_checks import leaks_between
 from poise.errors import ConfigError, DataError
 from poise.evaluate.seeds import OverSeeds
 from poise.files import read_json
-from poise.recipes._real_data import Material, real_material, starter_material
+from poise.recipes._real_data import FURTHER, Material, real_material, starter_material
 from poise.recipes._real_report import MARK, Target, figure_text
 from poise.recipes._rollouts import read_rollouts
 from poise.types import Estimate
@@ -235,7 +235,7 @@ class TestRealRows:
         assert len(material.demonstrations) > 200
         assert not [row for row in material.demonstrations if "however" in row.response[:160].lower()]
         kinds = [prompt.tags["kind"] for prompt in material.further_prompts]
-        assert kinds.count("look_alike") > 100 and kinds.count("benign") == 240 and "harmful" not in kinds
+        assert kinds.count("look_alike") > 100 and kinds.count("benign") == FURTHER and "harmful" not in kinds
         asked = {prompt.id for prompt in (*material.policy_prompts, *material.evaluation)}
         assert not asked & {prompt.id for prompt in material.further_prompts}
 
