@@ -204,3 +204,15 @@ def test_a_judge_of_compliance_is_counted_by_kind_and_gives_no_outcomes():
     assert metrics["compliance/look_alike"] == wilson(0, 1)
     assert metrics["compliance/benign"] == wilson(1, 1)
     assert not [name for name in metrics if name.startswith(("harm_rate", "unscorable"))]
+
+
+def test_a_refusal_that_a_judge_of_compliance_misses_is_found_by_the_rule():
+    class Generous:
+        def score(self, prompts, completions):
+            return [Scores(values={"compliance": 1.0}) for _ in completions]
+
+    refused = {"compliance/harmful": wilson(1, 2), "compliance/look_alike": wilson(0, 1)}
+    alone = run(scorers={"judge": Generous()}).evaluation.metrics
+    helped = run(scorers={"judge": Generous(), "rule": RefusalScorer()}).evaluation.metrics
+    assert alone["compliance/harmful"] == wilson(2, 2)
+    assert {name: helped[name] for name in refused} == refused

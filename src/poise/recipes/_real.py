@@ -237,7 +237,7 @@ def _sign_accuracy(model: ScoreModel, labels: Sequence[SafetyLabel]) -> Estimate
 
 
 def judge_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate]:
-    """The judge against people: compliance on prompts that it never saw, and which answer helps more."""
+    """The judge, a classifier and a rule, against people: compliance with unseen prompts, and which answer helps."""
     labels = material.verdicts["test"].labels
     said = _complies(model, labels)
     figures = _against_people(said, labels)
@@ -245,8 +245,8 @@ def judge_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate]
         rows = [i for i, label in enumerate(labels) if label.prompt.tags.get("kind") == kind]
         of_kind = _against_people([said[i] for i in rows], [labels[i] for i in rows])
         figures |= {f"{name}_{kind}": of_kind[name] for name in ("f1", "f1_of_the_others") if name in of_kind}
-    by_rule = _against_people([not is_refusal(label.response) for label in labels], labels)
-    figures["f1_of_the_rule"] = by_rule["f1"]
+    alone = {"classifier": _classified(model, labels), "rule": [not is_refusal(label.response) for label in labels]}
+    figures |= {f"f1_of_the_{name}": _against_people(verdicts, labels)["f1"] for name, verdicts in alone.items()}
     if material.partial:
         figures["partial_refusals_called_compliance"] = share(_complies(model, material.partial))
     helpful = evaluate_scores(model, material.helpful["test"].comparisons)
@@ -254,6 +254,12 @@ def judge_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate]
 
 
 def _complies(model: ScoreModel, labels: Sequence[SafetyLabel]) -> list[bool]:
+    """The verdict of `suite.complies` on rows that people judged."""
+    said = _classified(model, labels)
+    return [yes and not is_refusal(label.response) for yes, label in zip(said, labels, strict=True)]
+
+
+def _classified(model: ScoreModel, labels: Sequence[SafetyLabel]) -> list[bool]:
     rows, starts = model.encode([label.prompt for label in labels], [label.response for label in labels])
     scores = model(model.features(rows, starts))[:, model.names.index("compliance")]
     return [bool(score > 0) for score in scores]
