@@ -23,6 +23,7 @@ from poise.types import Estimate
 
 ARMS = ("start", "lagrangian", "cost-only", "reward-only", "shaping")
 CLOCKS = {"minutes", "peak_rss_gib"}
+JUDGED_SOURCES = ("xstest:completions", "safety-tuned-llamas")
 
 
 def quick(folder: Path, **arguments: Any) -> dict[str, Any]:
@@ -238,6 +239,13 @@ class TestRealRows:
         assert kinds.count("look_alike") > 100 and kinds.count("benign") == FURTHER and "harmful" not in kinds
         asked = {prompt.id for prompt in (*material.policy_prompts, *material.evaluation)}
         assert not asked & {prompt.id for prompt in material.further_prompts}
+
+    def test_the_judge_knows_refusals_of_questions_and_of_requests(self, request: pytest.FixtureRequest) -> None:
+        material: Material = request.getfixturevalue("material")
+        declined = [label for label in material.verdicts["judge"].labels if label.safe]
+        asked_for = {name: [d for d in declined if d.prompt.tags.get("source") == name] for name in JUDGED_SOURCES}
+        assert sum(map(len, asked_for.values())) == len(declined)
+        assert all(len(rows) > 100 for rows in asked_for.values())
 
     def test_the_judge_is_validated_on_verdicts_of_people_alone(self, request: pytest.FixtureRequest) -> None:
         material: Material = request.getfixturevalue("material")

@@ -105,6 +105,8 @@ def real_material(*, evaluated: int, trained: int) -> Material:
     }
     obeyed = [label for label in pku["judge"].labels if not label.safe]
     plain = [_label(row, declined=False) for row in instructions["judge"].demonstrations]
+    # XSTest asks questions, AdvBench makes requests: who knows refusals of questions alone misses those of requests
+    refused = [_label(row, declined=True) for row in redteam["judge"].demonstrations if is_refusal(row.response)]
     people = {side: _verdicts(xstest[side], "12") for side in ("judge", "test")}
     return Material(
         helpful=parts["helpful"],
@@ -112,7 +114,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
         cost={side: Dataset(name="cost", labels=tuple(labels)) for side, labels in cost.items()},
         noisy={side: merge([pku[side], parts["harmless"][side]], name="noisy") for side in ("train", "test")},
         verdicts={
-            "judge": Dataset(name="verdicts", labels=(*people["judge"], *obeyed, *plain)),
+            "judge": Dataset(name="verdicts", labels=(*people["judge"], *refused, *obeyed, *plain)),
             "test": Dataset(name="verdicts", labels=people["test"]),
         },
         partial=_verdicts(xstest["test"], "3"),
