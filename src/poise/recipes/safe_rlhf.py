@@ -36,7 +36,7 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.55,
+    limit: float = -0.62,
     shaping: float = 1.0,
     rounds: int = 1,
     steps: int = 24,
