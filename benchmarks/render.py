@@ -30,6 +30,8 @@ def main() -> None:
         parts.append(_scaling(scalings))
     if profiles:
         parts.append(_profiles(profiles))
+    if memories := [found[f"{name}.memory"] for name in ROWS if f"{name}.memory" in found]:
+        parts.append(_memories(memories))
     parts += [_gpu(found.get("gpu")), NOTES.read_text() if NOTES.exists() else ""]
     PAGE.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 
@@ -112,6 +114,18 @@ def _profiles(profiles: list[dict[str, Any]]) -> str:
         "of `poise::` are our kernels. What is not products could still be saved."
     )
     return f"## Where the time goes\n\n{text}\n\n" + "\n".join(lines)
+
+
+def _memories(memories: list[dict[str, Any]]) -> str:
+    points = ("libraries", "set up", "between repeats", "highest")
+    lines = [f"| work | side | {' | '.join(points)} |", "| --- " * (len(points) + 2) + "|"]
+    lines += [
+        f"| `{each['benchmark']}` | {side} | " + " | ".join(f"{each[side][point]:.2f}" for point in points) + " |"
+        for each in memories
+        for side in ("ours", "peer")
+    ]
+    text = "GiB resident in a process of its own (`python benchmarks/memory_shares.py NAME`), as more comes into it."
+    return f"## Where the memory comes from\n\n{text}\n\n" + "\n".join(lines)
 
 
 def _gpu(result: dict[str, Any] | None) -> str:

@@ -75,3 +75,29 @@ def test_what_other_processes_take_is_counted(harness):
     busy = harness.busy_seconds() - turn.busy
     own = harness.own_seconds() - turn.own
     assert busy > own
+
+
+def test_memory_is_told_by_what_came_into_it():
+    script = f"""
+import json, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import memory_shares
+from harness import Benchmark, Size
+
+def grown(megabytes):
+    kept = bytearray(megabytes << 20)
+    kept[::4096] = b"x" * len(kept[::4096])
+    return kept
+
+def ours(size):
+    kept = grown(300)
+    return lambda: kept and len(grown(500))
+
+print(json.dumps(memory_shares.measured(Benchmark(name="", peer_name="", bar=1, ours=ours, peer=None, size=Size()),
+                                        "ours", quick=True)))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout)
+    assert found["set up"] - found["libraries"] == pytest.approx(300 / 1024, abs=0.05)
+    assert found["highest"] - found["set up"] == pytest.approx(500 / 1024, abs=0.05)
+    assert found["between repeats"] < found["highest"] - 0.3
