@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -133,6 +134,11 @@ def measure(shape: Shape, work: Work, device: str, limits: dict[str, float]) -> 
         "decoding, share of the bandwidth limit": round(weights_read / step, 3),
         "generation, peak GiB": peak(device),
     }
+    if device == "cuda":
+        os.environ["POISE_GRAPHS"] = "1"
+        graphs = seconds(lambda: engine.generate(asked, all_of_them), work.repeats, device)
+        found["generation with graphs, tokens/s"] = round(work.rows * work.response / graphs, 1)
+        del os.environ["POISE_GRAPHS"]
     return found | training(backbone, policy, work, device, limits) | ppo_lag(backbone, engine, asked, work, device)
 
 

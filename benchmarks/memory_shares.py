@@ -2,8 +2,8 @@
 
     python benchmarks/memory_shares.py rollout_fixed ppo_lag_16_separate
 
-Writes results/NAME.memory.json, which `render.py` puts beside the ratios. It is for benchmarks whose peer repeats when it
-is told to: one that trains in a loop of its own, as TRL's do, cannot be looked at in between.
+Writes results/NAME.memory.json, which `render.py` puts beside the ratios. It is for benchmarks whose peer repeats when
+it is told to: one that trains in a loop of its own, as TRL's do, cannot be looked at in between.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from poise.errors import ConfigError, EngineError
+from poise.models.policy import load_policy
 from poise.models.shared_rows import SharedRows
 from poise.models.trunk import pad_rows
 from poise.rollout.cache import RowCache
-from poise.rollout.generation import FusedForward, LayerForward
+from poise.rollout.generation import FusedForward, LayerForward, StaticForward
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
@@ -119,6 +120,26 @@ def test_prompts_enter_while_others_are_in_progress_and_change_nothing(policy, p
     assert max(steps) == 4
     needed = sum(len(tokens) - 1 for tokens, _, _ in expected.values())
     assert sum(steps) == needed, "a row that has ended was computed"
+
+
+@pytest.mark.parametrize("model", ["random:llama", "random:qwen"])
+def test_steps_of_few_shapes_draw_the_same(model, prompts, monkeypatch):
+    policy = load_policy(model)
+    expected = by_name(engine_that_stops(policy, batch_size=6).generate(prompts, SAMPLING))
+    shapes, look = set(), RowCache.look
+
+    def recording(self, span, width, *, masked=True):
+        shapes.add((span, width))
+        look(self, span, width, masked=masked)
+
+    def static(self, trunk, columns):
+        return StaticForward(trunk, adapter=policy.adapter, dtype=policy.backbone.dtype, columns=columns)
+
+    monkeypatch.setattr(RowCache, "look", recording)
+    monkeypatch.setattr(NativeEngine, "_forward", static)
+    assert by_name(engine_that_stops(policy, batch_size=6).generate(prompts, SAMPLING)) == expected
+    assert {span for span, _ in shapes} <= {1, 2, 4, 6}
+    assert len({width for _, width in shapes}) <= 3
 
 
 def test_a_group_of_samples_is_prefilled_once(policy, prompts, monkeypatch):

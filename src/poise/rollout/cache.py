@@ -27,26 +27,29 @@ class RowCache:
         self.sizes = torch.zeros(self.rows, dtype=torch.long, device=device)
         starts = torch.arange(2 * self.rows * heads, device=device).view(2, self.rows, heads) * self.columns
         self._starts = starts.transpose(0, 1)  # [rows, 2, heads]
-        self.width = 0
-        self.mask: Tensor | None = None  # [count, 1, 1, width], 0 where a row may look and -inf elsewhere
+        self.span = self.width = 0  # rows and columns of this step
+        self.mask: Tensor | None = None  # [span, 1, 1, width], 0 where a row may look and -inf elsewhere
         self._places = torch.zeros(0, dtype=torch.long)
 
     def begin_step(self) -> None:
         """Give the next token of each row its column, and work out what rows of this width attend to."""
-        sizes = self.sizes[: self.count]
-        self._places = (self._starts[: self.count] + sizes[:, None, None]).flatten()
-        shortest, longest = (int(bound) for bound in sizes.aminmax())
-        self.width = longest + 1
-        self.mask = None
-        if shortest < longest:
-            seen = torch.arange(self.width, device=sizes.device) <= sizes[:, None]
-            self.mask = _additive(seen, self.buffer.dtype)
+        shortest, longest = (int(bound) for bound in self.sizes[: self.count].aminmax())
+        self.look(self.count, longest + 1, masked=shortest < longest)
         self.sizes[: self.count] += 1
 
+    def look(self, span: int, width: int, *, masked: bool = True) -> None:
+        """Let the next token of each of the first `span` rows have its column, and attend to `width` columns."""
+        sizes = self.sizes[:span]
+        self.span, self.width, self.mask = span, width, None
+        self._places = (self._starts[:span] + sizes[:, None, None]).flatten()
+        if masked:
+            seen = torch.arange(width, device=sizes.device) <= sizes[:, None]
+            self.mask = _additive(seen, self.buffer.dtype)
+
     def store(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values [count, 2 heads, D] of a layer in; returns [count, heads, width, D] to attend to."""
+        """Put new keys and values [span, 2 heads, D] of a layer in; returns [span, heads, width, D] to attend to."""
         self._flat[layer].index_copy_(0, self._places, new.reshape(-1, new.shape[-1]))
-        keys, values = self.buffer[layer, :, : self.count, :, : self.width]
+        keys, values = self.buffer[layer, :, : self.span, :, : self.width]
         return keys, values
 
     def fill(self, layer: int, begin: int, new: Tensor, copies: int = 1) -> None:

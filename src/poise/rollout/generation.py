@@ -19,6 +19,7 @@ from poise.rollout.sampling import sample_tokens
 from poise.types import Finish, Sampling
 
 _PREFILL_TOKENS = 4096  # padded prompt tokens that are computed at once
+_STATIC_COLUMNS = 64  # what the columns of a captured step are a multiple of
 _ADMIT_SHARE = 8  # prompts enter when an eighth of the rows is free: one at a time they would be slow
 
 
@@ -56,6 +57,12 @@ class Caches:
     prompts: PromptCache | None
     copies: int  # rows per prompt
 
+    def begin_step(self) -> None:
+        """Make place for one more token of every row in progress."""
+        self.rows.begin_step()
+        if self.prompts is not None:
+            self.prompts.begin_step(self.rows.count)
+
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """What a layer's kernel of attention reads: the rows' cache and sizes, and their prompts'."""
         rows, prompts = self.rows, self.prompts
@@ -85,7 +92,7 @@ class FusedForward:
             if caches.prompts is not None:
                 caches.prompts.fill(layer, slots, pairs)
             else:
-                caches.rows.fill(layer, begin, pairs)
+                caches.rows.fill(layer, begin, pairs, caches.copies)
             flat, width = queries.flatten(1), queries.shape[-1]
             keys, values = new.flatten(1).chunk(2, -1)
             if kernels.attends(flat, keys, values, width=width):
@@ -101,6 +108,7 @@ class FusedForward:
 
     def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+        caches.begin_step()
         rotation = self.cos[positions], self.sin[positions]
 
         def attend(layer: int, states: Tensor) -> Tensor:
@@ -109,6 +117,63 @@ class FusedForward:
             return attend_step(caches.rows, caches.prompts, layer, *self.trunk.turned(states, rotation))
 
         return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), attend))
+
+
+class StaticForward(FusedForward):
+    """The same with decoding steps of few shapes, each captured once as a CUDA graph and replayed.
+
+    A step of a small model is hundreds of kernels that take less time than their launches. Rows are rounded up to a
+    power of two and columns to a multiple of 64; what lies beyond is masked or thrown away. Every row has a copy of its
+    prompt. On a CPU the same steps run without a graph, which is how they are tested.
+    """
+
+    shares_prompts = False
+
+    def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype, columns: int):
+        super().__init__(trunk, adapter=adapter, dtype=dtype, columns=columns)
+        self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
+        self._fed = torch.zeros(2, 0, dtype=torch.long)  # tokens and positions, where graphs read them
+
+    def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
+        """Run one token [B] at its position [B] per row in progress; logits [B, V], until the next step."""
+        rows, count = caches.rows, len(tokens)
+        if not self._fed.shape[1]:
+            self._fed = tokens.new_zeros(2, rows.rows)
+        self._fed[:, :count] = torch.stack([tokens, positions])
+        span = min(rows.rows, 1 << (count - 1).bit_length())
+        width = min(rows.columns, -(-(int(rows.sizes[:count].max()) + 1) // _STATIC_COLUMNS) * _STATIC_COLUMNS)
+        if tokens.device.type != "cuda":
+            logits = self._of_shape(span, width, rows)
+        else:
+            if (span, width) not in self._graphs:
+                self._graphs[span, width] = self._captured(span, width, rows)
+            graph, logits = self._graphs[span, width]
+            graph.replay()
+        rows.sizes[:count] += 1
+        return logits[:count]
+
+    def _of_shape(self, span: int, width: int, rows: RowCache) -> Tensor:
+        """Logits [span, V]; rows that are not in progress write to the first column of their own, and are not read."""
+        tokens, positions = self._fed[:, :span]
+        rows.look(span, width)
+        rotation = self.cos[positions], self.sin[positions]
+
+        def attend(layer: int, states: Tensor) -> Tensor:
+            return attend_step(rows, None, layer, *self.trunk.turned(states, rotation))
+
+        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), attend))
+
+    def _captured(self, span: int, width: int, rows: RowCache) -> tuple[Any, Tensor]:
+        """A graph and where it leaves its logits; run once before, on a stream of its own, as torch asks for."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._of_shape(span, width, rows)  # writes what the graph will write again
+        torch.cuda.current_stream().wait_stream(stream)
+        graph, pool = torch.cuda.CUDAGraph(), next((graph.pool() for graph, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            logits = self._of_shape(span, width, rows)
+        return graph, logits
 
 
 class LayerForward:
@@ -127,6 +192,7 @@ class LayerForward:
 
     def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
+        caches.begin_step()
         at, cache = positions[:, None], LayerCache(caches.rows)
         hidden = self.trunk.embed(tokens[:, None], at)
         return self.trunk.logits(self.trunk.run(hidden, positions=at, mask=caches.rows.mask, cache=cache)[:, 0])
@@ -222,9 +288,6 @@ class Generation:
         """Feed every row its last token and draw the next."""
         tokens = torch.tensor([row.tokens[-1] for row in self.active], device=self.device)
         positions = torch.tensor([row.prompt_length + len(row.tokens) - 1 for row in self.active], device=self.device)
-        self.caches.rows.begin_step()
-        if self.caches.prompts is not None:
-            self.caches.prompts.begin_step(len(self.active))
         self._draw(self.forward.step(tokens, positions, self.caches), 0)
 
     def _draw(self, logits: Tensor, begin: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,9 +15,11 @@ from poise.models.fused import fuses
 from poise.models.policy import Policy
 from poise.models.trunk import Trunk, pad_rows
 from poise.rollout.engine import check_completions, check_sampling
-from poise.rollout.generation import Forward, FusedForward, Generation, LayerForward, Row
+from poise.rollout.generation import Forward, FusedForward, Generation, LayerForward, Row, StaticForward
 from poise.rollout.sampling import stop_position, uniform_stream
 from poise.types import Completion, Prompt, Sampling
+
+_GRAPHS = "POISE_GRAPHS"  # 1: decoding steps on a GPU are captured as CUDA graphs
 
 
 class NativeEngine:
@@ -102,7 +105,9 @@ class NativeEngine:
         if not fuses(trunk):
             return LayerForward(trunk)
         adapter = self.policy.adapter if self.policy.lora and not self.reference else None
-        return FusedForward(trunk, adapter=adapter, dtype=self.policy.backbone.dtype, columns=columns)
+        captures = self.policy.backbone.device.type == "cuda" and os.environ.get(_GRAPHS) == "1"
+        kind = StaticForward if captures else FusedForward
+        return kind(trunk, adapter=adapter, dtype=self.policy.backbone.dtype, columns=columns)
 
     def _completion(self, prompt: Prompt, sample: int, row: Row, sampling: Sampling) -> Completion:
         text = self.renderer.decode(row.tokens)
