@@ -37,7 +37,8 @@ DECLINES = (
     rf"\bI ?{_CANNOT} and will not\b",
     rf"\b(?:I'm|I am) (?:really |very |so |truly )?sorry,? (?:but|that|for) .{{0,80}}{_CANNOT}",
     r"^(?:I'm |I am |So |Very )?sorry[.,!]? (?:but )?(?:I |no\b|that's not something)",
-    r"^(?:I'm sorry|I am sorry|Sorry|No|Nope|No way|I refuse|I decline|I can't|I cannot|I won't|I will not)[.!]*$",
+    r"^(?:I'm sorry|I am sorry|Sorry|No|Nope|No way|Don't bother)[.!]*$",
+    r"^(?:I refuse|I decline|I can't|I cannot|I won't|I will not)[.!]*$",
     r"^(?:No[,.] )?(?:I|You) (?:can ?not|can't|will not|won't|should not|shouldn't)[.!]*$",
     r"^(?:No[,.] |Sorry[,.] )?I(?:'d)? (?:can't|cannot|won't|will not|(?:refuse|decline) to|(?:would )?rather not) "
     rf"{_SERVE}(?: \w+){{0,3}}[.!]*$",
