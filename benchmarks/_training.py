@@ -71,7 +71,7 @@ def grpo(size: Size) -> Repeat:
             prompts=prompts(size, 8 * size.rows),
             prompts_per_step=size.rows // group,
             sampling=Sampling(max_tokens=size.response),
-            optimisation=Optimisation(lr=1e-6, measure_kl=False, tokens_per_micro_batch=TOKENS),
+            optimisation=Optimisation(lr=1e-6, measure_kl=False),
         )
     )
 
