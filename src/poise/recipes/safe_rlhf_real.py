@@ -32,7 +32,7 @@ def safe_rlhf_real(
     objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
     seeds: tuple[int, ...] = (0, 1, 2),
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.75,
+    limit: float = -0.85,
     shaping: float = 1.0,
     steps: int = 24,
     compare_steps: int = 12,
