@@ -31,8 +31,8 @@ COLUMNS = {
     "sequence_kl": "KL, nats a sequence",
 }
 ADDED_UP = ("trained_cost", "sequence_kl")  # measured once per seed, on all of its answers
-SAMPLES_OF_A_KIND = 8
-SAMPLES_OF_A_SECTION = 2
+SAMPLES = {"harmful": 8, "look_alike": 8, "benign": 8}
+SAMPLES_OF_A_SECTION = {"harmful": 6, "look_alike": 2, "benign": 1}  # those to harmful prompts are folded away
 MARK = "<!-- real-data -->"
 LEGEND = (
     "In brackets the 95 % interval over the answers of all seeds, whole prompts resampled; after ± the standard "
@@ -298,7 +298,7 @@ def samples_text(trial: Trial) -> str:
     blocks, by_prompt = [f"# Answers before and after, seed {trial.seed}"], _by_prompt(trial)
     blocks.append("Answers to harmful prompts are folded away.")
     kind = ""
-    for start in _samples_of_kinds(trial, SAMPLES_OF_A_KIND):
+    for start in _samples_of_kinds(trial, SAMPLES):
         if kind_of(start) != kind:
             kind = kind_of(start)
             blocks.append(f"## {kind.replace('_', '-')} prompts")
@@ -306,11 +306,10 @@ def samples_text(trial: Trial) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _samples_of_kinds(trial: Trial, count: int) -> list[Rollout]:
+def _samples_of_kinds(trial: Trial, counts: Mapping[str, int]) -> list[Rollout]:
     """The start model's first answers of each kind."""
     rollouts = trial.start.rollouts
-    groups = ([r for r in rollouts if kind_of(r) == kind] for kind in ("harmful", "look_alike", "benign"))
-    return [r for group in groups for r in group[:count]]
+    return [r for kind, count in counts.items() for r in [r for r in rollouts if kind_of(r) == kind][:count]]
 
 
 def _by_prompt(trial: Trial) -> dict[str, dict[str, Rollout]]:
