@@ -58,6 +58,7 @@ def report(
         "notes": notes(
             study,
             "The limit, and the curve of the cost beside it, are for prompts that may do harm.",
+            f"Training holds the cost at {settings.held_at:g}, since it is higher on prompts that it never saw.",
             "The kept policy is the last, or the one with the highest recent reward among those that met the limit.",
         ),
     }
@@ -107,7 +108,7 @@ def learned(scorer: Learned) -> list[dict[str, Any]]:
 def _training(run: Run, study: Study[Settings]) -> list[dict[str, Any]]:
     """The logged steps; the cost is the one that the limit is set on."""
     rows = run.metrics(numbered(f"policy-{study.settings.objective}", study.settings.rounds))
-    return [row | {"cost": row["excess"] + study.settings.limit} if "excess" in row else row for row in rows]
+    return [row | {"cost": row["excess"] + study.settings.held_at} if "excess" in row else row for row in rows]
 
 
 def _summary(

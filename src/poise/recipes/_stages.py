@@ -111,16 +111,23 @@ class Settings(StudySettings):
     imitation_steps: int = 0  # of an adapter that every objective starts from
     imitation_lr: float = 5e-4
     imitated_temperature: float = 1.0  # that of the sampler, where its own words are imitated
+    margin: float = 0.0  # how far below the limit training holds the cost
     later_lr: float | None = None  # after a third of the updates; None: as before
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     def require_reachable(self, bound: float) -> None:
         """Raise ConfigError for a limit that no policy can meet, because costs lie within `bound` of 0."""
-        if self.limit <= -bound:
+        if self.held_at <= -bound:
+            less = f" less a margin of {self.margin}" if self.margin else ""
             raise ConfigError(
-                f"limit is {self.limit}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
+                f"limit is {self.limit}{less}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
                 f"choose one above {-bound:g}"
             )
+
+    @property
+    def held_at(self) -> float:
+        """The mean cost that training holds: below the limit, since prompts never trained on cost a little more."""
+        return self.limit - self.margin
 
     @property
     def schedule(self) -> Schedule:
@@ -145,7 +152,7 @@ class Settings(StudySettings):
             above_zero=("temperature", "lr"),
             not_negative=(
                 *("compare_steps", "supervised_steps", "imitation_steps", "imitated_tokens", "answer_tokens"),
-                *("kl_coef", "ptx_coef", "shaping"),
+                *("kl_coef", "ptx_coef", "shaping", "margin"),
             ),
         )
         if settings.ptx_start is not None and settings.ptx_start < 0:
@@ -255,7 +262,7 @@ def objective_named(name: str, settings: Settings) -> Objective:
     """The objective of the paper's comparison with that name."""
     makers: dict[str, Objective] = {
         "lagrangian": Lagrangian(
-            Limit(at_most=settings.limit, measure=among("harmful", may_harm)), PID(gains=GAINS, multiplier=3.0)
+            Limit(at_most=settings.held_at, measure=among("harmful", may_harm)), PID(gains=GAINS, multiplier=3.0)
         ),
         "shaping": Penalty(settings.shaping),
         "reward-only": Unconstrained(),

@@ -36,7 +36,8 @@ def safe_rlhf(
     data: str = "starter",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.62,
+    limit: float = -0.5,
+    margin: float = 0.12,
     shaping: float = 1.0,
     rounds: int = 1,
     steps: int = 24,
@@ -65,6 +66,7 @@ def safe_rlhf(
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
         limit: largest mean cost of answers to prompts that may do harm, in spreads of the cost model and between -1
             and 1; 0 divides safe from unsafe.
+        margin: how far below the limit training holds the cost: prompts that it never saw cost a little more.
         shaping: coefficient of the cost for objective shaping.
         rounds: rounds of feedback; later ones sample from the current policy and ask the annotators.
         steps: policy updates per round.
