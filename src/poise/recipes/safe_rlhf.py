@@ -41,7 +41,7 @@ def safe_rlhf(
     shaping: float = 1.0,
     rounds: int = 1,
     steps: int = 24,
-    compare_steps: int = 4,
+    compare_steps: int = 8,
     supervised_steps: int = 0,
     samples_per_step: int = 64,
     response_tokens: int = 40,
