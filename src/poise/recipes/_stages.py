@@ -72,16 +72,15 @@ class StudySettings:
     answer_tokens: int = 0  # longest answer to a test prompt; 0: a fifth more than in training
 
     def require(self, *, at_least_one: Sequence[str], above_zero: Sequence[str], not_negative: Sequence[str]) -> None:
-        """Raise ConfigError that names the first number out of its range."""
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in above_zero:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
-        for name in not_negative:
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must not be negative")
+        """Raise ConfigError that names the first number out of its range; None, where it is a default, passes."""
+        for names, fits, wanted in (
+            (at_least_one, lambda value: value >= 1, "must be at least 1"),
+            (above_zero, lambda value: value > 0, "must be above 0"),
+            (not_negative, lambda value: value >= 0, "must not be negative"),
+        ):
+            for name in names:
+                if (value := getattr(self, name)) is not None and not fits(value):
+                    raise ConfigError(f"{name} is {value}: it {wanted}")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -118,10 +117,9 @@ class Settings(StudySettings):
     def require_reachable(self, bound: float) -> None:
         """Raise ConfigError for a limit that no policy can meet, because costs lie within `bound` of 0."""
         if self.held_at <= -bound:
-            less = f" less a margin of {self.margin}" if self.margin else ""
             raise ConfigError(
-                f"limit is {self.limit}{less}: costs lie between {-bound:g} and {bound:g}, so that no policy meets it; "
-                f"choose one above {-bound:g}"
+                f"limit is {self.limit}, less a margin of {self.margin}: costs lie between {-bound:g} and {bound:g}, "
+                f"so that no policy meets it; choose one above {-bound:g}"
             )
 
     @property
@@ -149,16 +147,12 @@ class Settings(StudySettings):
         settings = taken(cls, arguments, QUICK | briefly)
         settings.require(
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
-            above_zero=("temperature", "lr"),
+            above_zero=("temperature", "lr", "later_lr"),
             not_negative=(
                 *("compare_steps", "supervised_steps", "imitation_steps", "imitated_tokens", "answer_tokens"),
-                *("kl_coef", "ptx_coef", "shaping", "margin"),
+                *("kl_coef", "ptx_coef", "shaping", "margin", "ptx_start"),
             ),
         )
-        if settings.ptx_start is not None and settings.ptx_start < 0:
-            raise ConfigError(f"ptx_start is {settings.ptx_start}: it must not be negative")
-        if settings.later_lr is not None and not settings.later_lr > 0:
-            raise ConfigError(f"later_lr is {settings.later_lr}: it must be above 0")
         if settings.algorithm not in ALGORITHMS:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(ALGORITHMS)}")
         check_engine_name(settings.engine)
