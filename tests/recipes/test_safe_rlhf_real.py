@@ -123,7 +123,7 @@ def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(finished: Pa
         assert "what stood here" not in section
         for label in ("start model", "Lagrangian", "cost alone", "reward alone", "fixed penalty"):
             assert f"| {label}" in section
-        assert section.count("<details>") == 2
+        assert section.count("<details>") == 4  # as many as were asked, up to six
 
 
 def test_a_page_without_marks_is_refused_before_any_work(tmp_path: Path) -> None:
