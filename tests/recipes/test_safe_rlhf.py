@@ -214,6 +214,8 @@ def test_every_objective_can_be_the_main_one(objective: str, tmp_path: Path, wit
         ({"ptx_coef": -0.1}, "ptx_coef is -0.1"),
         ({"ptx_start": -0.1}, "ptx_start is -0.1"),
         ({"limit": -1.0}, "limit is -1.0.*no policy meets it"),
+        ({"limit": -0.95, "margin": 0.12}, "less a margin of 0.12: .*choose one above -0.88"),
+        ({"margin": -0.1}, "margin is -0.1"),
         ({"data": "no-such-set"}, "no-such-set"),
     ],
 )
@@ -221,6 +223,15 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
     with pytest.raises((ConfigError, DataError), match=message):
         poise.safe_rlhf(**({"quick": True, "folder": str(tmp_path / "run"), "model": "random:llama"} | arguments))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()  # before anything was trained
+
+
+def test_training_holds_the_cost_a_margin_below_the_limit(finished: Finished) -> None:
+    arguments = read_json(finished.folder / "run.json")["arguments"] | {"limit": -0.3, "margin": 0.2}
+    objective = stages.objective_named("lagrangian", stages.Settings.of(arguments))
+    assert [limit.at_most for limit in objective.limits] == pytest.approx([-0.5])  # type: ignore[attr-defined]
+    curve = read_json(finished.folder / "report.json")["curves"]
+    rows = [row for row in read_jsonl_tolerant(finished.folder / "metrics.jsonl") if "excess" in row]
+    assert curve[0]["cost"] == pytest.approx(rows[0]["excess"] - 0.5 - 0.12)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

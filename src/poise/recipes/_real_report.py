@@ -308,8 +308,8 @@ def samples_text(trial: Trial) -> str:
 
 def _samples_of_kinds(trial: Trial, counts: Mapping[str, int]) -> list[Rollout]:
     """The start model's first answers of each kind."""
-    rollouts = trial.start.rollouts
-    return [r for kind, count in counts.items() for r in [r for r in rollouts if kind_of(r) == kind][:count]]
+    groups = {kind: [r for r in trial.start.rollouts if kind_of(r) == kind] for kind in counts}
+    return [rollout for kind, count in counts.items() for rollout in groups[kind][:count]]
 
 
 def _by_prompt(trial: Trial) -> dict[str, dict[str, Rollout]]:

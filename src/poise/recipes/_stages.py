@@ -119,7 +119,7 @@ class Settings(StudySettings):
         if self.held_at <= -bound:
             raise ConfigError(
                 f"limit is {self.limit}, less a margin of {self.margin}: costs lie between {-bound:g} and {bound:g}, "
-                f"so that no policy meets it; choose one above {-bound:g}"
+                f"so that no policy meets it; choose one above {self.margin - bound:g}"
             )
 
     @property
