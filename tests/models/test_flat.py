@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from poise.models import passes
 from poise.models.adapters import Lora
-from poise.models.flat import Gated, Layout, Products, RootMeanSquareNorm, SharedAttention, runs_flat
+from poise.models.flat import Gated, Products, RootMeanSquareNorm, SharedAttention, runs_flat
+from poise.models.layout import Layout
 from poise.models.load import load_backbone
 from poise.models.passes import normalised, rotated
 from poise.models.policy import Policy

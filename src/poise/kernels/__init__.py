@@ -223,9 +223,9 @@ def attend(
 def attend_backward(
     slope: Tensor, queries: Tensor, keys: Tensor, values: Tensor, logs: Tensor, rows: Rows, *, width: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values of `attend`, whose log-normalisers are `logs`."""
+    """Gradients of queries, keys and values of `attend`, whose log-normalisers are `logs`; 0 for a token of no row."""
     heads, key_heads = queries.shape[-1] // width, keys.shape[-1] // width
-    found = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+    found = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
     sizes = (*rows.counts, heads, key_heads, width, queries.stride(0), keys.stride(0), float(scale))
     _call("attend_backward", slope, queries, keys, values, logs, *found, *rows, *sizes)
     return found

@@ -20,6 +20,7 @@ from poise import kernels
 from poise.models.adapters import LoraLinear
 from poise.models.attention import LONGEST, attend, attend_backward, bias_of
 from poise.models.fused import fuses
+from poise.models.layout import Layout, Places
 from poise.models.passes import gated, gated_backward, normalised, normalised_backward, rotated
 from poise.models.trunk import Trunk
 from poise.ranks import current
@@ -35,7 +36,7 @@ def runs_flat(trunk: Trunk, rows: SharedRows) -> bool:
 
 
 class FlatLayers:
-    """The layers of a trunk on flat tokens [N, H]: those of all prompts, then those of all responses."""
+    """The layers of a trunk on flat tokens [N, H]: those of all prompts, those of all responses, then zeros to N."""
 
     def __init__(self, trunk: Trunk, rows: SharedRows):
         self.trunk, self.layout = trunk, Layout.of(rows)
@@ -46,18 +47,13 @@ class FlatLayers:
         """States [N, H] of the tokens of prompts [G, P, H] and responses [B, R, H]."""
         layout = self.layout
         parts = [prompts.flatten(0, 1)[layout.prompts.padded], responses.flatten(0, 1)[layout.responses.padded]]
-        return torch.cat(parts)
+        return torch.cat([*parts, prompts.new_zeros(len(layout.positions) - layout.count, prompts.shape[-1])])
 
     def padded(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """States [G, P, H] of prompts and [B, R, H] of responses from those [N, H] of their tokens, 0 elsewhere."""
         layout = self.layout
-        parts = hidden.split([len(layout.prompts.padded), len(layout.responses.padded)])
-        empty = [hidden.new_zeros(*each.shape, hidden.shape[-1]) for each in (layout.prompts, layout.responses)]
-        prompts, responses = (
-            zeros.flatten(0, 1).index_copy(0, each.padded, part).view(zeros.shape)
-            for zeros, each, part in zip(empty, (layout.prompts, layout.responses), parts, strict=True)
-        )
-        return prompts, responses
+        border = len(layout.prompts.padded)
+        return layout.prompts.put(hidden[:border]), layout.responses.put(hidden[border : layout.count])
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors [N, 1, D] of a head and of its halves exchanged, at every token's position."""
@@ -86,54 +82,6 @@ class FlatLayers:
 
     def _normed_heads(self, states: Tensor, module: nn.Module) -> Tensor:
         return _normed(states.view(-1, self.head_dim), module, states.dtype).view(states.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where tokens stand in padded rows."""
-
-    shape: tuple[int, int]  # rows and columns
-    padded: Tensor  # [n] of each token, its place among rows x columns
-    flat: Tensor  # [rows x columns] of each place, its token; 0 where there is none
-
-    @classmethod
-    def of(cls, inside: Tensor) -> Places:
-        """The places where a mask [rows, columns] is true."""
-        padded = inside.flatten().nonzero()[:, 0]
-        flat = torch.zeros(inside.numel(), dtype=torch.long, device=inside.device)
-        flat[padded] = torch.arange(len(padded), device=inside.device)
-        return cls(shape=(inside.shape[0], inside.shape[1]), padded=padded, flat=flat)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """What all layers need to know of shared rows."""
-
-    prompts: Places
-    responses: Places
-    owner: Tensor  # [B]
-    positions: Tensor  # [N]
-    causal: Tensor  # bool [1, 1, P, P], for the prompts
-    seen: Tensor  # bool [B, 1, R, P + R], for the responses
-    rows: kernels.Rows  # the same, as the kernel of attention takes them
-
-    @classmethod
-    def of(cls, rows: SharedRows) -> Layout:
-        """The layout of rows."""
-        device, length = rows.owner.device, rows.prompt_ids.shape[1]
-        columns = torch.arange(length, device=device)
-        prompts = Places.of(columns < rows.prompt_lengths[:, None])
-        responses = Places.of(rows.response_mask[:, : rows.width])
-        places = columns.expand(len(rows.prompt_ids), -1).flatten(), rows.positions().flatten()
-        return cls(
-            prompts=prompts,
-            responses=responses,
-            owner=rows.owner,
-            positions=torch.cat([places[0][prompts.padded], places[1][responses.padded]]),
-            causal=(columns <= columns[:, None])[None, None],
-            seen=rows.attention_mask(),
-            rows=kernels.Rows.of(rows.prompt_lengths, rows.response_mask[:, : rows.width].sum(-1), rows.owner),
-        )
 
 
 def _computed_in(hidden: Tensor) -> torch.dtype:
@@ -253,6 +201,8 @@ def _fives(given: Sequence[Any]) -> Iterator[Sequence[Any]]:
 class SharedAttention(torch.autograd.Function):
     """Causal attention of flat tokens with rotated heads: prompts to themselves, responses to theirs and themselves.
 
+    0 for what belongs to no row.
+
     Queries [N, Hq D], keys and values [N, Hkv D], the factors of the rotation [N, 1, D].
     """
 
@@ -269,7 +219,7 @@ class SharedAttention(torch.autograd.Function):
             return attended
         ctx.save_for_backward(queries, keys, values, cos, sin)
         heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
-        found = torch.empty_like(queries)
+        found = torch.zeros_like(queries)
         for part in _parts(layout, queries, keys, values, heads, scale):
             found[part.tokens] = part.flat(attend(part.queries, part.keys, part.values, part.bias))
         return found
@@ -291,7 +241,7 @@ class SharedAttention(torch.autograd.Function):
             )
             return rotated(for_queries, cos, -sin), rotated(for_keys, cos, -sin), for_values, None, None, None, None
         heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
-        for_queries, for_keys, for_values = (torch.empty_like(each) for each in (queries, keys, values))
+        for_queries, for_keys, for_values = (torch.zeros_like(each) for each in (queries, keys, values))
         parts = _parts(ctx.layout, queries, keys, values, heads, ctx.scale)
         slopes = [
             attend_backward(part.padded(gradients[0][part.tokens]), part.queries, part.keys, part.values, part.bias)
@@ -329,7 +279,7 @@ class _Part:
         """Batches [rows Hkv, G L, D] from states [n, Hq D] of the part's tokens, 0 where there is none."""
         rows, columns = self.places.shape
         if len(states) < rows * columns:
-            states = states.new_zeros(rows * columns, states.shape[-1]).index_copy_(0, self.places.padded, states)
+            states = self.places.put(states)
         heads = states.view(rows, columns, -1, self.queries.shape[-1]).transpose(1, 2)
         return heads.reshape(self.queries.shape)
 
@@ -351,7 +301,7 @@ def _parts(
 ) -> list[_Part]:
     """The prompts, and the responses if there are any."""
     border = len(layout.prompts.padded)
-    first, rest = slice(0, border), slice(border, None)
+    first, rest = slice(0, border), slice(border, layout.count)
     prompt_keys, prompt_values = (_by_head(each[first], layout.prompts, heads[1]) for each in (keys, values))
 
     def batches(each: Tensor) -> Tensor:
@@ -371,7 +321,7 @@ def _parts(
             bias=bias_of(layout.causal, like=values),
         )
     ]
-    if len(queries) > border:
+    if layout.count > border:
         own_keys, own_values = (_by_head(each[rest], layout.responses, heads[1]) for each in (keys, values))
         parts.append(
             _Part(

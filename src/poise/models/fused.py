@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from poise import kernels
 from poise.models.adapters import LoraLinear
-from poise.models.passes import gated, rotated
+from poise.models.passes import FEW_ROWS, gated, missing_rows, rotated
 from poise.models.trunk import Trunk
 
 # attend(layer, queries, keys and values that are not turned yet [N, Hq + 2 Hkv, D]) -> [N, Hq, D]
@@ -79,17 +79,20 @@ class FusedTrunk:
 
     def run(self, hidden: Tensor, attend: Attend) -> Tensor:
         """States [N, H] of tokens after all layers."""
+        count, spare = len(hidden), missing_rows(len(hidden), hidden.device, FEW_ROWS)
+        hidden = _with_zeros(hidden, spare)
         for index, layer in enumerate(self.layers):
             states = layer.project(layer.first_norm(hidden)).view(len(hidden), -1, self.head_dim)
-            attended = attend(index, layer.normed_heads(states, self.heads, self.key_heads))
-            hidden = layer.out(attended.reshape(len(hidden), -1), add=hidden)
+            attended = attend(index, layer.normed_heads(states[:count], self.heads, self.key_heads))
+            hidden = layer.out(_with_zeros(attended.reshape(count, -1), spare), add=hidden)
             gate = layer.gate_up(layer.second_norm(hidden))
             hidden = layer.down(gated(*gate.chunk(2, -1)), add=hidden)
-        return hidden
+        return hidden[:count]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] of states [N, H] after the last layer."""
-        return self.head(self.norm(hidden))
+        spare = missing_rows(len(hidden), hidden.device, FEW_ROWS)
+        return self.head(_with_zeros(self.norm(hidden), spare))[: len(hidden)]
 
 
 class _Layer:
@@ -172,6 +175,11 @@ def packs(weight: Tensor) -> bool:
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def _with_zeros(states: Tensor, spare: int) -> Tensor:
+    """States [N, ...] and so many rows of zeros."""
+    return F.pad(states, (0, 0, 0, spare)) if spare else states
 
 
 def _packed(weight: Tensor) -> Tensor:

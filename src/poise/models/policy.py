@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.errors import ModelError
@@ -31,6 +32,7 @@ from poise.models.adapters import (
     use_adapter,
 )
 from poise.models.load import Backbone, load_backbone
+from poise.models.passes import missing_rows
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
 from poise.ranks import current
@@ -118,11 +120,11 @@ class Policy:
         def compute() -> tuple[Tensor, Tensor]:
             above = run_shared(trunk, rows, recompute_in=computing if self.recompute else None)
             inside = above.response_mask[:, : above.width]
-            states = trunk.final_norm(above.predicting()[inside])
+            states, ids = above.predicting()[inside], above.response_ids[inside]
+            spare = missing_rows(len(ids), ids.device)
+            states, ids = trunk.final_norm(F.pad(states, (0, 0, 0, spare))), F.pad(ids, (0, spare))
             weight = trunk.head.weight.to(states.dtype)
-            return chunked_token_logprobs(
-                states, weight, above.response_ids[inside], chunk=_CHUNK, temperature=temperature
-            )
+            return chunked_token_logprobs(states, weight, ids, chunk=_CHUNK, temperature=temperature)
 
         computing = self.reference if reference else self.acting
         with computing() as trunk:

@@ -18,7 +18,7 @@ from poise.rollout.cache import LayerCache, PromptCache, RowCache, attend_step
 from poise.rollout.sampling import sample_tokens
 from poise.types import Finish, Sampling
 
-_PREFILL_TOKENS = 4096  # padded prompt tokens that are computed at once
+_PREFILL_TOKENS = 1024  # padded prompt tokens that are computed at once
 _STATIC_COLUMNS = 64  # what the columns of a captured step are a multiple of
 _ADMIT_SHARE = 8  # prompts enter when an eighth of the rows is free: one at a time they would be slow
 
@@ -66,8 +66,8 @@ class Caches:
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """What a layer's kernel of attention reads: the rows' cache and sizes, and their prompts'."""
         rows, prompts = self.rows, self.prompts
-        shared = None if prompts is None else (prompts.buffer[layer], prompts.owner[: rows.count], prompts.sizes)
-        return rows.buffer[layer], rows.sizes[: rows.count], shared
+        shared = None if prompts is None else (prompts.buffers[layer], prompts.owner[: rows.count], prompts.sizes)
+        return rows.buffers[layer], rows.sizes[: rows.count], shared
 
 
 class FusedForward:
