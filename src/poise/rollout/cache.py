@@ -6,6 +6,8 @@ several rows share lie in a second buffer, once for all their rows.
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import Any
 
 import torch
@@ -14,15 +16,15 @@ from torch import Tensor
 
 
 class RowCache:
-    """Keys and values [2, rows, heads, columns, D] of each layer, of which the first `count` rows are in use.
+    """Keys and values [layers, 2, rows, heads, columns, D], of which the first `count` rows are in use.
 
-    A layer's are a buffer of their own: one for all layers would ask the heap for one hole of that size at every call.
     `sizes` [rows] columns of each row are filled. `begin_step` decides where the next token of every row goes.
     """
 
     def __init__(self, *, shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device):
         layers, self.rows, heads, self.columns, width = shape
-        self.buffers = _buffers(layers, (2, self.rows, heads, self.columns, width), dtype, device)
+        self.buffer = _zeros((layers, 2, self.rows, heads, self.columns, width), dtype, device)
+        self._flat = self.buffer.view(layers, -1, width)
         self.count = 0
         self.sizes = torch.zeros(self.rows, dtype=torch.long, device=device)
         starts = torch.arange(2 * self.rows * heads, device=device).view(2, self.rows, heads) * self.columns
@@ -44,19 +46,18 @@ class RowCache:
         self._places = (self._starts[:span] + sizes[:, None, None]).flatten()
         if masked:
             seen = torch.arange(width, device=sizes.device) <= sizes[:, None]
-            self.mask = _additive(seen, self.buffers[0].dtype)
+            self.mask = _additive(seen, self.buffer.dtype)
 
     def store(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values [span, 2 heads, D] of a layer in; returns [span, heads, width, D] to attend to."""
-        buffer = self.buffers[layer]
-        buffer.view(-1, new.shape[-1]).index_copy_(0, self._places, new.reshape(-1, new.shape[-1]))
-        keys, values = buffer[:, : self.span, :, : self.width]
+        self._flat[layer].index_copy_(0, self._places, new.reshape(-1, new.shape[-1]))
+        keys, values = self.buffer[layer, :, : self.span, :, : self.width]
         return keys, values
 
     def fill(self, layer: int, begin: int, new: Tensor, copies: int = 1) -> None:
         """Put the keys and values [2, prompts, heads, L, D] of whole prompts in, in `copies` adjacent rows each."""
         end = begin + new.shape[1] * copies
-        rows = self.buffers[layer][:, begin:end, :, : new.shape[3]]
+        rows = self.buffer[layer, :, begin:end, :, : new.shape[3]]
         rows.unflatten(1, (-1, copies)).copy_(new.unsqueeze(2))
 
     def leave(self, row: int) -> int:
@@ -64,8 +65,7 @@ class RowCache:
         last = self.count - 1
         if row != last:
             filled = int(self.sizes[last])
-            for buffer in self.buffers:
-                buffer[:, row, :, :filled] = buffer[:, last, :, :filled]
+            self.buffer[:, :, row, :, :filled] = self.buffer[:, :, last, :, :filled]
             self.sizes[row] = self.sizes[last]
         self.sizes[last] = 0
         self.count = last
@@ -73,7 +73,7 @@ class RowCache:
 
 
 class PromptCache:
-    """Keys and values [2, slots, heads, columns, D] of prompts in each layer, each shared by up to `group` rows.
+    """Keys and values [layers, 2, slots, heads, columns, D] of prompts, each shared by up to `group` rows.
 
     `owner` and `place` [rows] say which prompt a row belongs to and its number among that prompt's rows.
     """
@@ -82,7 +82,7 @@ class PromptCache:
         self, *, shape: tuple[int, int, int, int, int], group: int, rows: int, dtype: torch.dtype, device: torch.device
     ):
         layers, slots, heads, columns, width = shape
-        self.buffers = _buffers(layers, (2, slots, heads, columns, width), dtype, device)
+        self.buffer = _zeros((layers, 2, slots, heads, columns, width), dtype, device)
         self.group = group
         self.sizes = torch.zeros(slots, dtype=torch.long, device=device)
         self.owner = torch.zeros(rows, dtype=torch.long, device=device)
@@ -108,7 +108,7 @@ class PromptCache:
 
     def fill(self, layer: int, slots: list[int], new: Tensor) -> None:
         """Put the keys and values [2, prompts, heads, L, D] of prompts into their slots."""
-        self.buffers[layer][:, slots, :, : new.shape[3]] = new
+        self.buffer[layer, :, slots, :, : new.shape[3]] = new
 
     def leave(self, row: int, last: int) -> None:
         """A row is done, and the row `last` has taken its slot."""
@@ -124,7 +124,7 @@ class PromptCache:
         self._mask = None
         if int(sizes.min()) < self._width:  # a slot never used has size 0; nothing reads what comes out of it
             seen = torch.arange(self._width, device=sizes.device) < sizes[:, None].clamp(min=1)
-            self._mask = _additive(seen, self.buffers[0].dtype)
+            self._mask = _additive(seen, self.buffer.dtype)
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of queries [count, heads, G, D] to their prompts, and its log-normalisers [count, heads, G]."""
@@ -133,16 +133,25 @@ class PromptCache:
         grouped.index_copy_(0, self._index, queries.reshape(count, -1))
         shape = (self._used, self.group, heads, size, width)
         grouped = grouped.view(shape).transpose(1, 2).reshape(self._used, heads, self.group * size, width)
-        keys, values = self.buffers[layer][:, : self._used, :, : self._width]
+        keys, values = self.buffer[layer, :, : self._used, :, : self._width]
         found, normalisers = attention_with_normalisers(grouped, keys, values, self._mask)
         found = found.reshape(self._used, heads, self.group, size, width).transpose(1, 2).flatten(0, 1)
         normalisers = normalisers.reshape(self._used, heads, self.group, size).transpose(1, 2).flatten(0, 1)
         return found[self._index], normalisers[self._index]
 
 
-def _buffers(layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Zeros: what a mask hides must still be finite, as nothing times a NaN is a NaN."""
-    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros: what a mask hides must still be finite, as nothing times a NaN is a NaN.
+
+    On a CPU with Linux they are pages of their own, which the system clears and takes back as a whole. In the heap,
+    where weights are packed and let go call by call, a block of that size seldom finds the hole it left: it grows.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -66,8 +66,8 @@ class Caches:
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """What a layer's kernel of attention reads: the rows' cache and sizes, and their prompts'."""
         rows, prompts = self.rows, self.prompts
-        shared = None if prompts is None else (prompts.buffers[layer], prompts.owner[: rows.count], prompts.sizes)
-        return rows.buffers[layer], rows.sizes[: rows.count], shared
+        shared = None if prompts is None else (prompts.buffer[layer], prompts.owner[: rows.count], prompts.sizes)
+        return rows.buffer[layer], rows.sizes[: rows.count], shared
 
 
 class FusedForward:
