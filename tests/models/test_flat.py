@@ -1,16 +1,19 @@
 """Layers on flat tokens compute what the family's own layers compute, and so do their gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from poise.models import passes
 from poise.models.adapters import Lora
-from poise.models.flat import Gated, Products, RootMeanSquareNorm, SharedAttention, runs_flat
+from poise.models.flat import RootMeanSquareNorm, SharedAttention, runs_flat
 from poise.models.layout import Layout
 from poise.models.load import load_backbone
 from poise.models.passes import normalised, rotated
 from poise.models.policy import Policy
+from poise.models.products import Gated, Itself, Normed, Products
 from poise.models.shared_rows import SharedRows, run_shared
 
 ROWS = [[5, 6, 7, 8, 20, 21], [9, 10, 22, 23, 24, 25], [5, 6, 7, 8], [11, 12, 13, 26], [5, 6, 7, 8, 27, 28, 29]]
@@ -91,21 +94,26 @@ def test_the_norm_is_the_root_mean_square_one_with_a_right_gradient():
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
     torch.testing.assert_close(normalised(x, weight, 1e-3, torch.float64)[0], expected)
     assert torch.autograd.gradcheck(lambda *each: RootMeanSquareNorm.apply(*each, 1e-3, torch.float64), (x, weight))
+    source, given = Normed(epsilon=1e-3, dtype=torch.float64), (x, weight, wide(3, 8), None, None, None, 1.0)
+    torch.testing.assert_close(Products.apply(source, 2, *given)[0], expected @ given[2].T)
+    assert torch.autograd.gradcheck(partial(Products.apply, source, 2), given)
 
 
 def test_the_gate_is_silu_times_the_other_with_a_right_gradient():
     gate, up = wide(7, 8), wide(7, 8)
-    torch.testing.assert_close(Gated.apply(gate, up), F.silu(gate) * up)
-    assert torch.autograd.gradcheck(Gated.apply, (gate, up))
+    weight = wide(3, 8)
+    given = gate, up, weight, None, None, None, 1.0
+    torch.testing.assert_close(Products.apply(Gated(), 2, *given)[0], (F.silu(gate) * up) @ weight.T)
+    assert torch.autograd.gradcheck(partial(Products.apply, Gated(), 2), given)
 
 
 def test_products_add_their_adapters_and_have_a_right_gradient():
     x, given = wide(5, 4), [wide(6, 4), wide(6), wide(2, 4), wide(6, 2), 1.5, wide(3, 4), None, None, None, 1.0]
-    first, second = Products.apply(x, *given)
+    first, second = Products.apply(Itself(), 1, x, *given)
     weight, bias, a, b, scale, other = given[:6]
     torch.testing.assert_close(first, x @ (weight + scale * b @ a).T + bias)
     torch.testing.assert_close(second, x @ other.T)
-    assert torch.autograd.gradcheck(Products.apply, (x, *given))
+    assert torch.autograd.gradcheck(partial(Products.apply, Itself(), 1), (x, *given))
 
 
 def test_attention_has_a_right_gradient():

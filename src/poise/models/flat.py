@@ -8,20 +8,18 @@ would cost more. The results are those of the family's own layers, up to roundin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from poise import kernels
-from poise.models.adapters import LoraLinear
 from poise.models.attention import LONGEST, attend, attend_backward, bias_of
 from poise.models.fused import fuses
 from poise.models.layout import Layout, Places
-from poise.models.passes import gated, gated_backward, normalised, normalised_backward, rotated
+from poise.models.passes import normalised, normalised_backward, rotated
+from poise.models.products import Gated, Normed, products
 from poise.models.trunk import Trunk
 from poise.ranks import current
 
@@ -68,30 +66,28 @@ class FlatLayers:
         attention, mlp = layer.self_attn, layer.mlp
         dtype = _computed_in(hidden)
         with torch.autocast("cpu", enabled=False):
-            normed = _normed(hidden, layer.input_layernorm, dtype)
-            queries, keys, values = products(normed, [attention.q_proj, attention.k_proj, attention.v_proj])
+            first, second = layer.input_layernorm, layer.post_attention_layernorm
+            projections, normed = [attention.q_proj, attention.k_proj, attention.v_proj], Normed.by(first, dtype)
+            queries, keys, values = products(projections, hidden, first.weight, of=normed)
             if hasattr(attention, "q_norm"):
                 queries = self._normed_heads(queries, attention.q_norm)
                 keys = self._normed_heads(keys, attention.k_norm)
             factors = tuple(each.to(dtype) for each in rotation)
             attended = SharedAttention.apply(queries, keys, values, *factors, self.layout, attention.scaling)
-            hidden = hidden + products(attended, [attention.o_proj])[0]
-            normed = _normed(hidden, layer.post_attention_layernorm, dtype)
-            gate, up = products(normed, [mlp.gate_proj, mlp.up_proj])
-            return hidden + products(Gated.apply(gate, up), [mlp.down_proj])[0]
+            hidden = hidden + products([attention.o_proj], attended)[0]
+            gate, up = products([mlp.gate_proj, mlp.up_proj], hidden, second.weight, of=Normed.by(second, dtype))
+            return hidden + products([mlp.down_proj], gate, up, of=Gated())[0]
 
-    def _normed_heads(self, states: Tensor, module: nn.Module) -> Tensor:
-        return _normed(states.view(-1, self.head_dim), module, states.dtype).view(states.shape)
+    def _normed_heads(self, states: Tensor, module: Any) -> Tensor:
+        normed: Tensor = RootMeanSquareNorm.apply(
+            states.view(-1, self.head_dim), module.weight, module.variance_epsilon, states.dtype
+        )
+        return normed.view(states.shape)
 
 
 def _computed_in(hidden: Tensor) -> torch.dtype:
     """The dtype of the products: autocast's, where it is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-
-
-def _normed(hidden: Tensor, module: Any, dtype: torch.dtype) -> Tensor:
-    normed: Tensor = RootMeanSquareNorm.apply(hidden, module.weight, module.variance_epsilon, dtype)
-    return normed
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
@@ -109,93 +105,6 @@ class RootMeanSquareNorm(torch.autograd.Function):
         """Gradients of the states and of the weight."""
         found = normalised_backward(gradients[0], *ctx.saved_tensors, for_weight=ctx.needs_input_grad[1])
         return *found, None, None
-
-
-class Gated(torch.autograd.Function):
-    """silu(gate) * up, each [N, I]."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """The gated states [N, I]."""
-        ctx.save_for_backward(gate, up)
-        return gated(gate, up)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of gate and up."""
-        return gated_backward(gradients[0], *ctx.saved_tensors)
-
-
-def products(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """What linear layers, with the adapters that are on, make of the same input [N, inputs]."""
-    flat: list[Any] = []
-    for module in modules:
-        name = module.active if isinstance(module, LoraLinear) else None
-        base = cast("nn.Linear", module.base if isinstance(module, LoraLinear) else module)
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        flat += [base.weight.to(x.dtype), bias]
-        if isinstance(module, LoraLinear) and name is not None and name in module.scale:
-            flat += [module.lora_a[name].to(x.dtype), module.lora_b[name].to(x.dtype), module.scale[name]]
-        else:
-            flat += [None, None, 1.0]
-    found: tuple[Tensor, ...] = Products.apply(x, *flat)
-    return found
-
-
-class Products(torch.autograd.Function):
-    """Linear layers of one input, whose gradient is summed in place.
-
-    After x [N, inputs], five of each: weight [outputs, inputs], bias [outputs] or None, and of an adapter
-    A [r, inputs], B [outputs, r] and the scale; None, None and 1 where there is none.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        """The products [N, outputs] of each."""
-        found, lows = [], []
-        for weight, bias, a, b, scale in _fives(given):
-            y = F.linear(x, weight, bias)
-            low = None if a is None else x @ a.t()
-            found.append(y if low is None else y.addmm_(low, b.t(), alpha=scale))
-            lows.append(low)
-        ctx.scales = given[4::5]
-        kept = [each for five in _fives(given) for each in (five[0], five[2], five[3])]
-        ctx.save_for_backward(x, *kept, *lows)
-        return tuple(found)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        """Gradients of the input and of everything that asks for one."""
-        x, *kept = ctx.saved_tensors
-        count, needed = len(ctx.scales), ctx.needs_input_grad
-        weights, lows = kept[: 3 * count], kept[3 * count :]
-        for_x: Tensor | None = None
-        found: list[Any] = []
-        for number, (slope, low) in enumerate(zip(gradients, lows, strict=True)):
-            weight, a, b = weights[3 * number : 3 * number + 3]
-            for_weight, for_bias, for_a, for_b = needed[1 + 5 * number : 5 + 5 * number]
-            down = None if a is None else (slope @ b).mul_(ctx.scales[number])
-            if needed[0]:
-                for_x = slope @ weight if for_x is None else for_x.addmm_(slope, weight)
-                if down is not None:
-                    for_x.addmm_(down, a)
-            found += [
-                _over_tokens(slope, x) if for_weight else None,
-                slope.sum(0) if for_bias else None,
-                down.t() @ x if for_a and down is not None else None,
-                (slope.t() @ low).mul_(ctx.scales[number]) if for_b else None,
-                None,
-            ]
-        return for_x, *found
-
-
-def _over_tokens(slope: Tensor, x: Tensor) -> Tensor:
-    """The gradient [outputs, inputs] of a weight: slope^T x."""
-    return kernels.sum_over_tokens(slope, x) if kernels.sums(slope, x) else slope.t() @ x
-
-
-def _fives(given: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (given[begin : begin + 5] for begin in range(0, len(given), 5))
 
 
 class SharedAttention(torch.autograd.Function):
