@@ -3,7 +3,8 @@
 Actor, reference, reward, cost and two critics are models of their own in bf16; actor and critics are updated once.
 The peer is written plainly: transformers' `generate`, then a forward pass of each model over whole rows with the
 actor's and the reference's logits at every position, then the updates. Ours keeps the sampler's log-probabilities,
-computes logits at response positions only and runs the layers on flat tokens.
+computes logits at response positions only, runs the layers on flat tokens, half the rows at a time, and updates one
+model after the other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from poise.rollout.native import NativeEngine
 from poise.types import Sampling
 
 CLIP, KL_COEF, MULTIPLIER = 0.2, 0.02, 1.0
+PARTS = 2  # that our side takes its gradients in
 
 
 class Scored(torch.nn.Module):
@@ -66,8 +68,9 @@ class Study:
             torch.optim.AdamW(each.parameters(), lr=1e-6, weight_decay=0.0) for each in (actor, *self.critics)
         ]
 
-    def step(self) -> None:
-        for optimizer in self.optimizers:
+    @staticmethod
+    def step(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -97,11 +100,16 @@ def ours(size: Size) -> Repeat:
             scores = [scorer(rows)[1] for scorer in study.scorers]
             values = [critic(rows)[0] for critic in study.critics]
         advantages, returns = study.advantages(scores, values, old - known)
-        new, _ = actor.logprobs(rows)
-        (clipped_surrogate(new, old, advantages, rows.response_mask).sum() / old.numel()).backward()
-        for critic, target in zip(study.critics, returns, strict=True):
-            (critic(rows)[0] - target).square().mean().backward()
-        study.step()
+        parts = [(part, rows.select(part)) for part in torch.arange(size.rows).chunk(PARTS)]
+        for at, part in parts:
+            new, _ = actor.logprobs(part)
+            losses = clipped_surrogate(new, old[at], advantages[at], part.response_mask)
+            (losses.sum() / old.numel()).backward()
+        study.step(study.optimizers[:1])  # before the next model has a gradient as well
+        for critic, target, optimizer in zip(study.critics, returns, study.optimizers[1:], strict=True):
+            for at, part in parts:
+                ((critic(part)[0] - target[at]).square().sum() / old.numel()).backward()
+            study.step([optimizer])
         actor.version += 1
 
     return repeat
@@ -131,7 +139,7 @@ def peer(size: Size) -> Repeat:
         torch.maximum(-chosen * ratio, -chosen * ratio.clamp(1 - CLIP, 1 + CLIP)).mean().backward()
         for critic, target in zip(study.critics, returns, strict=True):
             (critic(ids, mask)[:, :-1] - target)[:, start - 1 :].square().mean().backward()
-        study.step()
+        study.step(study.optimizers)
 
     return repeat
 

@@ -81,6 +81,21 @@ def test_padding_is_not_computed_and_reads_as_zero():
     assert (rows.known_states.responses[inside].abs().sum(-1) > 0).all()
 
 
+def test_products_have_rows_in_whole_multiples(monkeypatch):
+    seen: set[int] = set()
+    linear = F.linear
+
+    def counted(x, *rest):
+        seen.add(len(x))
+        return linear(x, *rest)
+
+    monkeypatch.setattr("poise.models.products.F.linear", counted)
+    policy = Policy(load_backbone("random:llama"), Lora(rank=2))
+    for rows in (ROWS, ROWS[:1], [each[:-1] for each in ROWS]):
+        policy.logprobs(SharedRows.of_lists(rows, STARTS[: len(rows)]))
+    assert seen == {passes.ROWS}
+
+
 def test_long_rows_and_other_families_run_their_own_layers(monkeypatch):
     rows = SharedRows.of_lists(ROWS, STARTS)
     assert not runs_flat(load_backbone("random:gpt2").trunk, rows)
