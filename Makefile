@@ -46,7 +46,8 @@ BENCHMARKS := rollout_fixed rollout_mixed rollout_grouped grpo_16 grpo_64 grpo_1
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
-	@for name in rollout_fixed grpo_16; do $(BIN)/python benchmarks/$$name.py --scaling || exit 1; done
+	@for axis in rows response layers; do for name in rollout_fixed grpo_16; do \
+		$(BIN)/python benchmarks/$$name.py --scaling $$axis || exit 1; done; done
 	@$(BIN)/python benchmarks/render.py
 
 clean:

@@ -1,10 +1,10 @@
 """What every benchmark shares: two processes that take turns, medians, peak memory, the limit of this machine.
 
 Ours and the peer each run in a process of their own, so that peak memory is honest, and take turns repeat by repeat,
-so that a change of the machine's load meets both. Both have the malloc that `poise run` gives itself, so that no win is
-an allocator's. A repeat says which share of the machine other processes took meanwhile; the medians are over the
-repeats with the least of it. `--processor-time` compares processor seconds of one thread instead of the clock: where
-others take most of the machine, the clock says little.
+so that a change of the machine's load meets both, and the ratio is the median of those of single turns. Both have the
+malloc that `poise run` gives itself, so that no win is an allocator's. A repeat says which share of the machine other
+processes took meanwhile; turns in which that was much are left out, where there are others. `--processor-time` compares
+processor seconds of one thread instead of the clock: where others take most of the machine, the clock says little.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class Benchmark:
     peer: Callable[[Size], Repeat | None] | None  # whose result is None where it has served its own loop
     size: Size
     quick: dict[str, Any] = field(default_factory=dict)
-    scaled: str = "rows"
-    scales: Sequence[int] = (16, 32, 64, 128, 256)
+    scales: Sequence[int] = (16, 32, 64, 128, 256)  # of rows
     bound: Callable[[Size], float] | None = None  # seconds that the matrix products alone need, measured in turn
     needs: str = ""  # a package that the peer needs
 
 
+LENGTHS, LAYERS = (32, 64, 128, 256, 512), (4, 8, 16, 32)
+AXES = ("rows", "response", "layers")  # what can grow: the batch, the length, the model
+CALM = 0.1  # share of the machine that others may take of a turn that counts
 QUICK = {
     "model": "random:llama?layers=2&hidden=64",
     "rows": 4,
@@ -75,7 +77,9 @@ def main(benchmark: Benchmark) -> None:
     """The command line of a benchmark."""
     parser = argparse.ArgumentParser(description=f"{benchmark.name}: poise against {benchmark.peer_name}")
     parser.add_argument("--quick", action="store_true", help="a tiny random model, under a minute: does it run?")
-    parser.add_argument("--scaling", action="store_true", help="ours alone at growing sizes; fit the exponents")
+    parser.add_argument(
+        "--scaling", nargs="?", const="rows", choices=AXES, help="ours alone at growing sizes; fit the exponents"
+    )
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--warm-up", type=int)
     parser.add_argument("--rows", type=int, help="another number of prompts, comparisons or demonstrations")
@@ -92,7 +96,7 @@ def main(benchmark: Benchmark) -> None:
     if options.side:
         _work(benchmark, options.side, size)
     elif options.scaling:
-        _scaling(benchmark, size)
+        _scaling(benchmark, size, options.scaling)
     else:
         _compare(benchmark, size, keep=not options.quick, clock="processor" if options.processor_time else "seconds")
 
@@ -115,8 +119,7 @@ def _compare(benchmark: Benchmark, size: Size, *, keep: bool, clock: str) -> Non
                 rows[side].append(row)
                 print(f"{side:5} {row[clock]:8.3f} s   others {row['others']:.0%} of the machine", flush=True)
     memory = {side: worker.finish() for side, worker in workers.items()}
-    seconds = {side: _median(found, clock) for side, found in rows.items()}
-    result = _result(benchmark, size, seconds, memory) | {
+    result = figures(benchmark, rows, memory, clock) | {
         "clock": clock,
         "size": asdict(size),
         "repeats": rows,
@@ -128,38 +131,54 @@ def _compare(benchmark: Benchmark, size: Size, *, keep: bool, clock: str) -> Non
     print(json.dumps({key: value for key, value in result.items() if key not in ("size", "repeats", "machine")}))
 
 
-def _result(benchmark: Benchmark, size: Size, seconds: dict[str, float], memory: dict[str, float]) -> dict[str, Any]:
-    """The figures of a row; without a peer the ratio is the time over the bound."""
+def figures(
+    benchmark: Benchmark, rows: dict[str, list[dict[str, float]]], memory: dict[str, float], clock: str
+) -> dict[str, Any]:
+    """The figures of a row: medians over turns; without a peer the ratio is the time over the bound."""
+    turns = calm_turns(rows)
+    seconds = {side: [found[turn][clock] for turn in turns] for side, found in rows.items()}
     ours, peer, bound = (seconds.get(side) for side in ("ours", "peer", "bound"))
     assert ours is not None
-    ratio = peer / ours if peer else ours / bound if bound and benchmark.peer is None else None
+    over_bound = [mine / least for mine, least in zip(ours, bound, strict=True)] if bound else None
+    ratios = [other / mine for other, mine in zip(peer, ours, strict=True)] if peer else None
+    if peer is None and benchmark.peer is None:
+        ratios = over_bound
     return {
         "benchmark": benchmark.name,
-        "ratio": ratio,
-        "ours": ours,
-        "peer": peer,
+        "ratio": ratios and statistics.median(ratios),
+        "ratio_range": ratios and [min(ratios), max(ratios)],
+        "ours": statistics.median(ours),
+        "peer": peer and statistics.median(peer),
         "unit": "s",
-        "n": size.repeats,
+        "n": len(turns),
         "bar": benchmark.bar,
         "peer_name": benchmark.peer_name,
-        "bound": bound,
-        "over_bound": ours / bound if bound else None,
+        "bound": bound and statistics.median(bound),
+        "over_bound": over_bound and statistics.median(over_bound),
         "ours_rss_gib": memory["ours"],
         "peer_rss_gib": memory.get("peer"),
         "rss_ratio": memory["peer"] / memory["ours"] if peer else None,
     }
 
 
-def _median(rows: Sequence[dict[str, float]], clock: str = "seconds") -> float:
-    """The median seconds of the half of the repeats that other processes disturbed least."""
-    calm = sorted(rows, key=lambda row: row["others"])[: max(2, -(-len(rows) // 2))]
-    return statistics.median(row[clock] for row in calm)
+def calm_turns(rows: dict[str, list[dict[str, float]]]) -> list[int]:
+    """The turns in which other processes took at most a tenth of the machine from every side; all, if those are few."""
+    shares = [max(each["others"] for each in turn) for turn in zip(*rows.values(), strict=True)]
+    calm = [number for number, share in enumerate(shares) if share <= CALM]
+    return calm if len(calm) > 1 else list(range(len(shares)))
 
 
-def _scaling(benchmark: Benchmark, size: Size) -> None:
+def scaled(benchmark: Benchmark, size: Size, axis: str) -> dict[int, Size]:
+    """The sizes at which one thing grows; models grow by layers, random ones as wide as SmolLM2-135M."""
+    if axis == "layers":
+        return {n: replace(size, model=f"random:llama?layers={n}&hidden=576&heads=9") for n in LAYERS}
+    return {n: replace(size, **{axis: n}) for n in (benchmark.scales if axis == "rows" else LENGTHS)}
+
+
+def _scaling(benchmark: Benchmark, size: Size, axis: str) -> None:
     points = []
-    for scale in benchmark.scales:
-        worker = _Worker(benchmark, "ours", replace(size, **{benchmark.scaled: scale}))
+    for scale, grown in scaled(benchmark, size, axis).items():
+        worker = _Worker(benchmark, "ours", grown)
         resting = worker.resting
         seconds = [worker.repeat()["seconds"] for _ in range(3)]
         points.append({"scale": scale, "seconds": min(seconds), "gib": worker.finish(), "resting_gib": resting})
@@ -167,14 +186,16 @@ def _scaling(benchmark: Benchmark, size: Size) -> None:
     scales = [float(point["scale"]) for point in points]
     result = {
         "benchmark": benchmark.name,
-        "scaled": benchmark.scaled,
+        "scaled": axis,
         "time_exponent": exponent(scales, [point["seconds"] for point in points]),
         "memory_exponent": exponent(scales, [max(1e-3, point["gib"] - point["resting_gib"]) for point in points]),
         "points": points,
         "size": asdict(size),
         "machine": machine(),
     }
-    (RESULTS / f"{benchmark.name}.scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{benchmark.name}.scaling{'' if axis == 'rows' else f'-{axis}'}.json").write_text(
+        json.dumps(result, indent=1) + "\n"
+    )
     print(json.dumps({key: result[key] for key in ("benchmark", "time_exponent", "memory_exponent")}))
 
 

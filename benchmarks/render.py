@@ -10,6 +10,7 @@ from harness import RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PLOTS, NOTES = DOCS / "performance.md", DOCS / "performance", Path(__file__).parent / "notes.md"
+AXES = {"rows": "rows", "response": "tokens of a response", "layers": "layers of a random model"}
 ROWS = (
     *("rollout_fixed", "rollout_mixed", "rollout_grouped", "grpo_16", "grpo_64", "grpo_16_lora", "grpo_64_lora"),
     *("ppo_lag_16", "ppo_lag_16_separate", "dpo", "reward", "sft", "sft_packed"),
@@ -20,7 +21,7 @@ def main() -> None:
     """Render the page."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     rows = [found[name] for name in ROWS if name in found]
-    scalings = [value for name, value in found.items() if name.endswith(".scaling")]
+    scalings = [value for name, value in found.items() if ".scaling" in name]
     profiles = [found[f"{name}.profile"] for name in ROWS if f"{name}.profile" in found]
     PLOTS.mkdir(exist_ok=True)
     parts = [_head(rows), _table(rows) if rows else "", _missing(found)]
@@ -47,9 +48,9 @@ def _head(rows: list[dict[str, Any]]) -> str:
     return (
         "# Performance\n\nTimes against peers on the same machine, model (SmolLM2-135M in bf16), prompts and lengths. "
         "`make bench` measures and writes this page; each row is a script of `benchmarks/`. Both sides run in one "
-        "process tree and take turns; both have the same tuned malloc. Figures are medians over the calmer half of the "
-        "repeats: other processes may share the machine, and each result keeps which share they took.\n\n"
-        + "\n".join(lines)
+        "process tree and take turns; both have the same tuned malloc. Seconds are medians over n turns, the ratio is "
+        "the median of those of single turns, with the smallest and the largest: machines are shared, and a turn meets "
+        "both sides alike. Turns of which other processes took over a tenth are left out.\n\n" + "\n".join(lines)
     )
 
 
@@ -64,10 +65,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
         peer = f"{row['bound']:.2f} (products)" if bound else f"{row['peer']:.2f}"
         memory = "" if row["peer_rss_gib"] is None else f"{row['peer_rss_gib']:.2f}"
         clock = " (processor seconds, one thread)" if row.get("clock") == "processor" else ""
+        low, high = row["ratio_range"] or (row["ratio"], row["ratio"])
         shares = [each["others"] for side in row["repeats"].values() for each in side]
         lines.append(
             f"| `{row['benchmark']}`{clock} | {row['ours']:.2f} | {peer} | "
-            f"{row['ratio']:.2f}{'' if met else ' (not met)'} | "
+            f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]{'' if met else ' (not met)'} | "
             f"{'at most' if bound else 'at least'} {row['bar']} | {row['ours_rss_gib']:.2f} | {memory} | "
             f"{'' if row['rss_ratio'] is None else format(row['rss_ratio'], '.2f')} | "
             f"{min(shares):.0%} to {max(shares):.0%} | {row['n']} |"
@@ -97,11 +99,15 @@ def _scaling(scalings: list[dict[str, Any]]) -> str:
     for each in scalings:
         scales = [point["scale"] for point in each["points"]]
         lines.append(
-            f"| `{each['benchmark']}` | {each['scaled']} {scales[0]} to {scales[-1]} | "
+            f"| `{each['benchmark']}` | {AXES[each['scaled']]}, {scales[0]} to {scales[-1]} | "
             f"n^{each['time_exponent']:.2f} | n^{each['memory_exponent']:.2f} |"
         )
     _curves(scalings)
-    return "## Scaling\n\n" + "\n".join(lines) + "\n\n![Scaling](performance/scaling.svg)"
+    text = (
+        "Ours alone (`--scaling rows`, `response`, `layers`): slopes of lines through the logarithms of the fastest of "
+        "three repeats at each size, and of memory above that of a process at rest. Below 1: part does not grow."
+    )
+    return f"## Scaling\n\n{text}\n\n" + "\n".join(lines) + "\n\n![Scaling](performance/scaling.svg)"
 
 
 def _profiles(profiles: list[dict[str, Any]]) -> str:
@@ -152,19 +158,23 @@ def _bars(rows: list[dict[str, Any]]) -> None:
 
 def _curves(scalings: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for each in scalings:
-        axes.loglog(
-            [p["scale"] for p in each["points"]], [p["seconds"] for p in each["points"]], "o-", label=each["benchmark"]
-        )
-    scales = sorted({p["scale"] for each in scalings for p in each["points"]})
-    axes.set_xticks(scales, [str(scale) for scale in scales])
-    axes.set_yticks([5, 10, 20, 50], ["5", "10", "20", "50"])
-    axes.minorticks_off()
-    axes.set_xlabel("rows")
-    axes.set_ylabel("seconds")
-    axes.legend()
+    kinds = [kind for kind in AXES if any(each["scaled"] == kind for each in scalings)]
+    figure, plots = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 3.5), squeeze=False, layout="constrained")
+    for axes, kind in zip(plots[0], kinds, strict=True):
+        shown = [each for each in scalings if each["scaled"] == kind]
+        for each in shown:
+            scales, seconds = zip(*((p["scale"], p["seconds"]) for p in each["points"]), strict=True)
+            axes.loglog(scales, seconds, "o-", label=each["benchmark"])
+        scales = sorted({p["scale"] for each in shown for p in each["points"]})
+        axes.set_xticks(scales, [str(scale) for scale in scales])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.minorticks_off()
+        axes.set_xlabel(AXES[kind])
+        axes.set_ylabel("seconds")
+        axes.legend()
     figure.savefig(PLOTS / "scaling.svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 

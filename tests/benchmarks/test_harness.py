@@ -64,9 +64,29 @@ def test_the_exponent_of_a_power_law_is_found(harness, power):
     assert harness.exponent(scales, [3 * scale**power for scale in scales]) == pytest.approx(power)
 
 
-def test_the_median_is_over_the_calmer_half(harness):
-    rows = [{"seconds": s, "others": o} for s, o in ((1.0, 0.0), (1.2, 0.1), (5.0, 0.6), (9.0, 0.9))]
-    assert harness._median(rows) == pytest.approx(1.1)
+def test_the_ratio_is_the_median_of_those_of_calm_turns(harness):
+    def side(*turns):
+        return [{"seconds": seconds, "others": others} for seconds, others in turns]
+
+    rows = {
+        "ours": side((1.0, 0.0), (2.0, 0.05), (5.0, 0.6), (4.0, 0.0)),
+        "peer": side((3.0, 0.0), (8.0, 0.0), (9.0, 0.0), (8.0, 0.0)),
+    }
+    benchmark = harness.Benchmark(name="x", peer_name="y", bar=2, ours=None, peer=len, size=harness.Size())
+    found = harness.figures(benchmark, rows, {"ours": 1.0, "peer": 3.0}, "seconds")
+    assert (found["ratio"], found["ratio_range"], found["n"], found["rss_ratio"]) == (3.0, [2.0, 4.0], 3, 3.0)
+    busy = {name: [dict(each, others=0.5) for each in found] for name, found in rows.items()}
+    assert harness.calm_turns(busy) == [0, 1, 2, 3]
+
+
+def test_one_thing_grows_at_a_time(harness):
+    benchmark = harness.Benchmark(name="x", peer_name="y", bar=2, ours=None, peer=None, size=harness.Size())
+    for axis in harness.AXES:
+        sizes = harness.scaled(benchmark, benchmark.size, axis)
+        assert len({str(size) for size in sizes.values()}) == len(sizes) >= 4
+        usual = vars(benchmark.size)
+        changed = {name for size in sizes.values() for name, value in vars(size).items() if value != usual[name]}
+        assert changed == {"model" if axis == "layers" else axis}
 
 
 def test_what_other_processes_take_is_counted(harness):

@@ -151,9 +151,10 @@ class Costs:
     def updating(self) -> float:
         """What a micro-batch leaves for its backward pass."""
         shape, size = self.shape, self.machine.element_bytes
-        kept = 10 * shape.hidden * 4 + size * (
-            4 * shape.hidden + 2 * (shape.query_width + shape.kv_width) + 4 * shape.intermediate
-        )
+        entries = 2 * shape.hidden + 2 * (shape.query_width + shape.kv_width) + 2 * shape.intermediate
+        if self.machine.is_gpu:  # the family's own layers, with norms in float32 and what lies between products
+            entries += 22 * shape.hidden + 2 * shape.intermediate
+        kept = size * entries
         if self.setting.recompute:
             layers = PASS_TOKENS * (self.trained_layers * shape.hidden * size + kept)
         else:
