@@ -18,7 +18,7 @@ from poise.rollout.cache import LayerCache, PromptCache, RowCache, attend_step
 from poise.rollout.sampling import sample_tokens
 from poise.types import Finish, Sampling
 
-_PREFILL_TOKENS = 1024  # padded prompt tokens that are computed at once
+_PREFILL_TOKENS = 2048  # padded prompt tokens that are computed at once
 _STATIC_COLUMNS = 64  # what the columns of a captured step are a multiple of
 _ADMIT_SHARE = 8  # prompts enter when an eighth of the rows is free: one at a time they would be slow
 
