@@ -96,6 +96,29 @@ def test_products_have_rows_in_whole_multiples(monkeypatch):
     assert seen == {passes.ROWS}
 
 
+def test_a_layer_keeps_for_its_gradient_what_the_plan_counts():
+    policy = Policy(load_backbone("random:llama?layers=6"), None)
+    rows = SharedRows.of_lists([list(range(5, 133))], [64])
+    own = {parameter.data_ptr() for parameter in policy.model.parameters()}
+    kept: dict[int, dict[int, int]] = {}
+    for depth in (2, 6):
+        found = kept[depth] = {}
+
+        def keep(tensor, found=found):
+            if tensor.data_ptr() not in own:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.acting() as trunk:
+            above = run_shared(trunk, rows, stop=depth)
+        assert above.depth == depth
+    config, element = policy.model.config, policy.backbone.dtype.itemsize
+    width = config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads + config.num_key_value_heads) * width
+    counted = 128 * 4 * element * 2 * (config.hidden_size + heads + config.intermediate_size)
+    assert sum(kept[6].values()) - sum(kept[2].values()) == pytest.approx(counted, rel=0.1)
+
+
 def test_long_rows_and_other_families_run_their_own_layers(monkeypatch):
     rows = SharedRows.of_lists(ROWS, STARTS)
     assert not runs_flat(load_backbone("random:gpt2").trunk, rows)
