@@ -23,6 +23,7 @@ from poise.errors import ConfigError, DataError
 from poise.files import plain, read_json, read_jsonl_tolerant
 from poise.recipes import _stages as stages
 from poise.recipes._rollouts import read_comparison
+from poise.train.objectives import Lagrangian
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
@@ -228,7 +229,8 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
 def test_training_holds_the_cost_a_margin_below_the_limit(finished: Finished) -> None:
     arguments = read_json(finished.folder / "run.json")["arguments"] | {"limit": -0.3, "margin": 0.2}
     objective = stages.objective_named("lagrangian", stages.Settings.of(arguments))
-    assert [limit.at_most for limit in objective.limits] == pytest.approx([-0.5])  # type: ignore[attr-defined]
+    assert isinstance(objective, Lagrangian)
+    assert [limit.at_most for limit in objective.limits] == pytest.approx([-0.5])
     curve = read_json(finished.folder / "report.json")["curves"]
     rows = [row for row in read_jsonl_tolerant(finished.folder / "metrics.jsonl") if "excess" in row]
     assert curve[0]["cost"] == pytest.approx(rows[0]["excess"] - 0.5 - 0.12)

@@ -19,10 +19,10 @@ from poise.types import Annotator
 
 PAPER = "arXiv:2310.12773"
 SHAPE = "prompts + decoupled comparisons -> policy adapter, score model, report"
-COST = "12 to 15 minutes on 2 CPU cores for smollm2-135m, under 6 GiB"
+COST = "12 to 15 minutes on 2 CPU cores for smollm2-135m, under 4 GiB"
 EXPECTED = {
     "paper": "harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
-    "ours": "44.6 % [36.2, 53.1] -> 10.3 % [6.2, 14.3] (56 prompts, held-out judge, seed 0; others in the README)",
+    "ours": "44.6 % [36.2, 53.1] -> 4.5 % [1.8, 8.0], look-alikes refused 31.7 % (seed 0; others in the README)",
     "hardware": "2 CPU cores with AMX, SmolLM2-135M",
     "date": "2026-11-28",
 }
