@@ -152,9 +152,7 @@ class Costs:
         """What a micro-batch leaves for its backward pass."""
         shape, size = self.shape, self.machine.element_bytes
         entries = 2 * shape.hidden + 2 * (shape.query_width + shape.kv_width) + 2 * shape.intermediate
-        if (
-            self.machine.is_gpu or self.setting.is_sharded
-        ):  # the family's own layers, norms in float32, what lies between
+        if self.machine.is_gpu or self.setting.is_sharded:  # the family's own layers keep more, norms in float32
             entries += 22 * shape.hidden + 2 * shape.intermediate
         kept = size * entries
         if self.setting.recompute:
