@@ -46,6 +46,7 @@ from poise.files import (
 )
 from poise.provenance import git_commit, machine, package_versions, peak_rss_gib
 from poise.ranks import current
+from poise.text import hide_passwords, say
 from poise.types import Rollout
 
 __all__ = ["RECIPE_FILE", "Run", "Stage", "atomic_write", "default_folder", "read_jsonl_tolerant", "require_free_space"]
@@ -110,7 +111,7 @@ class Run:
         self.path = path
         self._record, self._lock = record, lock
         self._begin = self._saved = time.monotonic()
-        session = {"started": _now(), "argv": sys.argv, "minutes": 0.0, "peak_rss_gib": 0.0}
+        session = {"started": _now(), "argv": hide_passwords(sys.argv), "minutes": 0.0, "peak_rss_gib": 0.0}
         self._session = session
         record["sessions"].append(session)
 
@@ -283,7 +284,7 @@ class Run:
         if not current().is_main:
             return complete
         sys.stderr.flush()
-        print(json.dumps(complete), flush=True)
+        say(json.dumps(complete))
         return complete
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -360,7 +361,7 @@ def _new_record(recipe: str, arguments: dict[str, Any], sources: dict[str, Any])
         "sources": sources,
         "seeds": {name: value for name, value in arguments.items() if name == "seed" or name.endswith("_seed")},
         "created": _now(),
-        "argv": sys.argv,
+        "argv": hide_passwords(sys.argv),
         "working_folder": os.getcwd(),
         "versions": package_versions(),
         "machine": machine(),
@@ -371,9 +372,9 @@ def _new_record(recipe: str, arguments: dict[str, Any], sources: dict[str, Any])
 
 
 def _plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON holds them; an infinite limit stays readable as "inf"."""
+    """Arguments as JSON holds them, without passwords; an infinite limit stays readable as "inf"."""
     return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else plain(value)
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else hide_passwords(plain(value))
         for name, value in arguments.items()
         if name != "folder"
     }

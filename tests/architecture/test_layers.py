@@ -15,7 +15,7 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"types", "errors", "ranks", "files", "provenance", "allocator", "kernels", "http_client", "run"},
+    {"types", "errors", "ranks", "files", "provenance", "allocator", "kernels", "http_client", "text", "run"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
@@ -33,6 +33,7 @@ OPTIONAL = {
     *("openai", "anthropic", "httpx", "httpx2", "requests", "fastapi", "uvicorn", "sqlalchemy"),
     *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels", "sklearn"),
 }
+PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write", "rich.print"}
 UNSAFE_READERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 
@@ -129,7 +130,16 @@ def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-RULES = [broken_layers, impure_functional, early_optional, unsafe_reading, too_long]
+def prints_unseen(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Whatever reaches a terminal goes through `text.say`, which lets no control character pass."""
+    if part_of(path) == "text":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in PRINTERS:
+            yield f"{path}:{node.lineno} calls {ast.unparse(node.func)}: use poise.text.say"
+
+
+RULES = [broken_layers, impure_functional, early_optional, unsafe_reading, too_long, prints_unseen]
 SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 
 
@@ -176,6 +186,7 @@ LONG_DOCSTRING = 'def f():\n    """One.\n' + "    more\n" * 60 + '    """\n'
         (early_optional, "data/a.py", "if TYPE_CHECKING:\n    import ray", 0),
         (unsafe_reading, "data/a.py", "import pickle\ntorch.load('x')\ntorch.load('x', weights_only=True)", 2),
         (unsafe_reading, "data/a.py", "f(trust_remote_code=True)\nf(trust_remote_code=False)", 1),
+        (prints_unseen, "cli/a.py", "print(answer)\ntyper.echo(answer)\nsay(answer)", 2),
         (too_long, "data/a.py", LONG, 1),
         (too_long, "data/a.py", LONG_DOCSTRING, 0),
     ],

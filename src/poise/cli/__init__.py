@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from poise.cli import running
 from poise.cli.recipes import RecipeCard, find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
 from poise.files import read_json
+from poise.text import say
 
 app = typer.Typer(
     help="Keep a language model helpful and harmless, and measure both. Every command takes --debug for tracebacks.",
@@ -35,8 +37,8 @@ def list_recipes() -> None:
     """Show all recipes: paper, shape, cost and the last verified result."""
     width = min(120, shutil.get_terminal_size().columns)
     for path in recipe_files().values():
-        typer.echo(_card_text(read_card(path), width) + "\n")
-    typer.echo("All options: poise run RECIPE --help. Your own copy: poise copy RECIPE FILE")
+        say(_card_text(read_card(path), width) + "\n")
+    say("All options: poise run RECIPE --help. Your own copy: poise copy RECIPE FILE")
 
 
 @app.command(
@@ -69,7 +71,7 @@ def plan_recipe(
 
     layout = {"processes": processes, "shard": shard, "is_full": full, "recompute": recompute, "base_bits": base_bits}
     for line in plan_lines(recipe, context.args, machine=machine, **layout):
-        typer.echo(line)
+        say(line)
 
 
 @app.command("copy")
@@ -82,7 +84,7 @@ def copy_recipe(recipe: str, file: Path) -> None:
         raise ConfigError(f"{file} exists and is left as it is. Choose another name, or delete it")
     file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, file)
-    typer.echo(f"Wrote {file}. Change it, then: poise run {file}")
+    say(f"Wrote {file}. Change it, then: poise run {file}")
 
 
 @app.command("report")
@@ -93,7 +95,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder that holds rep
         raise RunError(f"{run} holds no report.json: it is written when a run has evaluated its model")
     from poise.evaluate.report import write_report
 
-    typer.echo(f"Wrote {write_report(run, read_json(source))}")
+    say(f"Wrote {write_report(run, read_json(source))}")
 
 
 @app.command("chat")
@@ -128,7 +130,7 @@ def doctor() -> None:
     from poise.cli.doctor import findings
 
     for name, finding in findings():
-        typer.echo(f"{name:<16} {finding}")
+        say(f"{name:<16} {finding}")
 
 
 @data_app.command("list")
@@ -137,7 +139,7 @@ def data_list() -> None:
     from poise.cli.datasets import describe_all
 
     for line in describe_all():
-        typer.echo(line)
+        say(line)
 
 
 @data_app.command("lint")
@@ -150,14 +152,24 @@ def data_lint(
     from poise.cli.datasets import lint_lines
 
     for line in lint_lines(name, as_json=json, quarantine=quarantine):
-        typer.echo(line)
+        say(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on are one paragraph and exit status 2."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None and words[:1] == ["run"]:
+    if arguments is not None:
+        return _main(list(arguments))
+    words = sys.argv[1:]
+    if words[:1] == ["run"]:
         restart_with_huge_pages()
+    try:
+        _main(words)
+    except Exception:  # a message may quote whatever was read, and a terminal would obey it
+        say(traceback.format_exc().rstrip(), error=True)
+        sys.exit(1)
+
+
+def _main(words: list[str]) -> None:
     debug = "--debug" in words or os.environ.get("POISE_DEBUG", "0") not in ("", "0")
     try:
         app([word for word in words if word != "--debug"], prog_name="poise")
@@ -173,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _give_up(message: str, error: Exception, debug: bool) -> None:
     if debug:
         raise error
-    typer.secho(f"Error: {message}", fg="red", err=True)
+    say(f"Error: {message}", error=True, red=True)
     sys.exit(2)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from poise.errors import ModelError
 from poise.files import read_json
+from poise.text import say
 from poise.types import Message, Prompt, Sampling
 
 
@@ -22,7 +23,7 @@ def chat_with(model: str, *, max_tokens: int, temperature: float) -> None:
         try:
             text = input("you> ").strip()
         except EOFError:
-            print()
+            say()
             return
         if not text:
             continue
@@ -30,7 +31,7 @@ def chat_with(model: str, *, max_tokens: int, temperature: float) -> None:
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=len(messages))
         answer = engine.generate([Prompt.of(messages)], sampling)[0].text.strip()
         messages.append({"role": "assistant", "content": answer})
-        print(f"model> {answer}", flush=True)
+        say(f"model> {answer}")
 
 
 def model_of(name: str) -> str:

@@ -24,7 +24,7 @@ def lint_lines(name: str, *, as_json: bool, quarantine: Path | None) -> Iterator
 
     report = lint(dataset)
     if not as_json:
-        yield from report.lines()
+        yield from (line.replace("\n", "\\n") for line in report.lines())  # a row cannot add findings of its own
         return
     content = report.to_json()
     yield content if isinstance(content, str) else json.dumps(content, indent=2)

@@ -22,6 +22,7 @@ from poise.cli.recipes import find_recipe, load_recipe, recipe_files
 from poise.errors import ConfigError, RunError
 from poise.ranks import Ranks, use_ranks
 from poise.run import RECIPE_FILE, Run, default_folder
+from poise.text import say, without_passwords
 
 HELP = """Run a recipe; its options are the arguments of its function.
 
@@ -48,7 +49,7 @@ class _Order:
 def run(words: Sequence[str]) -> None:
     """Run the recipe that the words name, with the options that they hold."""
     if not words or words[0] in ("--help", "-h"):
-        typer.echo(f"Usage: poise run RECIPE [OPTIONS]\n\n{HELP}\nRecipes: {', '.join(recipe_files())}")
+        say(f"Usage: poise run RECIPE [OPTIONS]\n\n{HELP}\nRecipes: {', '.join(recipe_files())}")
         return
     order = _read_order(words)
     recipe = load_recipe(order.recipe)
@@ -61,7 +62,7 @@ def run(words: Sequence[str]) -> None:
         if "folder" in inspect.signature(recipe).parameters:
             arguments["folder"] = ranks.share(str(arguments.get("folder") or default_folder(order.recipe.stem)))
             if ranks.is_main:
-                typer.echo(f"Run folder: {arguments['folder']}", err=True)
+                say(f"Run folder: {arguments['folder']}", error=True)
         with _stoppable(order, arguments.get("folder")):
             _call(recipe, arguments, order.recipe)
 
@@ -120,7 +121,7 @@ def _stoppable(order: _Order, folder: str | None) -> Iterator[None]:
     except KeyboardInterrupt:
         command = ["poise", "run", *order.head, *_without_folder(order.words)]
         command += ["--folder", folder] if folder else []
-        typer.echo(f"\nStopped. Nothing finished is lost; continue with: {shlex.join(command)}", err=True)
+        say(f"\nStopped. Nothing finished is lost; continue with: {without_passwords(shlex.join(command))}", error=True)
         raise typer.Exit(130) from None
     finally:
         if previous is not None:

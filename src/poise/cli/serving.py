@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from pathlib import Path
 
 from poise.http_client import LOOPBACK
+from poise.text import say
 
 TOKEN_VARIABLE = "POISE_SCORER_TOKEN"
 
@@ -22,13 +22,13 @@ def serve_scorer(folder: Path, *, host: str, port: int) -> None:
     model = load_score_model(folder)
     channels = {channel.name: channel.higher_is_worse for channel in model.channels}
     server = ScorerServer(model, channels, token=token, host=host, port=port, source=folder.resolve().name)
-    print(f"Scoring {', '.join(channels)} at {server.url}", flush=True)
-    print(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}", flush=True)
+    say(f"Scoring {', '.join(channels)} at {server.url}")
+    say(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}")
     if host not in LOOPBACK:
-        print("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", file=sys.stderr)
+        say("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", error=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print("Stopped", flush=True)
+        say("Stopped")
     finally:
         server.http.server_close()

@@ -28,7 +28,9 @@ from typing import Any
 
 from poise.evaluate import charts
 from poise.ranks import by_main
+from poise.text import hide_passwords, visible
 
+_TABLES = ("settings", "provenance")
 NO_BREAK = "\u00a0"
 CURVE_LABELS = {"reward": "reward", "cost": "cost", "multiplier": "multiplier λ", "kl": "KL (nats)"}
 KIND_TITLES = {
@@ -56,7 +58,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     Unsafe samples are folded away in the page until a reader opens them.
     """
     page = Path(folder) / "report.html"
-    _write(page, _plain(report))
+    content = _plain(report)
+    _write(page, content | {name: hide_passwords(content[name]) for name in _TABLES if name in content})
     return page
 
 
@@ -72,6 +75,7 @@ def render(report: Mapping[str, Any]) -> str:
     """Render a report, its estimates as mappings, as one self-contained HTML page."""
     from jinja2 import Environment, PackageLoader
 
+    report = _shown(report)
     environment = Environment(
         loader=PackageLoader("poise.evaluate", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -92,12 +96,19 @@ def render(report: Mapping[str, Any]) -> str:
         categories=charts.worst_first(report.get("categories") or ()),
         level=_level_text(report),
         samples=_grouped(report.get("samples") or ()),
-        tables={
-            name.capitalize(): dict(_flat(report[name])) for name in ("settings", "provenance") if report.get(name)
-        },
+        tables={name.capitalize(): dict(_flat(report[name])) for name in _TABLES if report.get(name)},
         point_counts={side: len(rows) for side, rows in (report.get("scatter") or {}).items()},
         max_points=charts.MAX_POINTS,
     )
+
+
+def _shown(value: Any) -> Any:
+    """A report with all its texts, names among them, made visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def value_text(estimate: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from poise.files import atomic_write
 from poise.functional.intervals import student_mean
 from poise.recipes._real_report import markdown_table
 from poise.run import Run
+from poise.text import say
 from poise.types import Estimate
 
 Verdict = Literal["holds", "not shown", "contradicted"]
@@ -228,7 +229,7 @@ def finish(run: Run, page: Page, results: Results, *, target: str, is_quick: boo
 
 def publish(run: Run, text: str, own: Path, target: str, files: Mapping[str, str] | None = None) -> None:
     """Print a page, and keep it in the run folder and at `target` as well, its files beside it."""
-    print(text, flush=True)
+    say(text)
     for path in (own, *([Path(target)] if target else [])):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from poise.files import atomic_write
 from poise.recipes._real import Experiment, Trial
 from poise.recipes._report import LABELS
 from poise.run import Run
+from poise.text import in_markdown
 from poise.types import Estimate, Rollout
 
 Figures = dict[str, OverSeeds]
@@ -319,11 +319,11 @@ def _by_prompt(trial: Trial) -> dict[str, dict[str, Rollout]]:
 
 
 def _sample(start: Rollout, by_prompt: Mapping[str, Mapping[str, Rollout]]) -> str:
-    lines = [f"**{_one_line(start.prompt.text)}**", ""]
+    lines = [f"**{in_markdown(start.prompt.text)}**", ""]
     for name, rollouts in by_prompt.items():
         rollout = rollouts[start.prompt.id]
         lines.append(
-            f"- *{LABELS.get(name, 'start model')}* ({_verdict(rollout)}): {_one_line(rollout.completion.text)}"
+            f"- *{LABELS.get(name, 'start model')}* ({_verdict(rollout)}): {in_markdown(rollout.completion.text)}"
         )
     text = "\n".join(lines)
     return (
@@ -335,8 +335,3 @@ def _verdict(rollout: Rollout) -> str:
     if not has_score(rollout, "compliance"):
         return "not judged"
     return "complies" if complies(rollout) else "declines"
-
-
-def _one_line(text: str) -> str:
-    """Text that stays in its place in Markdown: no line breaks, no markup."""
-    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", " ".join(text.split()))

@@ -19,6 +19,7 @@ from poise.errors import NonFiniteError
 from poise.files import explained
 from poise.ranks import current
 from poise.run import Run
+from poise.text import visible
 from poise.train.checkpoint import latest_checkpoint, save_checkpoint, write_tensors
 
 _MANY_WEIGHTS = 10_000_000  # beyond adapters: all weights of a model are trained
@@ -107,7 +108,7 @@ class progress_bar:
     """A rich progress bar on stderr with the named metrics; plain lines now and then where there is no terminal."""
 
     def __init__(self, title: str, steps: int, begin: int, shown: tuple[str, ...]):
-        self.title, self.steps, self.done, self.shown = title, steps, begin, shown
+        self.title, self.steps, self.done, self.shown = visible(title), steps, begin, shown
         self.started, self.begin, self.last_line = time.monotonic(), begin, float("-inf")
 
     def __enter__(self) -> Callable[[Mapping[str, float]], None]:
@@ -115,7 +116,7 @@ class progress_bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(stderr=True, quiet=not current().is_main)
-        ends = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+        ends = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
         columns = (ends[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), ends[1])
         self.bar = Progress(*columns, console=self.console, transient=False, disable=not self.console.is_terminal)
         self.bar.start()
@@ -127,7 +128,7 @@ class progress_bar:
 
     def _show(self, metrics: Mapping[str, float]) -> None:
         self.done += 1
-        text = "  ".join(f"{name} {metrics[name]:.3g}" for name in self.shown if name in metrics)
+        text = visible("  ".join(f"{name} {metrics[name]:.3g}" for name in self.shown if name in metrics))
         self.bar.update(self.task, advance=1, text=text)
         now = time.monotonic()
         due = now - self.last_line > 15 or self.done == self.steps
