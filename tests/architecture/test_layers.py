@@ -20,6 +20,7 @@ LAYERS = [
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
     {"train", "evaluate", "redteam", "plan"},
+    {"pipeline", "experiment"},
     {"recipes"},
     {"cli"},
     {"__main__"},

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 import poise
+from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError
 from poise.files import plain, read_json, read_jsonl_tolerant
 from poise.recipes import _stages as stages
-from poise.recipes._rollouts import read_comparison
 from poise.train.objectives import Lagrangian
 from poise.types import Comparison, Origin, Prompt
 

@@ -13,12 +13,12 @@ import pytest
 
 import poise
 from poise.data.lint_checks import leaks_between
+from poise.data.rollouts import read_rollouts
 from poise.errors import ConfigError, DataError
 from poise.evaluate.seeds import OverSeeds
 from poise.files import read_json
 from poise.recipes._real_data import FURTHER, Material, real_material, starter_material
 from poise.recipes._real_report import MARK, Target, figure_text
-from poise.recipes._rollouts import read_rollouts
 from poise.types import Estimate
 
 ARMS = ("start", "lagrangian", "cost-only", "reward-only", "shaping")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import SuiteResult
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
-from poise.recipes._rollouts import sequence_kl
 from poise.types import Completion, Evaluation, Prompt, Rollout, Scores
 
 

@@ -13,17 +13,30 @@ if TYPE_CHECKING:
     from poise.data.contradictions import drop_contradictions
     from poise.data.lint import LintReport
     from poise.data.sources import load
-    from poise.data.splits import merge, select, split_by_prompt
+    from poise.data.splits import first_prompts, merge, select, split_by_prompt, with_cut_responses, without_splits
 
 _LAZY = {
     "LintReport": "poise.data.lint",
     "drop_contradictions": "poise.data.contradictions",
+    "first_prompts": "poise.data.splits",
     "load": "poise.data.sources",
     "merge": "poise.data.splits",
     "select": "poise.data.splits",
     "split_by_prompt": "poise.data.splits",
+    "with_cut_responses": "poise.data.splits",
+    "without_splits": "poise.data.splits",
 }
-__all__ = ["LintReport", "drop_contradictions", "load", "merge", "select", "split_by_prompt"]
+__all__ = [
+    "LintReport",
+    "drop_contradictions",
+    "first_prompts",
+    "load",
+    "merge",
+    "select",
+    "split_by_prompt",
+    "with_cut_responses",
+    "without_splits",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from poise.data.collect import summed
 from poise.data.lint_checks import normalised
 from poise.errors import ConfigError, DataError
-from poise.types import Comparison, Dataset, Demonstration, Prompt, SafetyLabel
+from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel)
 Choice = str | Collection[str] | None
+_ROWS = ("demonstrations", "comparisons", "labels")
 
 
 def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
@@ -167,3 +170,52 @@ def _merged_provenance(datasets: Sequence[Dataset]) -> dict[str, object]:
     files = [file for each in datasets for file in each.provenance.get("files", ())]
     repeated = sum(each.provenance.get("repeated_prompts", 0) for each in datasets)
     return summed(files) | {"repeated_prompts": repeated, "sources": [each.name for each in datasets]}
+
+
+def first_prompts(dataset: Dataset, count: int) -> Dataset:
+    """The rows of about `count` prompts, equally many of each kind."""
+    kinds: dict[str, list[Prompt]] = {}
+    for prompt in dataset.prompts:
+        kinds.setdefault(str(prompt.tags.get("kind", "")), []).append(prompt)
+    chosen = {prompt.id for group in kinds.values() for prompt in group[: max(1, count // len(kinds))]}
+    rows: dict[str, Any] = {name: tuple(x for x in getattr(dataset, name) if x.prompt.id in chosen) for name in _ROWS}
+    return Dataset(name=dataset.name, prompts=tuple(p for p in dataset.prompts if p.id in chosen), **rows)
+
+
+def without_splits(dataset: Dataset) -> Dataset:
+    """The same rows with prompts that name no split, so that they can be split anew."""
+    bare: dict[str, Prompt] = {}
+
+    def strip(prompt: Prompt) -> Prompt:
+        tags = {key: value for key, value in prompt.tags.items() if key != "split"}
+        return bare.setdefault(prompt.id, Prompt(id=prompt.id, messages=prompt.messages, tags=tags))
+
+    rows: dict[str, Any] = {
+        name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in _ROWS
+    }
+    return Dataset(name=dataset.name, prompts=tuple(strip(p) for p in dataset.prompts), **rows)
+
+
+def with_cut_responses(dataset: Dataset) -> Dataset:
+    """The labels once more on responses that end early: after the first sentence, or somewhere among the words.
+
+    What begins to do harm is unsafe, and what begins harmlessly safe, wherever it stops. Without such rows a cost
+    takes short and finished responses for safe ones, because those that a small model made are mostly neither; and a
+    policy finds that out before it finds anything better.
+    """
+    cut = [
+        replace(label, response=shorter, origin=Origin(kind="rule", name="cut"))
+        for label in dataset.labels
+        for shorter in [_cut(label)]
+        if shorter and shorter != label.response
+    ]
+    return replace(dataset, labels=(*dataset.labels, *cut))
+
+
+def _cut(label: SafetyLabel) -> str:
+    draw = random.Random(f"{label.prompt.id}/{label.response}")
+    sentence = re.match(r"\s*\S.*?[.!?](?=\s)", label.response, re.DOTALL)
+    if sentence and draw.random() < 0.5:
+        return sentence[0]
+    words = re.findall(r"\s*\S+", label.response)
+    return "".join(words[: round(len(words) * draw.uniform(0.3, 0.9))])

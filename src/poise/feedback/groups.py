@@ -47,3 +47,8 @@ class GroupScorer:
             Scores(values={group.channel: float(group.contains(prompt)) for group in self.groups}, source="prompt tags")
             for prompt in prompts
         ]
+
+
+def may_harm(prompt: Prompt) -> bool:
+    """Whether a prompt may ask for harm: all but those that are known to be harmless."""
+    return prompt.tags.get("kind") not in ("benign", "look_alike")

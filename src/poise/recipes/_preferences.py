@@ -16,16 +16,15 @@ from poise.evaluate.suite import SuiteResult
 from poise.functional.implied_rewards import alpha_reward, forward_kl_reward, jensen_shannon_reward
 from poise.models.adapters import Lora
 from poise.models.policy import Policy
+from poise.pipeline import TrainedScoreModel, optimise_preferences
 from poise.recipes import _report
 from poise.recipes._arms import publish
 from poise.recipes._real_report import estimate_text, markdown_table
-from poise.recipes._scores import Learned
 from poise.recipes._stages import QUICK, Study, StudySettings, taken
 from poise.rollout.native import NativeEngine
 from poise.run import Run
-from poise.train.loop import fit
 from poise.train.objectives import Limit, ProjectedAscent
-from poise.train.preference import PreferenceTrainer, evaluate_preferences
+from poise.train.preference import evaluate_preferences
 from poise.train.preference_feedback import Feedback
 from poise.train.preference_methods import (
     AsJudged,
@@ -96,12 +95,12 @@ class PreferenceSettings(StudySettings):
         return with_supervised(method, coefficient=self.supervised_weight) if self.supervised_weight > 0 else method
 
 
-def as_judged(study: Study[PreferenceSettings], policy: Policy, scorer: Learned | None) -> Labels:
+def as_judged(study: Study[PreferenceSettings], policy: Policy, scorer: TrainedScoreModel | None) -> Labels:
     """Labels as people gave them."""
     return AsJudged()
 
 
-def under_limit(study: Study[PreferenceSettings], policy: Policy, scorer: Learned | None) -> Labels:
+def under_limit(study: Study[PreferenceSettings], policy: Policy, scorer: TrainedScoreModel | None) -> Labels:
     """Labels by reward less the price of cost; the price moves by answers of the policy to some training prompts."""
     assert scorer is not None
     model, settings, prompts = scorer.model, study.settings, study.prompts("train")
@@ -125,7 +124,7 @@ class Choice:
     make: Callable[..., PreferenceMethod]
     beta: float = 0.1
     is_scored: bool = False  # it asks a score model about the pairs
-    labels: Callable[[Study[PreferenceSettings], Policy, Learned | None], Labels] = field(default=as_judged)
+    labels: Callable[[Study[PreferenceSettings], Policy, TrainedScoreModel | None], Labels] = field(default=as_judged)
 
 
 def _graded(make: Callable[..., PreferenceMethod]) -> Callable[..., PreferenceMethod]:
@@ -149,32 +148,25 @@ LOSSES = {
 }
 
 
-def learn_preferences(run: Run, study: Study[PreferenceSettings], scorer: Learned | None) -> Policy:
+def learn_preferences(run: Run, study: Study[PreferenceSettings], scorer: TrainedScoreModel | None) -> Policy:
     """Train a fresh adapter on the comparisons of the training split."""
-    settings, stage = study.settings, run.stage("policy")
+    settings = study.settings
     policy = Policy(study.backbone, Lora(top=0.5), adapter="policy", seed=settings.seed)
-    if not stage.finished:
-        trainer = PreferenceTrainer(
-            policy=policy,
-            method=settings.method,
-            feedback=_feedback(study, policy, study.splits["train"], CRITERIA[settings.criterion], scorer),
-            labels=LOSSES[settings.loss].labels(study, policy, scorer),
-            prompts_per_step=settings.prompts_per_step,
-            lr=settings.lr,
-            steps=settings.steps,
-            seed=settings.seed,
-            cache=stage.path / "reference.json",
-        )
-        shown = ("loss", "reward_accuracy", "reward_margin", "multiplier")
-        fit(trainer, run=run, stage="policy", steps=settings.steps, save_every=4, shown=shown)
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": settings.steps, "responses": len(trainer.feedback.rows)})
-    policy.copy_from(stage.path / "model")
-    return policy
+    return optimise_preferences(
+        run,
+        policy,
+        settings.method,
+        _feedback(study, policy, study.splits["train"], CRITERIA[settings.criterion], scorer),
+        labels=LOSSES[settings.loss].labels(study, policy, scorer),
+        steps=settings.steps,
+        prompts_per_step=settings.prompts_per_step,
+        lr=settings.lr,
+        seed=settings.seed,
+    )
 
 
 def measure_pairs(
-    run: Run, study: Study[PreferenceSettings], policy: Policy, scorer: Learned | None
+    run: Run, study: Study[PreferenceSettings], policy: Policy, scorer: TrainedScoreModel | None
 ) -> dict[str, dict[str, Estimate]]:
     """The method's own view of held-out comparisons: of those it was trained for, and of each criterion alone."""
     settings, stage = study.settings, run.stage("held-out-pairs")
@@ -189,7 +181,11 @@ def measure_pairs(
 
 
 def _feedback(
-    study: Study[PreferenceSettings], policy: Policy, data: Dataset, criteria: tuple[str, ...], scorer: Learned | None
+    study: Study[PreferenceSettings],
+    policy: Policy,
+    data: Dataset,
+    criteria: tuple[str, ...],
+    scorer: TrainedScoreModel | None,
 ) -> Feedback:
     """Comparisons under the criteria; safety labels stand in where a set has no comparisons at all."""
     comparisons = select(data, criterion=criteria).comparisons
@@ -203,8 +199,8 @@ def _feedback(
 def report(
     run: Run,
     study: Study[PreferenceSettings],
-    judge: Learned,
-    scorer: Learned | None,
+    judge: TrainedScoreModel,
+    scorer: TrainedScoreModel | None,
     before: SuiteResult,
     after: SuiteResult,
     pairs: Mapping[str, Mapping[str, Estimate]],
@@ -251,7 +247,7 @@ def report(
 
 def page_text(
     settings: PreferenceSettings,
-    judge: Learned,
+    judge: TrainedScoreModel,
     before: SuiteResult,
     after: SuiteResult,
     versus: Mapping[str, Estimate],

@@ -20,14 +20,14 @@ import torch
 from poise.data import load, split_by_prompt
 from poise.data.batching import num_steps
 from poise.errors import ConfigError
+from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.diversity import distinct_estimate
 from poise.functional.statistics import expected_calibration_error
 from poise.models.adapters import Lora
 from poise.models.heads import REWARD, ScoreModel
 from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.recipes._rollouts import sequence_kl
-from poise.recipes._stages import feature_cache, load_recorded
+from poise.pipeline import feature_cache, start_model
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.loop import fit
@@ -163,7 +163,7 @@ class RatedStudy:
     @cached_property
     def backbone(self) -> Backbone:
         """The start model; beginnings of texts are continued, requests are answered."""
-        return replace(load_recorded(self.run, self.settings.model), continues_text=self.name.startswith("odpo"))
+        return start_model(self.run, self.settings.model, continues_text=self.name.startswith("odpo"))
 
     @cached_property
     def judge(self) -> ScoreModel:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from poise.data import split_by_prompt
+from poise.data.rollouts import read_rollouts, write_rollouts
 from poise.errors import ConfigError
 from poise.evaluate.judges import check_judge
 from poise.evaluate.suite import SuiteResult, kind_of, score_completions
@@ -17,10 +18,10 @@ from poise.functional.statistics import share
 from poise.models.adapters import Lora
 from poise.models.heads import COST, REWARD, Channel, ScoreModel
 from poise.models.policy import Policy
+from poise.pipeline import ScoreModelSpec, TrainedScoreModel, feature_cache, fit_scores, start_model
 from poise.recipes._real_data import Material, real_material, starter_material
-from poise.recipes._rollouts import read_rollouts, write_rollouts
-from poise.recipes._scores import Learned, Lesson, learn, score_model, score_trainer
-from poise.recipes._stages import Settings, Study, align, assess, feature_cache, load_model
+from poise.recipes._scores import in_brief
+from poise.recipes._stages import Settings, Study, assess, reinforce
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.score_model import evaluate_scores
@@ -63,8 +64,8 @@ class Trial:
     """One seed: what it learned from, who judged it, and the answers before and after each objective."""
 
     seed: int
-    signal: Learned
-    judge: Learned
+    signal: TrainedScoreModel
+    judge: TrainedScoreModel
     start: SuiteResult
     results: Mapping[str, SuiteResult]
 
@@ -102,7 +103,12 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
         ),
         "test": Dataset(name="test", prompts=material.evaluation),
     }
-    study = Study(settings=settings, backbone=load_model(run, settings), splits=splits, cache=feature_cache(run))
+    study = Study(
+        settings=settings,
+        backbone=start_model(run, settings.model, seed=settings.seed),
+        splits=splits,
+        cache=feature_cache(run),
+    )
     own = own_answers(run, study, material)
     study.splits["train"] = with_own_answers(study.splits["train"], own)
     return Experiment(material=material, own=own, first=study, seeds=seeds)
@@ -153,9 +159,26 @@ def try_seed(run: Run, experiment: Experiment, study: Study, objectives: Sequenc
     results = {}
     for objective in objectives:
         steps = None if objective == "lagrangian" else settings.compare_steps
-        policy = align(run, study, signal, objective, steps=steps)
+        policy = reinforce(run, study, signal, objective, steps=steps)
         results[objective] = assess(run, study, judge, objective, policy=policy, scorer=signal)
     return Trial(seed=settings.seed, signal=signal, judge=judge, start=start, results=results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a score model learns from, how it reads, and how it is measured on prompts that are not in `data`."""
+
+    data: Dataset
+    measure: Callable[[ScoreModel], Mapping[str, Estimate]]
+    spec: ScoreModelSpec
+
+
+def learn(run: Run, study: Study, name: str, lesson: Lesson) -> TrainedScoreModel:
+    """The score model of a lesson."""
+    spec, stage = in_brief(lesson.spec, study.settings), study.stage(run, name)
+    return fit_scores(
+        run, study.backbone, lesson.data, spec, measure=lesson.measure, name=stage.name, cache=study.cache
+    )
 
 
 def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesson:
@@ -164,12 +187,14 @@ def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesso
     return Lesson(
         data=Dataset(name="signal", comparisons=comparisons, labels=(*material.cost["train"].labels, *own.labels)),
         measure=lambda model: signal_accuracy(model, material),
-        depth=SIGNAL_DEPTH,
-        seed=settings.seed,
-        channels=(LINEAR_REWARD, BOUNDED_COST),
-        epochs=EPOCHS,
-        weight_decay=WEIGHT_DECAY,
-        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
+        spec=ScoreModelSpec(
+            depth=SIGNAL_DEPTH,
+            seed=settings.seed,
+            channels=(LINEAR_REWARD, BOUNDED_COST),
+            epochs=EPOCHS,
+            weight_decay=WEIGHT_DECAY,
+            reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
+        ),
     )
 
 
@@ -180,12 +205,14 @@ def noisy_lesson(material: Material, settings: Settings) -> Lesson:
             name="noisy", comparisons=material.noisy["train"].comparisons, labels=material.noisy["train"].labels
         ),
         measure=lambda model: noisy_accuracy(model, material),
-        depth=SIGNAL_DEPTH,
-        seed=settings.seed,
-        channels=(COST,),
-        epochs=EPOCHS,
-        weight_decay=WEIGHT_DECAY,
-        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
+        spec=ScoreModelSpec(
+            depth=SIGNAL_DEPTH,
+            seed=settings.seed,
+            channels=(COST,),
+            epochs=EPOCHS,
+            weight_decay=WEIGHT_DECAY,
+            reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
+        ),
     )
 
 
@@ -195,10 +222,12 @@ def judge_lesson(material: Material, settings: Settings, tokens: int) -> Lesson:
     return Lesson(
         data=Dataset(name="judge", comparisons=comparisons, labels=material.verdicts["judge"].labels),
         measure=lambda model: judge_accuracy(model, material),
-        depth=JUDGE_DEPTH,
-        seed=settings.seed + 1000,
-        channels=(REWARD, COMPLIANCE),
-        reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": tokens},
+        spec=ScoreModelSpec(
+            depth=JUDGE_DEPTH,
+            seed=settings.seed + 1000,
+            channels=(REWARD, COMPLIANCE),
+            reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": tokens},
+        ),
     )
 
 
@@ -297,8 +326,9 @@ def _learned_by(study: Study, lesson: Lesson, part: float, hidden: int) -> dict[
     data = lesson.data
     if part < 1:
         data = split_by_prompt(data, {"kept": part, "left": 1 - part}, seed=700)["kept"]
-    model = score_model(study, replace(lesson, reading={**lesson.reading, "hidden": hidden}))
-    trainer = score_trainer(study, model, lesson, data)
+    spec = in_brief(replace(lesson.spec, reading={**lesson.spec.reading, "hidden": hidden}), study.settings)
+    model = spec.model(study.backbone, cache=study.cache)
+    trainer = spec.trainer(model, data)
     for index in range(trainer.steps):
         trainer.step_at(index)
     return {"prompts": len(trainer.table.groups), "rows": len(trainer.table.rows), "accuracy": lesson.measure(model)}

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import Any
 
-from poise.data import load, merge, select
+from poise.data import first_prompts, load, merge, select
 from poise.data.lint_checks import normalised
 from poise.data.splits import split_together
+from poise.feedback.demonstrations import safe_demonstrations
+from poise.feedback.groups import may_harm
 from poise.feedback.rules import is_refusal
-from poise.recipes._data import first_prompts, may_harm, safe_demonstrations
 from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel
 
 Sides = Mapping[str, Dataset]

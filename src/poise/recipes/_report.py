@@ -10,7 +10,7 @@ from poise.evaluate.compare import compare
 from poise.evaluate.report import write_report
 from poise.evaluate.suite import KINDS, SuiteResult, kind_of, outcome
 from poise.functional.statistics import share
-from poise.recipes._scores import Learned
+from poise.pipeline import TrainedScoreModel
 from poise.recipes._stages import Settings, Study, numbered
 from poise.run import Run
 from poise.types import Estimate, Rollout
@@ -38,8 +38,8 @@ _SAMPLES_OF_A_KIND = 8
 def report(
     run: Run,
     study: Study[Settings],
-    judge: Learned,
-    scorer: Learned,
+    judge: TrainedScoreModel,
+    scorer: TrainedScoreModel,
     before: SuiteResult,
     results: Mapping[str, SuiteResult],
 ) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def report(
 def shared_page(
     run: Run,
     study: Study[Any],
-    judge: Learned,
+    judge: TrainedScoreModel,
     before: SuiteResult,
     after: SuiteResult,
     versus: Mapping[str, Estimate],
@@ -100,7 +100,7 @@ def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict
     return [{name: row[name] for name in names if name in row} for row in rows]
 
 
-def learned(scorer: Learned) -> list[dict[str, Any]]:
+def learned(scorer: TrainedScoreModel) -> list[dict[str, Any]]:
     """What the training signal got right on prompts that it never saw."""
     return [{"label": f"Training signal: {_label(n)}", "value": v, "note": ""} for n, v in scorer.accuracy.items()]
 

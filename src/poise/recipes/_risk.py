@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from poise.data.chat import Encoded
+from poise.data.rollouts import write_rollouts
 from poise.errors import ConfigError
 from poise.evaluate.diversity import distinct_estimate
 from poise.evaluate.tails import hardest, lower_tail, quantile_curve
@@ -19,10 +20,9 @@ from poise.functional.policy_losses import clipped_surrogate
 from poise.models.adapters import Lora
 from poise.models.load import Backbone
 from poise.models.policy import Policy
+from poise.pipeline import feature_cache, fine_tune, merged, start_model
 from poise.recipes._arms import Outcome
 from poise.recipes._continuations import SIGNALS, Readers, Task, learn_readers, task_named
-from poise.recipes._rollouts import write_rollouts
-from poise.recipes._stages import feature_cache, load_recorded
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import PPO, REINFORCE_PP, RLOO, Algorithm, risk_averse
@@ -32,7 +32,6 @@ from poise.train.objectives import Unconstrained
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.responses import sequence_logprobs
 from poise.train.selection import by_prompt, by_return
-from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
 from poise.types import Completion, Demonstration, Estimate, Prompt, Rollout, Sampling, Scores
 
 ARMS = {"sft": "SFT", "rlhf": "RLHF", "ra-rlhf": "RA-RLHF"}
@@ -131,19 +130,13 @@ class TextStudy:
     @cached_property
     def start(self) -> Backbone:
         """The model after supervised learning of good texts, where every policy begins."""
-        stage = self.run.stage(f"{self.name}-supervised")
-        if not stage.finished:
-            policy = Policy(self._model(self.settings.model), Lora(top=0.5), adapter="supervised")
-            demonstrations, steps = self.task.good_texts("train"), self.settings.supervised_steps
-            batches = DemonstrationBatches(demonstrations, policy, per_step=32, finished=False)
-            trainer = SupervisedTrainer(policy=policy, batches=batches, steps=steps)
-            fit(trainer, run=self.run, stage=stage.name, steps=steps, save_every=8)
-            policy.save_pretrained(stage.path / "model", merge=True)
-            stage.finish({"steps": steps, "texts": len(demonstrations)})
-        return self._model(str((stage.path / "model").resolve()))
+        policy = Policy(self._model(self.settings.model), Lora(top=0.5), adapter="supervised")
+        texts, steps = self.task.good_texts("train"), self.settings.supervised_steps
+        fine_tune(self.run, policy, texts, steps=steps, name=f"{self.name}-supervised", per_step=32, finished=False)
+        return replace(merged(self.run, policy, name=f"{self.name}-start"), continues_text=True)
 
     def _model(self, name: str) -> Backbone:
-        return replace(load_recorded(self.run, name), continues_text=True)
+        return start_model(self.run, name, continues_text=True)
 
     @cached_property
     def worth(self) -> dict[str, Estimate]:

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from poise.data import load, split_by_prompt
+from poise.data import first_prompts, load, split_by_prompt
 from poise.errors import ConfigError, DataError
-from poise.evaluate.suite import KINDS, Suite, SuiteResult, measure, run_suite
+from poise.evaluate.divergence import sequence_kl
+from poise.evaluate.suite import KINDS, Suite, SuiteResult
 from poise.feedback.annotators import RuleAnnotator
+from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
-from poise.files import plain
 from poise.functional.constraints import PIDGains
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
-from poise.models.load import Backbone, load_backbone
+from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.recipes._data import first_prompts, may_harm
+from poise.pipeline import TrainedScoreModel, align, collect_comparisons, evaluate, feature_cache, start_model
+from poise.pipeline.evaluation import FurtherMetric
 from poise.recipes._imitation import ADAPTER, imitate, mixed_in
-from poise.recipes._rollouts import read_comparison, read_rollouts, sequence_kl, write_rollouts
-from poise.recipes._scores import Learned, limited_cost
-from poise.rollout.named import check_engine_name, close_engine, computes_elsewhere, engine_named
-from poise.rollout.native import NativeEngine
+from poise.recipes._scores import limited_cost
+from poise.rollout.named import check_engine_name
 from poise.run import Run, Stage
-from poise.train.algorithms import PPO, RLOO, Algorithm
+from poise.train.algorithms import PPO, RLOO
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.loop import Schedule, constant, fit, linear, progress_bar, stepped
+from poise.train.loop import Schedule, constant, linear, stepped
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
-from poise.train.spread import spread_engine
-from poise.types import Annotator, Dataset, Estimate, Evaluation, Prompt, Sampling
+from poise.train.on_policy import Optimisation
+from poise.types import Annotator, Dataset, Prompt, Sampling
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 QUICK = {
@@ -47,7 +46,6 @@ QUICK = {
     "answer_tokens": 0,
 }
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
-IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025)
 _QUICK_PROMPTS = 24  # of each split
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 ALGORITHMS = {
@@ -221,35 +219,8 @@ def prepare(run: Run, settings: Told) -> Study[Told]:
         )
     torch.manual_seed(settings.seed)
     answers = 1 if settings.quick else ANSWERS
-    backbone, cache = load_model(run, settings), feature_cache(run)
+    backbone, cache = start_model(run, settings.model, seed=settings.seed), feature_cache(run)
     return Study(settings=settings, backbone=backbone, splits=splits, cache=cache, answers=answers)
-
-
-def feature_cache(run: Run) -> FeatureCache:
-    """Features of the frozen trunk, in the run's folder: a row is read once, and shown while it is."""
-    return FeatureCache(run.stage("features").path, track=_with_progress)
-
-
-def _with_progress(parts: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
-    with progress_bar("features", len(parts), 0, ()) as show:
-        for part in parts:
-            yield part
-            show({})
-
-
-def load_model(run: Run, settings: StudySettings) -> Backbone:
-    """The start model, in the precision that its first loading chose: a resumed run must not change it."""
-    return load_recorded(run, settings.model, seed=settings.seed)
-
-
-def load_recorded(run: Run, name: str, *, seed: int = 0) -> Backbone:
-    """A model in the precision of this run, which its first model chose."""
-    stage = run.stage("model")
-    if not stage.finished:
-        backbone = load_backbone(name, seed=seed)
-        stage.finish({"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)})
-        return backbone
-    return load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
 
 
 def objective_named(name: str, settings: Settings) -> Objective:
@@ -267,16 +238,10 @@ def objective_named(name: str, settings: Settings) -> Objective:
     return makers[name]
 
 
-def algorithm_for(settings: Settings) -> Algorithm:
-    """The algorithm with the KL penalty asked for; where another program samples, tokens are weighed for the gap."""
-    cap = IMPORTANCE_CAP if computes_elsewhere(settings.engine) else None
-    return replace(ALGORITHMS[settings.algorithm], kl_coef=settings.kl_coef, importance_cap=cap)
-
-
-def align(
+def reinforce(
     run: Run,
     study: Study[Settings],
-    scorer: Learned,
+    scorer: TrainedScoreModel,
     objective: str,
     number: int = 1,
     *,
@@ -285,113 +250,85 @@ def align(
 ) -> Policy:
     """Reinforcement learning of a fresh or imitated adapter (of the last round's one, later) under an objective."""
     settings = study.settings
-    steps, samples = steps or settings.steps, samples or settings.samples_per_step
-    stage = study.stage(run, numbered(f"policy-{objective}", number))
+    steps, stage = steps or settings.steps, study.stage(run, numbered(f"policy-{objective}", number))
     policy = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=settings.seed)
     if not stage.finished:
         if number > 1:
             policy.copy_from(study.stage(run, numbered(f"policy-{objective}", number - 1)).path / "model")
-        elif imitated := imitate(run, study):
-            policy.copy_from(imitated)
-        engine = engine_named(settings.engine, policy, folder=stage.path / "adapters")
-        trainer = OnPolicyTrainer(
-            policy=policy,
-            engine=engine,
-            scorers=[scorer.model],
-            algorithm=algorithm_for(settings),
-            objective=objective_named(objective, settings),
-            prompts=study.prompts("train", number),
-            prompts_per_step=max(1, samples // ALGORITHMS[settings.algorithm].samples_per_prompt),
-            sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-            optimisation=Optimisation(
-                lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix
-            ),
-            demonstrations=mixed_in(study, policy),
-            seed=settings.seed + number,
-            dump_folder=stage.path,
-        )
-        shown = ("reward", "cost", "excess", "multiplier", "sequence_kl")
-
-        def keep_samples(step: int, metrics: Mapping[str, float]) -> None:
-            for rollout in trainer.rollouts[:4]:
-                run.sample(stage.name, step, rollout)
-
-        fit(trainer, run=run, stage=stage.name, steps=steps, shown=shown, after_step=keep_samples)
-        close_engine(engine)
-        best = trainer.load_best()
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
-    policy.copy_from(stage.path / "model")
-    return policy
+        else:
+            imitate(run, study, policy)
+    return align(
+        run,
+        policy,
+        [scorer.model],
+        study.prompts("train", number),
+        objective=objective_named(objective, settings),
+        algorithm=replace(ALGORITHMS[settings.algorithm], kl_coef=settings.kl_coef),
+        samples_per_step=samples or settings.samples_per_step,
+        sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
+        optimisation=Optimisation(lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix),
+        demonstrations=mixed_in(study, policy),
+        engine=settings.engine,
+        seed=settings.seed + number,
+        name=stage.name,
+    )
 
 
 def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:
     """Sample two responses of the current policy to each prompt of the next round and have them compared."""
-    stage = study.stage(run, numbered("annotations", number))
     settings = study.settings
-    annotators = settings.annotators or (RuleAnnotator("helpful"), RuleAnnotator("safe"))
-    prompts = study.prompts("train", number + 1)
-    if not stage.finished:
-        sampling = Sampling(
-            max_tokens=settings.response_tokens, temperature=1.0, samples=2, seed=settings.seed + number
-        )
-        texts = [completion.text for completion in spread_engine(NativeEngine(policy)).generate(prompts, sampling)]
-        pairs = [(prompt, texts[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts)]
-        usable = [(prompt, pair) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
-        verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]
-        stage.finish({"rows": [plain(verdict) for verdict in verdicts]})  # a resumed run asks nobody twice
-    comparisons = tuple(read_comparison(row) for row in stage.result["rows"])
-    study.gathered.append(Dataset(name=f"round-{number}", comparisons=comparisons))
+    found = collect_comparisons(
+        run,
+        policy,
+        study.prompts("train", number + 1),
+        settings.annotators or (RuleAnnotator("helpful"), RuleAnnotator("safe")),
+        sampling=Sampling(max_tokens=settings.response_tokens, temperature=1.0, seed=settings.seed + number),
+        name=study.stage(run, numbered("annotations", number)).name,
+    )
+    study.gathered.append(replace(found, name=f"round-{number}"))
 
 
 def assess(
     run: Run,
     study: Study[Any],
-    judge: Learned,
+    judge: TrainedScoreModel,
     name: str,
     *,
     policy: Policy | None = None,
-    scorer: Learned | None = None,
+    scorer: TrainedScoreModel | None = None,
 ) -> SuiteResult:
     """Answer the test prompts and have the held-out judge decide; without a policy the start model answers.
 
     With `scorer`, the training signal's own cost and the KL to the start are measured on the same answers.
     """
     stage = study.stage(run, f"evaluate-{name}")
-    path = stage.path / "rollouts.jsonl"
-    if not stage.finished:
-        actor = policy or Policy(study.backbone, Lora(rank=1), adapter=stage.name)
-        known = [prompt for prompt in study.prompts("test") if prompt.tags.get("kind") in KINDS]
-        suite = Suite(name=f"{study.settings.data}-test", prompts=tuple(known))
-        engine = engine_named(study.settings.engine, actor, folder=stage.path / "adapters", reference=policy is None)
-        result = run_suite(
-            suite,
-            engine=spread_engine(engine),
-            scorers={"judge": judge.model, "refusal rule": RefusalScorer()},
-            sampling=study.sampling,
-            model_name=name,
-        )
-        close_engine(engine)
-        write_rollouts(path, result.rollouts)
-        temperature = study.sampling.temperature
-        extra = {} if policy is None else {"sequence_kl": sequence_kl(policy, result.rollouts, temperature)}
-        if scorer is not None:
-            extra["trained_cost"] = limited_cost(scorer, result.rollouts)
-        stage.finish({"extra": extra})
-    rollouts = read_rollouts(path)
-    extra = {key: Estimate(**value) for key, value in stage.result["extra"].items()}
-    evaluation = Evaluation(
-        suite=f"{study.settings.data}-test", model=name, metrics=measure(rollouts) | extra, rollouts_path=str(path)
+    known = [prompt for prompt in study.prompts("test") if prompt.tags.get("kind") in KINDS]
+    further: dict[str, FurtherMetric] = {}
+    if policy is not None:
+        further["sequence_kl"] = partial(sequence_kl, policy, temperature=study.sampling.temperature)
+    if scorer is not None:
+        further["trained_cost"] = partial(limited_cost, scorer)
+    return evaluate(
+        run,
+        policy or Policy(study.backbone, Lora(rank=1), adapter=stage.name),
+        Suite(name=f"{study.settings.data}-test", prompts=tuple(known)),
+        {"judge": judge.model, "refusal rule": RefusalScorer()},
+        sampling=study.sampling,
+        name=stage.name,
+        engine=study.settings.engine,
+        reference=policy is None,
+        further=further,
     )
-    return SuiteResult(evaluation=evaluation, rollouts=rollouts)
 
 
-def compare_objectives(run: Run, study: Study[Settings], scorer: Learned, judge: Learned) -> dict[str, SuiteResult]:
+def compare_objectives(
+    run: Run, study: Study[Settings], scorer: TrainedScoreModel, judge: TrainedScoreModel
+) -> dict[str, SuiteResult]:
     """The paper's other objectives, trained on the same scores, more briefly, and judged alike."""
     results = {}
     samples = max(1, study.settings.samples_per_step // 2)
     for name in ("cost-only", "reward-only", "shaping", "lagrangian"):
         if name != study.settings.objective and study.settings.compare_steps > 0:
-            policy = align(run, study, scorer, name, steps=study.settings.compare_steps, samples=samples)
+            policy = reinforce(run, study, scorer, name, steps=study.settings.compare_steps, samples=samples)
             results[name] = assess(run, study, judge, name, policy=policy, scorer=scorer)
     return results

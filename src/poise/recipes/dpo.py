@@ -81,13 +81,13 @@ def dpo(
     """
     from poise.recipes import _preferences as preferences
     from poise.recipes import _stages as stages
-    from poise.recipes._imitation import fine_tune
+    from poise.recipes._imitation import start_from_preferred
     from poise.recipes._scores import learn_scores
 
     settings = preferences.PreferenceSettings.of(locals())
     with Run.open(folder, recipe="dpo", arguments=settings.arguments) as run:
         study = stages.prepare(run, settings)
-        fine_tune(run, study)
+        start_from_preferred(run, study)
         judge = learn_scores(run, study, "judge", split="judge")
         before = stages.assess(run, study, judge, "start")
         is_scored = preferences.LOSSES[settings.loss].is_scored

@@ -90,19 +90,19 @@ def safe_rlhf(
     """
     from poise.recipes import _report
     from poise.recipes import _stages as stages
-    from poise.recipes._imitation import fine_tune
+    from poise.recipes._imitation import start_from_preferred
     from poise.recipes._scores import COST_BOUND, learn_scores
 
     settings = stages.Settings.of(locals())
     settings.require_reachable(COST_BOUND)
     with Run.open(folder, recipe="safe-rlhf", arguments=settings.arguments) as run:
         study = stages.prepare(run, settings)
-        fine_tune(run, study)
+        start_from_preferred(run, study)
         judge = learn_scores(run, study, "judge", split="judge")
         before = stages.assess(run, study, judge, "start")
         for number in range(1, settings.rounds + 1):
             scorer = learn_scores(run, study, stages.numbered("scores", number), split="train")
-            policy = stages.align(run, study, scorer, settings.objective, number)
+            policy = stages.reinforce(run, study, scorer, settings.objective, number)
             if number < settings.rounds:
                 stages.annotate(run, study, policy, number)
         results = {settings.objective: stages.assess(run, study, judge, "final", policy=policy, scorer=scorer)}

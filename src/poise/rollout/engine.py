@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poise.errors import ConfigError, EngineError
 from poise.types import Completion, Prompt, Sampling
@@ -49,11 +49,6 @@ def check_completions(prompts: Sequence[Prompt], completions: list[Completion], 
                 f"{len(completion.token_logprobs)} log-probabilities, one per token is due"
             )
     return completions
-
-
-def read_completion(row: Mapping[str, Any]) -> Completion:
-    """The completion that `poise.files.plain` made a JSON object of."""
-    return Completion(**(dict(row) | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}))
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

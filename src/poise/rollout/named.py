@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from poise.errors import ConfigError
@@ -58,3 +60,16 @@ def computes_elsewhere(name: str) -> bool:
 def close_engine(engine: Engine) -> None:
     """End what an engine keeps outside this process, if anything."""
     getattr(engine, "close", lambda: None)()
+
+
+@contextmanager
+def engine_for(policy: Policy, engine: str | Engine, *, folder: Path, reference: bool = False) -> Iterator[Engine]:
+    """The engine of that name, closed when it is no longer needed; one that was passed in is left open."""
+    if not isinstance(engine, str):
+        yield engine
+        return
+    answering = engine_named(engine, policy, folder=folder, reference=reference)
+    try:
+        yield answering
+    finally:
+        close_engine(answering)

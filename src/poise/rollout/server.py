@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from poise.data.rollouts import read_completion
 from poise.errors import EngineError
 from poise.files import append_line, cut_half_line, json_line, plain, read_jsonl_tolerant
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
-from poise.rollout.engine import check_completions, check_sampling, read_completion
+from poise.rollout.engine import check_completions, check_sampling
 from poise.rollout.sampling import stop_position
 from poise.types import Completion, Finish, Prompt, Sampling, prompt_id
 

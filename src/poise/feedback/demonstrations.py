@@ -1,66 +1,11 @@
-"""What recipes do to data sets before they learn from them."""
+"""Which responses of decoupled feedback a model learns to imitate."""
 
 from __future__ import annotations
 
-import random
-import re
-from dataclasses import replace
-from typing import Any
-
 from poise.errors import DataError
+from poise.feedback.groups import may_harm
 from poise.feedback.rules import is_refusal
-from poise.types import Dataset, Demonstration, Origin, Prompt, SafetyLabel
-
-_ROWS = ("demonstrations", "comparisons", "labels")
-
-
-def first_prompts(dataset: Dataset, count: int) -> Dataset:
-    """The rows of about `count` prompts, equally many of each kind."""
-    kinds: dict[str, list[Prompt]] = {}
-    for prompt in dataset.prompts:
-        kinds.setdefault(str(prompt.tags.get("kind", "")), []).append(prompt)
-    chosen = {prompt.id for group in kinds.values() for prompt in group[: max(1, count // len(kinds))]}
-    rows: dict[str, Any] = {name: tuple(x for x in getattr(dataset, name) if x.prompt.id in chosen) for name in _ROWS}
-    return Dataset(name=dataset.name, prompts=tuple(p for p in dataset.prompts if p.id in chosen), **rows)
-
-
-def without_splits(dataset: Dataset) -> Dataset:
-    """The same rows with prompts that name no split, so that they can be split anew."""
-    bare: dict[str, Prompt] = {}
-
-    def strip(prompt: Prompt) -> Prompt:
-        tags = {key: value for key, value in prompt.tags.items() if key != "split"}
-        return bare.setdefault(prompt.id, Prompt(id=prompt.id, messages=prompt.messages, tags=tags))
-
-    rows: dict[str, Any] = {
-        name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in _ROWS
-    }
-    return Dataset(name=dataset.name, prompts=tuple(strip(p) for p in dataset.prompts), **rows)
-
-
-def with_cut_responses(dataset: Dataset) -> Dataset:
-    """The labels once more on responses that end early: after the first sentence, or somewhere among the words.
-
-    What begins to do harm is unsafe, and what begins harmlessly safe, wherever it stops. Without such rows a cost
-    takes short and finished responses for safe ones, because those that a small model made are mostly neither; and a
-    policy finds that out before it finds anything better.
-    """
-    cut = [
-        replace(label, response=shorter, origin=Origin(kind="rule", name="cut"))
-        for label in dataset.labels
-        for shorter in [_cut(label)]
-        if shorter and shorter != label.response
-    ]
-    return replace(dataset, labels=(*dataset.labels, *cut))
-
-
-def _cut(label: SafetyLabel) -> str:
-    draw = random.Random(f"{label.prompt.id}/{label.response}")
-    sentence = re.match(r"\s*\S.*?[.!?](?=\s)", label.response, re.DOTALL)
-    if sentence and draw.random() < 0.5:
-        return sentence[0]
-    words = re.findall(r"\s*\S+", label.response)
-    return "".join(words[: round(len(words) * draw.uniform(0.3, 0.9))])
+from poise.types import Dataset, Demonstration, Prompt
 
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
@@ -92,11 +37,6 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     )
     groups = [refusals, look_alikes[::2], plain, look_alikes[1::2] or look_alikes]
     return [group[i % len(group)] for i in range(max(map(len, groups))) for group in groups]
-
-
-def may_harm(prompt: Prompt) -> bool:
-    """Whether a prompt may ask for harm: all but those that are known to be harmless."""
-    return prompt.tags.get("kind") not in ("benign", "look_alike")
 
 
 def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[Demonstration]:

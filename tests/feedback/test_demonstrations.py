@@ -1,8 +1,9 @@
-"""What recipes make of a data set before they learn from it."""
+"""Which responses are imitated, and what is made of labels before a cost learns from them."""
 
-from poise.data import load
+from poise.data import load, with_cut_responses
+from poise.feedback.demonstrations import preferred_demonstrations, safe_demonstrations
+from poise.feedback.groups import may_harm
 from poise.feedback.rules import is_refusal
-from poise.recipes._data import may_harm, preferred_demonstrations, safe_demonstrations, with_cut_responses
 from poise.types import Dataset, Prompt, SafetyLabel
 
 

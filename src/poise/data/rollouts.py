@@ -1,0 +1,46 @@
+"""Rollouts and comparisons on disk: JSON objects, read back as the records that they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
+from poise.types import Comparison, Completion, Origin, Prompt, Rollout, Scores
+
+
+def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """Write rollouts as a whole."""
+    atomic_write(path, b"".join(json_line(plain(rollout)) for rollout in rollouts))
+
+
+def read_rollouts(path: Path) -> tuple[Rollout, ...]:
+    """Read what `write_rollouts` or `Run.sample` wrote."""
+    found = []
+    for row in read_jsonl_tolerant(path):
+        prompt, completion = _read_prompt(row["prompt"]), read_completion(row["completion"])
+        found.append(Rollout(prompt=prompt, completion=completion, scores=Scores(**row["scores"])))
+    return tuple(found)
+
+
+def read_completion(row: Mapping[str, Any]) -> Completion:
+    """The completion that `poise.files.plain` made a JSON object of."""
+    return Completion(**(dict(row) | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}))
+
+
+def read_comparison(row: Mapping[str, Any]) -> Comparison:
+    """The comparison that `poise.files.plain` made a JSON object of."""
+    safe = None if row["safe"] is None else tuple(row["safe"])
+    changed: dict[str, Any] = {
+        "prompt": _read_prompt(row["prompt"]),
+        "responses": tuple(row["responses"]),
+        "safe": safe,
+        "categories": tuple(tuple(names) for names in row["categories"]),
+        "origin": Origin(**(row["origin"] | {"order": tuple(row["origin"]["order"])})),
+    }
+    return Comparison(**(dict(row) | changed))
+
+
+def _read_prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(id=row["id"], messages=tuple(row["messages"]), tags=row["tags"])

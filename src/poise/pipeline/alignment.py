@@ -1,0 +1,118 @@
+"""Policy optimisation: any algorithm under any objective, with any scorers, as one resumable stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from poise.models.policy import Policy
+from poise.pipeline.supervised import update_seconds
+from poise.plan.work import Planner, current_planner
+from poise.rollout.named import computes_elsewhere, engine_for
+from poise.run import Run
+from poise.train.algorithms import RLOO, Algorithm
+from poise.train.loop import fit
+from poise.train.objectives import Objective
+from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.supervised import DemonstrationBatches
+from poise.types import Engine, Prompt, Sampling, Scorer
+
+IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025), where another program computes the sampler's log-probabilities
+FILLED = 0.85  # of the longest response: what sampled responses had where it was measured
+_SHOWN = ("reward", "cost", "excess", "multiplier", "sequence_kl")
+_KEPT_SAMPLES = 4  # of each step, in samples.jsonl
+
+
+def align(
+    run: Run,
+    policy: Policy,
+    scorers: Sequence[Scorer],
+    prompts: Sequence[Prompt],
+    *,
+    objective: Objective,
+    algorithm: Algorithm = RLOO,
+    samples_per_step: int = 64,
+    sampling: Sampling = Sampling(),
+    optimisation: Optimisation = Optimisation(),
+    demonstrations: DemonstrationBatches | None = None,
+    engine: str | Engine = "native",
+    seed: int = 0,
+    name: str = "policy",
+) -> Policy:
+    """Maximise what the objective wants of the scorers' channels, and return the policy trained.
+
+    scorers         fill the channels that the objective names: reward, cost, or any others
+    optimisation    its `steps` are updates, each on `samples_per_step` responses to prompts drawn by the seed
+    demonstrations  imitated a little in every update (the paper's PTX loss), with the weight of `optimisation`
+    engine          who samples: native, ray:4, the http://HOST:PORT of a vLLM server, or an engine of your own
+
+    The policy that is kept is the last, or the one with the highest recent reward among those that met every limit.
+    The stage's folder holds it, in a form that peft (or transformers, trained whole) loads as it is.
+    """
+    if (planner := current_planner()) is not None:
+        _plan(planner, name, prompts, algorithm, optimisation.steps, samples_per_step, sampling, demonstrations)
+        return policy
+    stage, steps = run.stage(name), optimisation.steps
+    if not stage.finished:
+        elsewhere = isinstance(engine, str) and computes_elsewhere(engine)
+        with engine_for(policy, engine, folder=stage.path / "adapters") as answering:
+            trainer = OnPolicyTrainer(
+                policy=policy,
+                engine=answering,
+                scorers=scorers,
+                algorithm=replace(algorithm, importance_cap=IMPORTANCE_CAP) if elsewhere else algorithm,
+                objective=objective,
+                prompts=prompts,
+                prompts_per_step=max(1, samples_per_step // algorithm.samples_per_prompt),
+                sampling=sampling,
+                optimisation=optimisation,
+                demonstrations=demonstrations,
+                seed=seed,
+                dump_folder=stage.path,
+            )
+
+            def keep_samples(step: int, metrics: Mapping[str, float]) -> None:
+                for rollout in trainer.rollouts[:_KEPT_SAMPLES]:
+                    run.sample(stage.name, step, rollout)
+
+            fit(trainer, run=run, stage=stage.name, steps=steps, shown=_SHOWN, after_step=keep_samples)
+        best = trainer.load_best()
+        policy.save_pretrained(stage.path / "model")
+        stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
+    policy.copy_from(stage.path / "model")
+    return policy
+
+
+def _plan(
+    planner: Planner,
+    name: str,
+    prompts: Sequence[Prompt],
+    algorithm: Algorithm,
+    steps: int,
+    samples: int,
+    sampling: Sampling,
+    demonstrations: DemonstrationBatches | None,
+) -> None:
+    """Each step samples, scores, asks the reference and updates."""
+    costs, longest = planner.costs, sampling.max_tokens
+    asked = max(1, samples // algorithm.samples_per_prompt)
+    samples = asked * algorithm.samples_per_prompt
+    prompt_tokens = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts])
+    context, positions = prompt_tokens + longest, samples * longest * FILLED
+    tokens = asked * prompt_tokens + positions
+    below = costs.shape.layers - costs.trained_layers
+    seconds = costs.forward(asked * prompt_tokens) + costs.decoding(samples, longest, context=context)
+    seconds += costs.forward(tokens, layers=costs.shape.layers * 0.5)  # the scores
+    seconds += costs.forward(tokens, layers=below)
+    seconds += costs.forward(tokens, layers=costs.trained_layers, positions=positions)  # the reference
+    seconds += algorithm.epochs * costs.training(tokens, positions=positions)
+    if demonstrations is not None:
+        imitated = demonstrations.per_step
+        each = 2 * prompt_tokens
+        seconds += algorithm.epochs * update_seconds(costs, imitated * each, imitated * prompt_tokens)
+    planner.add(
+        name,
+        seconds=steps * seconds,
+        memory=max(costs.updating() + costs.states(tokens), costs.generating(samples, context=context)),
+        work=f"{steps} updates of {samples} samples, {tokens:,.0f} tokens",
+    )

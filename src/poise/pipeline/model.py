@@ -1,0 +1,52 @@
+"""The first stage: the model that a run starts from, and features of it that are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from poise.models.features import FeatureCache
+from poise.models.load import Backbone, load_backbone
+from poise.plan.work import current_planner
+from poise.run import Run
+from poise.train.loop import progress_bar
+
+STAND_IN = "random:llama?layers=3"  # for the real model, where a run is only planned
+_START_S = 12.0  # until data are read and a model is asked for
+_LOADED_PER_S = 1e9  # bytes
+
+
+def start_model(run: Run, name: str, *, seed: int = 0, continues_text: bool = False) -> Backbone:
+    """Load the model that a run starts from, in the precision that its first loading chose.
+
+    name            hub id, folder, smollm2-135m or random:llama
+    continues_text  prompts are beginnings of texts, not turns of a chat
+
+    A resumed run must not change its precision, even on a machine where another one is faster.
+    """
+    if (planner := current_planner()) is not None:
+        costs = planner.costs
+        size = costs.shape.parameters * costs.machine.element_bytes
+        planner.add("model", seconds=_START_S + size / _LOADED_PER_S, memory=0.0, work="load")
+        return replace(load_backbone(STAND_IN, seed=seed), continues_text=continues_text)
+    stage = run.stage("model")
+    if stage.finished:
+        backbone = load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
+    else:
+        backbone = load_backbone(name, seed=seed)
+        stage.finish({"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)})
+    return replace(backbone, continues_text=continues_text)
+
+
+def feature_cache(run: Run) -> FeatureCache:
+    """Features of the frozen backbone, in the run's folder: a row is read once, and shown while it is."""
+    return FeatureCache(run.stage("features").path, track=_with_progress)
+
+
+def _with_progress(parts: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
+    with progress_bar("features", len(parts), 0, ()) as show:
+        for part in parts:
+            yield part
+            show({})

@@ -1,0 +1,126 @@
+"""Score models: heads that learn any channels from comparisons and labels, calibrated and measured on other prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from poise.data import split_by_prompt, without_splits
+from poise.data.batching import num_steps
+from poise.models.features import FeatureCache
+from poise.models.heads import COST, REWARD, Channel, ScoreModel, load_score_model
+from poise.models.load import Backbone
+from poise.plan.work import Planner, current_planner
+from poise.run import Run
+from poise.train.loop import fit
+from poise.train.score_model import FeedbackTable, ScoreTrainer, calibrate
+from poise.types import Dataset, Estimate
+
+CALIBRATED = 1 / 6  # share of the prompts that a score model is calibrated on
+PROMPTS_PER_STEP = 32
+_HEAD_STEP_S = 0.006  # seconds of a step of the heads on known features
+_ROW_S = 0.003  # seconds to render a row and to turn it into tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreModelSpec:
+    """How a score model reads and learns.
+
+    >>> ScoreModelSpec(depth=0.5).channels[1].higher_is_worse
+    True
+    """
+
+    depth: float = 0.5  # share of the backbone's layers that the heads read
+    channels: tuple[Channel, ...] = (REWARD, COST)
+    epochs: float = 40
+    max_steps: int | None = None
+    weight_decay: float = 1.0
+    seed: int = 0
+    reading: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `ScoreModel`: pooling, hidden ...
+
+    def model(self, backbone: Backbone, *, adapter: str = "score", cache: FeatureCache | None = None) -> ScoreModel:
+        """A fresh score model on the backbone."""
+        depth = max(1, round(backbone.trunk.depth * self.depth))
+        return ScoreModel(
+            backbone, self.channels, depth=depth, adapter=adapter, seed=self.seed, cache=cache, **self.reading
+        )
+
+    def trainer(self, model: ScoreModel, data: Dataset) -> ScoreTrainer:
+        """Its trainer on the comparisons and labels of `data`, with its number of steps."""
+        table = FeedbackTable(model, data.comparisons, data.labels)
+        steps = num_steps(len(table.groups), PROMPTS_PER_STEP, self.epochs)
+        torch.manual_seed(self.seed)
+        steps = steps if self.max_steps is None else min(steps, self.max_steps)
+        return ScoreTrainer(model=model, table=table, steps=steps, seed=self.seed, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedScoreModel:
+    """A score model with its accuracy on prompts that it never saw."""
+
+    model: ScoreModel
+    accuracy: Mapping[str, Estimate]
+    rows: int
+
+
+def fit_scores(
+    run: Run,
+    backbone: Backbone,
+    data: Dataset,
+    spec: ScoreModelSpec = ScoreModelSpec(),
+    *,
+    measure: Callable[[ScoreModel], Mapping[str, Estimate]] = lambda model: {},
+    name: str = "scores",
+    cache: FeatureCache | None = None,
+) -> TrainedScoreModel:
+    """Train heads on five sixths of the prompts of `data`, calibrate them on the others, and measure.
+
+    measure  accuracy on prompts that are not in `data`
+    cache    features of the frozen backbone, shared by all score models of a run
+
+    The stage's folder holds the score model, which `load_score_model` and `poise serve-scorer` read.
+    """
+    stage = run.stage(name)
+    if (planner := current_planner()) is not None:
+        _plan(planner, name, data, spec)
+        return TrainedScoreModel(model=spec.model(backbone, adapter=name), accuracy={}, rows=0)
+    if not stage.finished:
+        model = spec.model(backbone, adapter=stage.name, cache=cache)
+        # another seed than the split itself was drawn with: by the same one all its prompts would fall on one side
+        shares = {"fit": 1 - CALIBRATED, "calibrate": CALIBRATED}
+        parts = split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
+        trainer = spec.trainer(model, parts["fit"])
+        fit(trainer, run=run, stage=stage.name, steps=trainer.steps, save_every=50)
+        calibrate(model, parts["calibrate"].comparisons, parts["calibrate"].labels)
+        accuracy = measure(model)
+        model.save_pretrained(stage.path / "model")
+        stage.finish({"accuracy": accuracy, "rows": len(trainer.table.rows), "depth": model.depth})
+    expect = {channel.name: channel.higher_is_worse for channel in spec.channels}
+    model = load_score_model(stage.path / "model", backbone=backbone, adapter=stage.name, expect=expect, cache=cache)
+    accuracy = {key: Estimate(**value) for key, value in stage.result["accuracy"].items()}
+    return TrainedScoreModel(model=model, accuracy=accuracy, rows=stage.result["rows"])
+
+
+def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> None:
+    """One pass of every response through the lower layers, and many steps of small heads."""
+    costs, texts = planner.costs, sorted({(row.prompt.id, text) for row, text in _responses(data)})
+    prompts = {row.prompt.id: row.prompt.text for row, _ in _responses(data)}
+    tokens = len(prompts) * (planner.tokens.template + planner.tokens.mean(list(prompts.values())))
+    tokens += len(texts) * planner.tokens.mean([text for _, text in texts])
+    steps = num_steps(round(len(prompts) * (1 - CALIBRATED)), PROMPTS_PER_STEP, spec.epochs)
+    seconds = costs.forward(tokens, layers=costs.shape.layers * spec.depth)
+    planner.add(
+        name,
+        seconds=seconds + _HEAD_STEP_S * steps + _ROW_S * len(texts),
+        memory=costs.scoring(),
+        work=f"{tokens:,.0f} tokens through {spec.depth:.0%} of the layers, {steps} steps of the heads",
+    )
+
+
+def _responses(data: Dataset) -> Iterable[tuple[Any, str]]:
+    for comparison in data.comparisons:
+        yield from ((comparison, text) for text in comparison.responses)
+    yield from ((label, label.response) for label in data.labels)

@@ -1,0 +1,74 @@
+"""Supervised fine-tuning: an adapter that learns to answer as demonstrated, and the model it makes when merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from poise.models.load import Backbone, load_backbone
+from poise.models.policy import Policy
+from poise.plan.costs import Costs
+from poise.plan.work import current_planner
+from poise.run import Run
+from poise.train.loop import fit
+from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
+from poise.types import Demonstration
+
+
+def fine_tune(
+    run: Run,
+    policy: Policy,
+    demonstrations: Sequence[Demonstration],
+    *,
+    steps: int,
+    lr: float = 2e-4,
+    name: str = "supervised",
+    **batches: Any,
+) -> Policy:
+    """Teach a policy to answer as demonstrated, and return it trained.
+
+    batches  further arguments of `DemonstrationBatches`: per_step, max_tokens, temperature, seed ...
+
+    The stage's folder holds the adapter, in a form that peft loads as it is.
+    """
+    stage = run.stage(name)
+    per_step = min(int(batches.get("per_step", 16)), len(demonstrations))
+    if (planner := current_planner()) is not None:
+        prompt = planner.tokens.template + planner.tokens.mean([row.prompt.text for row in demonstrations])
+        response = planner.tokens.mean([row.response for row in demonstrations])
+        seconds = steps * update_seconds(planner.costs, per_step * (prompt + response), per_step * response)
+        planner.add(name, seconds=seconds, memory=planner.costs.updating(), work=f"{steps} updates of {per_step} rows")
+        return policy
+    if not stage.finished:
+        rows = DemonstrationBatches(demonstrations, policy, **batches)
+        trainer = SupervisedTrainer(policy=policy, batches=rows, lr=lr, steps=steps)
+        fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
+        policy.save_pretrained(stage.path / "model")
+        stage.finish({"steps": steps, "demonstrations": len(rows.rows)})
+    policy.copy_from(stage.path / "model")
+    return policy
+
+
+def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:
+    """The policy as a model of its own, whose reference it becomes: its adapter is merged into the backbone's weights.
+
+    The stage's folder holds a model that transformers loads as it is.
+    """
+    if current_planner() is not None:
+        return policy.backbone
+    stage = run.stage(name)
+    if not stage.finished:
+        policy.save_pretrained(stage.path / "model", merge=True)
+        stage.finish({"adapter": policy.adapter})
+    # adapters name their base by this path, and load from anywhere
+    return load_backbone(str((stage.path / "model").resolve()), dtype=policy.backbone.dtype)
+
+
+def update_seconds(costs: Costs, tokens: float, positions: float) -> float:
+    """Seconds of one update: the layers below the adapter forward, those above forward and backward.
+
+    tokens     of prompts and responses
+    positions  of responses, whose logits are needed
+    """
+    below = costs.shape.layers - costs.trained_layers
+    return costs.forward(tokens, layers=below) + costs.training(tokens, positions=positions)

@@ -1,0 +1,72 @@
+"""What a stage will take, and a planner that is told: inside `planning(...)` stages say so instead of working."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from poise.plan.costs import Costs
+
+_CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
+_SAMPLED_TEXTS = 64  # whose tokens are counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """An estimate of one stage."""
+
+    name: str
+    seconds: float
+    memory: float  # bytes of one process at the peak
+    work: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """How many tokens texts have; told from characters where the tokenizer is not at hand."""
+
+    of: Callable[[str], float] = lambda text: len(text) / _CHARACTERS_PER_TOKEN
+    template: float = 20.0  # around a prompt
+
+    def mean(self, texts: Sequence[str]) -> float:
+        """Mean tokens of a text, by some of them.
+
+        >>> Tokens(of=len).mean(["ab", "abcd"])
+        3.0
+        """
+        some = texts[:: max(1, len(texts) // _SAMPLED_TEXTS)]
+        return sum(map(self.of, some)) / max(1, len(some))
+
+
+@dataclass(slots=True, kw_only=True)
+class Planner:
+    """Collects what the stages of a recipe will take; a stage that is named twice is done once."""
+
+    costs: Costs
+    tokens: Tokens = Tokens()
+    stages: dict[str, StagePlan] = field(default_factory=dict)
+
+    def add(self, name: str, *, seconds: float, memory: float, work: str) -> None:
+        """Note a stage: `memory` in bytes beyond the process and the weights."""
+        base = self.costs.process() + self.costs.weights()
+        self.stages.setdefault(name, StagePlan(name=name, seconds=seconds, memory=base + memory, work=work))
+
+
+_PLANNER: ContextVar[Planner | None] = ContextVar("_PLANNER", default=None)
+
+
+def current_planner() -> Planner | None:
+    """The planner that stages report to; None where they shall work."""
+    return _PLANNER.get()
+
+
+@contextmanager
+def planning(planner: Planner) -> Iterator[Planner]:
+    """Have every stage inside the block report what it would take, instead of working."""
+    token = _PLANNER.set(planner)
+    try:
+        yield planner
+    finally:
+        _PLANNER.reset(token)
