@@ -37,12 +37,12 @@ def imitate(run: Run, study: Study[Settings], policy: Policy) -> None:
     if settings.imitation_steps == 0:
         return
     stage = study.stage(run, "imitated")
-    learning = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=settings.seed)
-    rows, batches = safe_demonstrations(study.splits["train"]), _batches(settings, IMITATED_PER_STEP)
-    lr, steps = settings.imitation_lr, settings.imitation_steps
-    fine_tune(run, learning, rows, steps=steps, lr=lr, name=stage.name, **batches)
-    if stage.finished:
-        policy.copy_from(stage.path / "model")
+    if not stage.finished:
+        learning = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=settings.seed)
+        rows, batches = safe_demonstrations(study.splits["train"]), _batches(settings, IMITATED_PER_STEP)
+        lr, steps = settings.imitation_lr, settings.imitation_steps
+        fine_tune(run, learning, rows, steps=steps, lr=lr, name=stage.name, **batches)
+    policy.copy_from(stage.path / "model")
 
 
 def mixed_in(study: Study[Settings], policy: Policy) -> DemonstrationBatches | None:

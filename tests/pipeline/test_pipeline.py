@@ -1,0 +1,147 @@
+"""The public stages take objects of one's own, do their work once, and say what they would take instead of doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from poise.data import load, select
+from poise.evaluate.suite import Suite
+from poise.feedback.annotators import RuleAnnotator
+from poise.feedback.demonstrations import preferred_demonstrations
+from poise.functional.policy_losses import clipped_surrogate
+from poise.models.adapters import Lora
+from poise.models.policy import Policy
+from poise.pipeline import (
+    ScoreModelSpec,
+    align,
+    collect_comparisons,
+    evaluate,
+    fine_tune,
+    fit_scores,
+    merged,
+    optimise_preferences,
+    start_model,
+)
+from poise.plan.costs import Costs
+from poise.plan.machines import named_machine
+from poise.plan.shapes import SHAPES
+from poise.plan.work import Planner, planning
+from poise.run import Run
+from poise.train.algorithms import RLOO
+from poise.train.objectives import Lagrangian, Limit
+from poise.train.on_policy import Optimisation
+from poise.train.preference_methods import dpo
+from poise.types import Completion, Dataset, Prompt, Sampling, Scores
+
+TINY = "random:llama?layers=2"
+SHORT = Sampling(max_tokens=6)
+
+
+class Lengths:
+    """A scorer of one's own: long answers are good, and vowels cost something."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
+        return [
+            Scores(values={"reward": float(len(c.text)), "vowels": sum(c.text.count(v) for v in "aeiou") / 10})
+            for c in completions
+        ]
+
+
+class Narrowed(Lagrangian):
+    """An objective of one's own: it counts how often it was asked."""
+
+    asked = 0
+
+    def update(self, scores: dict[str, torch.Tensor]) -> dict[str, float]:  # type: ignore[override]
+        self.asked += 1
+        return super().update(scores)
+
+
+OWN_ALGORITHM = replace(RLOO, policy_loss=clipped_surrogate, samples_per_prompt=2, kl_coef=0.1)
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    """A few prompts of each kind with their rows."""
+    from poise.data import first_prompts
+
+    return first_prompts(select(load("starter"), split="train"), 9)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with Run.open(tmp_path / "run", recipe="own", arguments={}) as opened:
+        yield opened
+
+
+def test_objective_scorer_and_algorithm_of_ones_own_go_into_policy_optimisation(run: Run, few: Dataset) -> None:
+    policy = Policy(start_model(run, TINY), Lora(rank=2))
+    objective = Narrowed(Limit("vowels", 0.05))
+    options = {"objective": objective, "algorithm": OWN_ALGORITHM, "sampling": SHORT, "samples_per_step": 4}
+    align(run, policy, [Lengths()], few.prompts, optimisation=Optimisation(steps=2), **options)
+    assert objective.asked == 2
+    assert [row["step"] for row in run.metrics("policy")] == [1, 2]
+    assert (run.path / "policy" / "model" / "adapter_config.json").exists()
+    align(run, policy, [Lengths()], few.prompts, optimisation=Optimisation(steps=2), **options)
+    assert objective.asked == 2  # what is done is read back
+
+
+def test_a_stage_that_is_read_back_gives_the_weights_it_was_finished_with(run: Run, few: Dataset) -> None:
+    rows = preferred_demonstrations(few)
+    policy = fine_tune(run, Policy(start_model(run, TINY), Lora(rank=2)), rows, steps=2)
+    trained = {name: weight.detach().clone() for name, weight in policy.parameters().items()}
+    again = fine_tune(run, Policy(start_model(run, TINY), Lora(rank=2)), rows, steps=2)
+    assert all(torch.equal(weight, trained[name]) for name, weight in again.parameters().items())
+
+
+def test_a_merged_policy_is_the_reference_of_the_next(run: Run, few: Dataset) -> None:
+    policy = fine_tune(run, Policy(start_model(run, TINY), Lora(rank=2)), preferred_demonstrations(few), steps=2)
+    after = Policy(merged(run, policy), Lora(rank=2))
+    asked = few.prompts[:3]
+    engine_before, engine_after = (_greedy(p, asked) for p in (policy, after))
+    assert engine_before == engine_after
+
+
+def _greedy(policy: Policy, prompts: Sequence[Prompt]) -> list[str]:
+    from poise.rollout.native import NativeEngine
+
+    return [c.text for c in NativeEngine(policy).generate(prompts, Sampling(max_tokens=8, temperature=0.0))]
+
+
+def test_preferences_feedback_rounds_and_evaluation_run_on_the_same_objects(run: Run, few: Dataset) -> None:
+    backbone = start_model(run, TINY)
+    policy, method = Policy(backbone, Lora(rank=2)), dpo(beta=0.1)
+    optimise_preferences(run, policy, method, method.feedback(policy, few.comparisons), steps=1, name="preferences")
+    scores = fit_scores(run, backbone, few, ScoreModelSpec(max_steps=2), measure=lambda model: {})
+    found = collect_comparisons(run, policy, few.prompts[:4], [RuleAnnotator("safe")], sampling=SHORT)
+    assert {row.criterion for row in found.comparisons} <= {"safe"}
+    suite = Suite(name="few", prompts=few.prompts)
+    result = evaluate(run, policy, suite, {"judge": scores.model}, sampling=SHORT)
+    assert result.evaluation.metrics["mean_cost"].n > 0
+    assert (run.path / "evaluate" / "rollouts.jsonl").exists()
+
+
+def test_a_planned_stage_says_what_it_takes_and_trains_nothing(run: Run, few: Dataset) -> None:
+    planner = Planner(costs=Costs(shape=SHAPES["7b"], machine=named_machine("h100x8")))
+    with planning(planner):
+        backbone = start_model(run, "owner/seven-billion")
+        policy = fine_tune(run, Policy(backbone, Lora(rank=2)), preferred_demonstrations(few), steps=10)
+        scores = fit_scores(run, merged(run, policy), few)
+        options = {"objective": Lagrangian(), "sampling": SHORT, "optimisation": Optimisation(steps=5)}
+        align(run, policy, [scores.model], few.prompts, **options)
+        method = dpo(beta=0.1)
+        optimise_preferences(run, policy, method, method.feedback(policy, few.comparisons), name="preferences")
+        collect_comparisons(run, policy, few.prompts, [RuleAnnotator("safe")], sampling=SHORT)
+        suite = Suite(name="few", prompts=few.prompts)
+        result = evaluate(run, policy, suite, {"judge": scores.model}, sampling=SHORT)
+    assert list(planner.stages) == [
+        *("model", "supervised", "scores", "policy", "preferences", "annotations", "evaluate"),
+    ]
+    assert all(stage.seconds > 0 and stage.memory > 0 and stage.work for stage in planner.stages.values())
+    assert run.metrics() == []  # no step of any loop
+    assert "mean_cost" in result.evaluation.metrics  # a recipe that goes on with the result can
