@@ -21,7 +21,7 @@ import torch
 
 KNOWN = {
     *("model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs"),
-    *("top_k", "return_token_ids"),
+    *("top_k", "return_token_ids", "stop_token_ids"),
 }
 FAULTS = {"429", "500", "hang", "broken", "killed", "shapeless"}
 

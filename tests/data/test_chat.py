@@ -205,9 +205,6 @@ def test_a_tokenizer_without_a_template_is_refused():
         # opens another turn than the one it renders
         "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}<bot>{% endif %}",
-        # puts something between the opened turn and the answer
-        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}",
         # drops what the earlier turns said once there is an answer
         "{{ messages[-1]['content'] }}",
     ],

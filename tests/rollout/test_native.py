@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from poise.errors import ConfigError, EngineError
-from poise.models.policy import load_policy
+from poise.models.load import load_backbone
+from poise.models.policy import Policy, load_policy
 from poise.models.shared_rows import SharedRows
 from poise.models.trunk import pad_rows
 from poise.rollout.cache import RowCache
@@ -224,3 +225,19 @@ def test_a_completion_that_could_leave_the_context_is_refused(policy):
 def test_a_batch_holds_at_least_one_row(policy, batch_size):
     with pytest.raises(ConfigError, match="batch_size"):
         NativeEngine(policy, batch_size=batch_size)
+
+
+def test_every_end_token_of_the_generation_config_ends_an_answer(policy: Policy, tmp_path):
+    config = policy.backbone.model.generation_config
+    before, config.eos_token_id = config.eos_token_id, [0, *range(100, 180)]
+    try:
+        engine = NativeEngine(policy)
+        found = engine.generate([Prompt.of("Hello"), Prompt.of("Bye")], Sampling(max_tokens=40, samples=4))
+        policy.save_pretrained(tmp_path, merge=True)
+    finally:
+        config.eos_token_id = before
+    ends = {0, *range(100, 180)}
+    assert all(completion.finish == "stop" for completion in found)
+    assert all(completion.token_ids[-1] in ends for completion in found)
+    assert not any(ends & set(completion.token_ids[:-1]) for completion in found)
+    assert load_backbone(str(tmp_path)).renderer().stop_ids == ends

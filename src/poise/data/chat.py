@@ -8,15 +8,14 @@ from lengths alone, so pad = eos cannot do harm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise.errors import ConfigError, ModelError
+from poise.data.text_tokens import TextTokens
+from poise.data.turns import REMEDY, Turn, find_turn, rendered, role_tokens
+from poise.errors import ConfigError, DataError, ModelError
 from poise.types import Message, Prompt
-
-_PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
-_ANSWER = "Good day to you"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +35,21 @@ class Encoded:
 class ChatRenderer:
     """Renders prompts and responses with a tokenizer's chat template, and proves that it may.
 
-    Raises ModelError at construction if the tokenizer has no template or if the template is not prefix-consistent:
-    the ids of a prompt must begin the ids of the same prompt with an answer.
+    end_ids  further tokens that end a turn, such as those of a model's generation_config
+
+    What messages and responses say is text: a control token that they spell out is split. Raises ModelError at
+    construction if the tokenizer has no template, if the template ends a turn by nothing that is called an end, or if
+    it is not prefix-consistent: the ids of a prompt must begin the ids of the same prompt with an answer.
     """
 
-    def __init__(self, tokenizer: Any, *, max_prompt_tokens: int = 512, max_response_tokens: int = 512):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_prompt_tokens: int = 512,
+        max_response_tokens: int = 512,
+        end_ids: Sequence[int] = (),
+    ):
         if max_prompt_tokens < 8 or max_response_tokens < 1:
             raise ConfigError(
                 f"max_prompt_tokens={max_prompt_tokens} must be at least 8 and "
@@ -48,27 +57,32 @@ class ChatRenderer:
             )
         self.tokenizer = tokenizer
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
-        self.end_of_turn = self._find_end_of_turn()
         eos = tokenizer.eos_token_id
-        self.stop_ids: frozenset[int] = frozenset({self.end_of_turn} | ({eos} if eos is not None else set()))
+        self._texts = TextTokens(tokenizer)
+        ends = list(self._texts.spelt([*([] if eos is None else [eos]), *end_ids]))
+        self._texts.add_controls(ends)
+        self._turn = self._find_turn(ends)
+        self.end_of_turn = self._turn.end
+        self.stop_ids: frozenset[int] = frozenset(ends)
         self.fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
         """Ids of the prompt with the assistant's turn opened, and whether it had to be shortened.
 
         Too long a conversation loses its oldest turns first (a question leaves with its answers, a system message
-        last of all), then the beginning of its last user turn. Raises ConfigError if nothing of that would be left.
+        last of all), then the beginning of its last user turn. Raises ConfigError if nothing of that would be left,
+        and DataError for a conversation that the template refuses.
         """
         messages = list(messages)
-        ids = self._template(messages, open_turn=True)
+        ids = self._opened(messages)
         truncated = False
         while len(ids) > self.max_prompt_tokens and len(messages) > 1:
             messages = _without_oldest_turn(messages)
-            ids, truncated = self._template(messages, open_turn=True), True
+            ids, truncated = self._opened(messages), True
         while len(ids) > self.max_prompt_tokens:
             text = self._without_beginning(messages[-1]["content"], len(ids) - self.max_prompt_tokens)
             messages[-1] = {"role": messages[-1]["role"], "content": text}
-            ids, truncated = self._template(messages, open_turn=True), True
+            ids, truncated = self._opened(messages), True
         return ids, truncated
 
     def response_ids(self, text: str, *, finished: bool = True) -> tuple[list[int], bool]:
@@ -76,7 +90,8 @@ class ChatRenderer:
 
         A response that had to be cut is not closed: the model must not learn to stop there.
         """
-        ids = self._text_ids(text) + ([self.end_of_turn] if finished else [])
+        turn = self._turn
+        ids = [*self._texts.ids(turn.lead + text + turn.tail), turn.end] if finished else self._begun(text)
         return ids[: self.max_response_tokens], len(ids) > self.max_response_tokens
 
     def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> Encoded:
@@ -86,56 +101,58 @@ class ChatRenderer:
         return Encoded(ids=tuple(head + tail), prompt_length=len(head), truncated=head_cut or tail_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of response ids, without the end of turn."""
-        return str(self.tokenizer.decode([i for i in ids if i not in self.stop_ids], skip_special_tokens=True))
+        """Text of response ids, without the end of turn and the space that the template puts around an answer."""
+        text = self._texts.text([i for i in ids if i not in self.stop_ids]).removeprefix(self._turn.lead)
+        return text.removesuffix(self._turn.tail) if ids and ids[-1] in self.stop_ids else text
+
+    def check(self, prompts: Iterable[Prompt]) -> None:
+        """Raise DataError if the template refuses one of the prompts; each order of roles is tried once."""
+        by_roles: dict[tuple[str, ...], list[Prompt]] = {}
+        for prompt in prompts:
+            by_roles.setdefault(tuple(message["role"] for message in prompt.messages), []).append(prompt)
+        for group in by_roles.values():
+            try:
+                self._opened(group[0].messages)
+            except DataError as error:
+                raise DataError(
+                    f"{len(group)} prompts cannot be rendered, the first {named(group[0])}: {error}"
+                ) from error
+
+    def _begun(self, text: str) -> list[int]:
+        return self._texts.ids(self._turn.lead + text) if text else []
 
     def _without_beginning(self, text: str, excess: int) -> str:
         """The text less about `excess` tokens at its beginning, always shorter than before."""
-        ids = self._text_ids(text)
+        ids = self._texts.ids(text)
         if len(ids) <= excess:
             raise ConfigError(
                 f"max_prompt_tokens={self.max_prompt_tokens} leaves no room for the user's text beside the template"
             )
         # a cut inside a character decodes to replacement characters, which are longer than what they replace
-        rest = str(self.tokenizer.decode(ids[excess:], skip_special_tokens=True)).lstrip("\ufffd")
+        rest = self._texts.text(ids[excess:]).lstrip("\ufffd")
         return rest if len(rest) < len(text) else text[1:]
 
-    def _text_ids(self, text: str) -> list[int]:
-        if not text:
-            return []
-        # a response that spells out <|im_end|> is text: it must neither end its turn nor forge another
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    def _opened(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation with the assistant's turn opened; its texts are only text."""
+        contents, meaning = self._texts.masked([part for m in messages for part in (m["role"], m["content"])])
+        if meaning:
+            pairs = zip(contents[::2], contents[1::2], strict=True)
+            messages = [{"role": role, "content": content} for role, content in pairs]
+        try:
+            text = rendered(self.tokenizer, messages, open_turn=True) + self._turn.opening
+        except ValueError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses a conversation of the turns {roles}: "
+                f"{error}. Bring its rows into the order that the template takes (a system text can begin the first "
+                f"user turn), leave them out, or {REMEDY}"
+            ) from error
+        return self._texts.unmasked(text, meaning) if meaning else self._texts.parsed(text)
 
-    def _template(self, messages: Sequence[Message], *, open_turn: bool) -> list[int]:
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=open_turn, tokenize=True, return_dict=True
-        )["input_ids"]
-        return list(ids)
-
-    def _find_end_of_turn(self) -> int:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ModelError(
-                f"tokenizer {self.tokenizer.name_or_path!r} has no chat template; set tokenizer.chat_template first"
-            )
-        head = self._template(_PROBE, open_turn=True)
-        whole = self._template([*_PROBE, {"role": "assistant", "content": _ANSWER}], open_turn=False)
-        answer = self._text_ids(_ANSWER)
-        expected = head + answer
-        if whole[: len(expected)] != expected:
-            raise ModelError(
-                f"the chat template of {self.tokenizer.name_or_path!r} is not prefix-consistent: a prompt's ids do not "
-                f"begin the ids of the same prompt with an answer ({head[-3:]} against "
-                f"{whole[len(head) - 3 : len(head)]}); set a template that puts the answer right after the opened turn"
-            )
-        rest = whole[len(expected) :]
-        if not rest:
-            if self.tokenizer.eos_token_id is None:
-                raise ModelError(
-                    f"the chat template of {self.tokenizer.name_or_path!r} does not end a turn and there is no eos "
-                    "token; set tokenizer.eos_token or end the assistant's turn in the template"
-                )
-            return int(self.tokenizer.eos_token_id)
-        return int(rest[0])
+    def _find_turn(self, ends: Sequence[int]) -> Turn:
+        turn = find_turn(self.tokenizer, self._texts, ends)
+        self._texts.add_controls(role_tokens(self.tokenizer, self._texts))
+        return turn
 
 
 class TextRenderer(ChatRenderer):
@@ -144,13 +161,18 @@ class TextRenderer(ChatRenderer):
     Only the last message of a prompt is read. A finished response is closed by the eos token.
     """
 
-    def _template(self, messages: Sequence[Message], *, open_turn: bool) -> list[int]:
-        return self._text_ids(messages[-1]["content"])
+    def _opened(self, messages: Sequence[Message]) -> list[int]:
+        return self._texts.ids(messages[-1]["content"])
 
-    def _find_end_of_turn(self) -> int:
-        if self.tokenizer.eos_token_id is None:
+    def _find_turn(self, ends: Sequence[int]) -> Turn:
+        if not ends:
             raise ModelError(f"tokenizer {self.tokenizer.name_or_path!r} has no eos token to end a text; set eos_token")
-        return int(self.tokenizer.eos_token_id)
+        return Turn(end=ends[0])
+
+
+def named(prompt: Prompt) -> str:
+    """A prompt as a message names it: where it stands in its file, and how its last turn begins."""
+    return f"{prompt.tags.get('line') or 'prompt ' + prompt.id} ({prompt.text[:40]!r})"
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:

@@ -40,6 +40,8 @@ class Backbone:
     tokenizer: Any
     trunk: Trunk
     continues_text: bool = False  # prompts are beginnings of texts, not turns of a chat
+    max_prompt_tokens: int = 512  # where every role on this trunk cuts prompts, if its context holds them
+    max_response_tokens: int = 512  # what a reader sees of a response, where nothing else is said
 
     @property
     def device(self) -> torch.device:
@@ -51,16 +53,43 @@ class Backbone:
         """The floating-point type of the weights."""
         return self.trunk.head.weight.dtype
 
-    def renderer(self, *, max_prompt_tokens: int = 512, max_response_tokens: int = 512) -> ChatRenderer:
-        """How this model reads prompts and responses: by its tokenizer's chat template, or as plain text."""
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can read at once; None where its configuration names no limit."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(found) if found else None
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn by the model's generation_config, one or several."""
+        found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return () if found is None else tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+
+    def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> ChatRenderer:
+        """How this model reads prompts and responses: by its tokenizer's chat template, or as plain text.
+
+        By default prompts are cut where every other role cuts them; both windows together fit the context.
+        """
+        prompt, response = max_prompt_tokens or self.max_prompt_tokens, max_response_tokens or self.max_response_tokens
+        if self.context is not None:
+            prompt = max_prompt_tokens or min(prompt, max(8, self.context // 2))
+            response = max_response_tokens or max(1, min(response, self.context - prompt))
         kind = TextRenderer if self.continues_text else ChatRenderer
-        return kind(self.tokenizer, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
+        return kind(self.tokenizer, max_prompt_tokens=prompt, max_response_tokens=response, end_ids=self.end_ids)
 
 
-def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | None = None, seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> Backbone:
     """Load a model and its tokenizer; `dtype` defaults to `fastest_dtype` (fp32 for `random:` models).
 
-    Raises ModelError with all places that were tried.
+    `chat_template` (its text; see `read_template`) replaces the tokenizer's. Raises ModelError with all places that
+    were tried.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("random:"):
@@ -71,11 +100,23 @@ def load_backbone(name: str, *, dtype: torch.dtype | None = None, device: str | 
         bits = int(os.environ.get(_BASE_BITS, "16"))
         packed = {} if bits == 16 else {"quantization_config": four_bits(bits, device), "device_map": {"": device}}
         model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device), packed)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     model = model.eval().requires_grad_(False)
     trunk = Trunk(model)
     current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
     model.to(device)
     return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)
+
+
+def read_template(file: str | Path) -> str:
+    """The chat template in a file; ModelError if it cannot be read."""
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"cannot read the chat template {file}: {error}. Give a text file with a Jinja template"
+        ) from error
 
 
 def load_config(name: str) -> Any:

@@ -31,7 +31,7 @@ from poise.models.adapters import (
     strip_adapters,
     use_adapter,
 )
-from poise.models.load import Backbone, load_backbone
+from poise.models.load import Backbone, load_backbone, read_template
 from poise.models.passes import missing_rows
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
@@ -176,18 +176,33 @@ class Policy:
         return path or self.backbone.name
 
 
-def load_policy(name: str, *, lora: Lora | None = None, device: str | None = None, seed: int = 0) -> Policy:
+def load_policy(
+    name: str,
+    *,
+    lora: Lora | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> Policy:
     """Load a policy for use or further training: any model name, or a folder with a saved adapter.
 
-    For an adapter folder the base model it names is loaded and `lora` is read from it.
+    For an adapter folder the base model it names is loaded, `lora` is read from it, and so is the chat template that it
+    was trained with, where `chat_template` gives no other.
     """
     config = Path(name) / "adapter_config.json"
     if not config.exists():
-        return Policy(load_backbone(name, device=device, seed=seed), lora or Lora(rank=1), seed=seed)
+        backbone = load_backbone(name, device=device, seed=seed, chat_template=chat_template)
+        return Policy(backbone, lora or Lora(rank=1), seed=seed)
     spec, base = read_adapter_config(config)
-    policy = Policy(load_backbone(base, device=device), spec)
+    policy = Policy(load_backbone(base, device=device, chat_template=chat_template or _template_in(Path(name))), spec)
     load_adapter(policy.model, policy.adapter, Path(name))
     return policy
+
+
+def _template_in(folder: Path) -> str | None:
+    """The chat template that a tokenizer was saved with in a folder."""
+    file = folder / "chat_template.jinja"
+    return read_template(file) if file.is_file() else None
 
 
 def read_adapter_config(path: Path) -> tuple[Lora, str]:

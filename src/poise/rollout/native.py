@@ -25,13 +25,22 @@ _GRAPHS = "POISE_GRAPHS"  # 1: decoding steps on a GPU are captured as CUDA grap
 class NativeEngine:
     """Generation with the policy's own weights, in this process: every completion is from its current version.
 
+    Prompts are cut at `max_prompt_tokens`, which a trainer then follows; by default at the backbone's.
+
     >>> from poise.models.policy import load_policy
     >>> engine = NativeEngine(load_policy("random:llama"))
     >>> len(engine.generate([Prompt.of("Hello")], Sampling(max_tokens=4, samples=2)))
     2
     """
 
-    def __init__(self, policy: Policy, *, batch_size: int = 64, max_prompt_tokens: int = 512, reference: bool = False):
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        batch_size: int = 64,
+        max_prompt_tokens: int | None = None,
+        reference: bool = False,
+    ):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: a batch holds at least 1 row")
         self.policy, self.batch_size, self.reference = policy, batch_size, reference
@@ -65,8 +74,8 @@ class NativeEngine:
         return check_completions(prompts, completions, sampling)
 
     def _check_context(self, encoded: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        longest, context = max(map(len, encoded), default=0), self.policy.backbone.model.config.max_position_embeddings
-        if not sampling.choices and longest + sampling.max_tokens > context:
+        longest, context = max(map(len, encoded), default=0), self.policy.backbone.context
+        if context is not None and not sampling.choices and longest + sampling.max_tokens > context:
             raise ConfigError(
                 f"a prompt of {longest} tokens and max_tokens={sampling.max_tokens} exceed the model's context of "
                 f"{context} tokens: lower max_tokens or the engine's max_prompt_tokens"

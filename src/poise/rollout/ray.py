@@ -35,6 +35,7 @@ class _Plan:
     dtype: str
     lora: Lora | None
     adapter: str
+    chat_template: str | None
     settings: dict[str, Any]  # of NativeEngine
 
 
@@ -42,7 +43,7 @@ class _Worker:
     """The engine in a process of its own."""
 
     def __init__(self, plan: _Plan):
-        backbone = load_backbone(plan.base, dtype=getattr(torch, plan.dtype))
+        backbone = load_backbone(plan.base, dtype=getattr(torch, plan.dtype), chat_template=plan.chat_template)
         if base_digest(backbone) != plan.base_digest:
             raise EngineError(
                 f"{plan.base!r} is another model here than where the policy is trained: save the trainer's base model "
@@ -106,6 +107,7 @@ class RayEngine:
             dtype=str(policy.backbone.dtype).removeprefix("torch."),
             lora=policy.lora,
             adapter=policy.adapter,
+            chat_template=policy.tokenizer.chat_template,
             settings=settings,
         )
         self.resources = {"num_cpus": cpus, "num_gpus": gpus}

@@ -55,7 +55,7 @@ class VLLMEngine(ServerEngine):
         model: str | None = None,
         reference: bool = False,
         processed_logprobs: bool = False,
-        max_prompt_tokens: int = 512,
+        max_prompt_tokens: int | None = None,
         **settings: Any,
     ):
         if policy.lora is None and not reference:
@@ -139,7 +139,13 @@ class VLLMEngine(ServerEngine):
         if sampling.choices:
             return super()._request(prompt, sample, sampling)
         ids = self.renderer.prompt_ids(prompt.messages)[0]
-        body = {"prompt": ids, "logprobs": 1, "return_token_ids": True} | self._drawing(prompt, sample, sampling)
+        body = {
+            "prompt": ids,
+            "logprobs": 1,
+            "return_token_ids": True,
+            "stop_token_ids": sorted(self.renderer.stop_ids),
+        }
+        body |= self._drawing(prompt, sample, sampling)
         return Request(path="/completions", body=self._with_fields(body))
 
     def _read(self, answer: Any, *, sampling: Sampling) -> Completion:
@@ -154,4 +160,5 @@ class VLLMEngine(ServerEngine):
             )
         usable = self.logprobs or (sampling.temperature == 1 and sampling.top_p == 1)
         logprobs = choice["logprobs"]["token_logprobs"] if usable else ()
-        return completion_of(choice["text"], choice.get("finish_reason"), ids, logprobs, sampling)
+        text = self.renderer.decode(ids)  # without the space that the template puts around an answer
+        return completion_of(text, choice.get("finish_reason"), ids, logprobs, sampling)
