@@ -44,6 +44,7 @@ from poise.types import (
     Sampling,
     Scorer,
     Scores,
+    Verdict,
 )
 
 # Public names that are imported when they are first used, with the module each comes from.
@@ -90,6 +91,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "TrainingError",
+    "Verdict",
     "__version__",
 ]
 __all__ += sorted([*_LAZY, *_RECIPES])  # noqa: PLE0605

@@ -50,8 +50,8 @@ class Prompt:
             raise DataError(f"prompt {self.id}: the last message must be the user's, got {self.messages!r:.120}")
 
     @classmethod
-    def of(cls, text: str | Sequence[Message], **tags: Any) -> Prompt:
-        """Build a prompt from one user text or from messages; the id follows from the content."""
+    def of(cls, text: str | Sequence[Message], /, **tags: Any) -> Prompt:
+        """Build a prompt from one user text or from messages; the id follows from the content, and any name can tag."""
         messages: tuple[Message, ...] = ({"role": "user", "content": text},) if isinstance(text, str) else tuple(text)
         return cls(id=prompt_id(messages), messages=messages, tags=tags)
 
@@ -159,6 +159,16 @@ class SafetyLabel:
     response: str
     safe: bool
     categories: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether one response on its own is what people want: unpaired preference, as KTO reads it."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
     origin: Origin = field(default_factory=Origin)
 
 
@@ -292,6 +302,7 @@ class Dataset:
     demonstrations: tuple[Demonstration, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     labels: tuple[SafetyLabel, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     bad_rows: tuple[BadRow, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)  # files, sha256, licence, revision
 

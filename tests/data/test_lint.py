@@ -105,3 +105,21 @@ def test_the_json_report_holds_every_finding(write_rows):
 def test_an_unknown_code_is_named():
     with pytest.raises(KeyError, match="no finding 'spelling'"):
         lint(Dataset(name="none"))["spelling"]
+
+
+def test_a_code_that_is_counted_for_each_criterion_is_found_or_not_found_and_never_both(write_rows):
+    safe = {"criterion": "safe", "chosen": "No.", "rejected": "Bake it well."}
+    for rows in ([ROW, ROW | safe], [ROW | safe]):
+        lines = report_on(write_rows, *rows).lines()
+        assert any("longer_is_preferred (safe) 0/1" in line for line in lines)  # that the shorter wins is a finding too
+        assert "longer_is_preferred" not in lines[-1]
+
+
+def test_verdicts_that_contradict_each_other_or_are_all_alike_are_found(write_rows):
+    row = {"prompt": "p", "completion": "y", "label": True}
+    alike = report_on(write_rows, row, row | {"prompt": "q"})
+    assert (alike["one_sided_verdicts"].count, alike["verdict_conflict"].count) == (2, 0)
+    both = report_on(write_rows, row, row | {"label": False})
+    assert (both["one_sided_verdicts"].count, both["verdict_conflict"].count) == (0, 1)
+    assert "1 prompts" in both.lines()[0]
+    assert "2 verdicts" in both.lines()[0]

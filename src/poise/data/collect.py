@@ -11,7 +11,7 @@ from poise.data.datasets.base import Item, Parse, Place
 from poise.data.reading import RawFile, RawRow
 from poise.errors import DataError
 from poise.files import atomic_write, json_line
-from poise.types import BadRow, Comparison, Dataset, Demonstration, Prompt, SafetyLabel
+from poise.types import BadRow, Comparison, Dataset, Demonstration, Prompt, SafetyLabel, Verdict
 
 
 class Collector:
@@ -28,6 +28,7 @@ class Collector:
         self._demonstrations: list[Demonstration] = []
         self._comparisons: list[Comparison] = []
         self._labels: list[SafetyLabel] = []
+        self._verdicts: list[Verdict] = []
         self._restated: set[tuple[str, str, bool]] = set()
         self._bad_rows: list[BadRow] = []
         self._files: list[dict[str, Any]] = []
@@ -56,6 +57,7 @@ class Collector:
             demonstrations=tuple(self._demonstrations),
             comparisons=tuple(self._comparisons),
             labels=tuple(self._labels),
+            verdicts=tuple(self._verdicts),
             bad_rows=tuple(self._bad_rows),
             provenance=summed(self._files) | {"repeated_prompts": self._repeated_prompts} | provenance,
         )
@@ -74,7 +76,7 @@ class Collector:
         self._add(items)
 
     def _num_judged(self) -> int:
-        return len(self._demonstrations) + len(self._comparisons) + len(self._labels)
+        return len(self._demonstrations) + len(self._comparisons) + len(self._labels) + len(self._verdicts)
 
     def _add(self, items: list[Item]) -> None:
         is_pair = sum(isinstance(item, (Comparison, SafetyLabel)) for item in items) > 1
@@ -87,6 +89,8 @@ class Collector:
                 self._comparisons.append(item)
             elif isinstance(item, SafetyLabel):
                 self._add_label(item, restates=is_pair)
+            elif isinstance(item, Verdict):
+                self._verdicts.append(item)
 
     def _add_label(self, label: SafetyLabel, *, restates: bool) -> None:
         key = (label.prompt.id, label.response, label.safe)

@@ -55,10 +55,11 @@ class LintReport:
         """The report as lines of plain text, the gravest findings first."""
         lines = [f"{self.dataset}: " + ", ".join(f"{count} {name}" for name, count in self.sizes.items())]
         for finding in sorted(self.findings, key=lambda each: _ORDER[each.severity]):
-            if finding.count:
+            if finding.is_found:
                 lines += [str(finding), *(f"    {example}" for example in finding.examples)]
         lines += [f"lengths of {lengths}" for lengths in self.lengths]
-        clean = [finding.code for finding in self.findings if not finding.count]
+        found = {finding.code for finding in self.findings if finding.is_found}
+        clean = [finding.code for finding in self.findings if finding.code not in found]
         return [*lines, f"looked for and not found: {', '.join(clean)}"] if clean else lines
 
     def to_json(self) -> str:
@@ -85,6 +86,7 @@ def lint(dataset: Dataset) -> LintReport:
             "demonstrations": len(dataset.demonstrations),
             "comparisons": len(dataset.comparisons),
             "labels": len(dataset.labels),
+            **({"verdicts": len(dataset.verdicts)} if dataset.verdicts else {}),
             "bad rows": len(dataset.bad_rows),
         },
     )
@@ -105,6 +107,8 @@ def _lengths(dataset: Dataset) -> Iterator[Lengths]:
                 groups[f"{each.criterion}, {'preferred' if index == each.winner else 'rejected'}"].append(len(text))
     for label in dataset.labels:
         groups["labelled safe" if label.safe else "labelled unsafe"].append(len(label.response))
+    for verdict in dataset.verdicts:
+        groups["desirable" if verdict.desirable else "undesirable"].append(len(verdict.response))
     for group, lengths in sorted(groups.items()):
         p95 = quantiles(lengths, n=20)[-1] if len(lengths) > 1 else float(lengths[0])
         yield Lengths(group=group, n=len(lengths), mean=fmean(lengths), median=median(lengths), p95=p95)

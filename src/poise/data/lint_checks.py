@@ -28,6 +28,11 @@ class Finding:
     about: str = ""  # a criterion, where a code is counted for each
     examples: tuple[str, ...] = ()  # each begins with its file:line
 
+    @property
+    def is_found(self) -> bool:
+        """True if there is something to say: a count, or a share that is worth knowing at 0 too."""
+        return self.count > 0 or bool(self.about and self.of)
+
     def __str__(self) -> str:
         name = f"{self.code} ({self.about})" if self.about else self.code
         share = f" ({100 * self.count / self.of:.1f} %)" if self.of else ""
@@ -120,12 +125,15 @@ def _row_contents(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """For each row, by location, all its texts and verdicts; labels that only restate a comparison are left out."""
     contents: dict[str, tuple[str, ...]] = defaultdict(tuple)
     for index, each in enumerate(dataset.comparisons):
-        verdict = (each.criterion, str(each.winner), str(each.probability), str(each.safe))
-        contents[each.origin.location or f"comparison {index}"] += (_all_turns(each.prompt), *each.responses, *verdict)
+        said = (each.criterion, str(each.winner), str(each.probability), str(each.safe))
+        contents[each.origin.location or f"comparison {index}"] += (_all_turns(each.prompt), *each.responses, *said)
     compared = set(contents)
     for index, demonstration in enumerate(dataset.demonstrations):
         place = _line(demonstration.prompt, f"demonstration {index}")
         contents[place] += (_all_turns(demonstration.prompt), demonstration.response)
+    for index, verdict in enumerate(dataset.verdicts):
+        place = verdict.origin.location or f"verdict {index}"
+        contents[place] += (_all_turns(verdict.prompt), verdict.response, str(verdict.desirable))
     for index, label in enumerate(dataset.labels):
         place = label.origin.location or f"label {index}"
         if place not in compared:
@@ -158,6 +166,7 @@ def _responses(dataset: Dataset) -> Iterator[Finding]:
     found = [(each.response, _line(each.prompt)) for each in dataset.demonstrations]
     found += [(text, each.origin.location) for each in dataset.comparisons for text in each.responses]
     found += [(each.response, each.origin.location) for each in dataset.labels]
+    found += [(each.response, each.origin.location) for each in dataset.verdicts]
     places = list(dict.fromkeys(found))  # a response with a verdict on help and one on harm is one response
     empty = [place for text, place in places if not text.strip()]
     long = [f"{place}: {len(text)} characters" for text, place in places if len(text) > LONG_RESPONSE]
@@ -179,6 +188,22 @@ def _label_balance(dataset: Dataset) -> Iterator[Finding]:
         "Far from even: compare accuracy with the larger share, and weigh the classes." if lopsided else "Balanced."
     )
     yield Finding(code="unsafe_labels", count=unsafe, of=of, severity="warning" if lopsided else "info", advice=advice)
+
+
+def _verdicts(dataset: Dataset) -> Iterator[Finding]:
+    """Verdicts that contradict each other, and whether there are some of either kind; nothing if there are none."""
+    places: dict[tuple[str, str], dict[bool, str]] = defaultdict(dict)
+    for each in dataset.verdicts:
+        places[each.prompt.id, each.response].setdefault(each.desirable, each.origin.location)
+    if not places:
+        return
+    both = [found for found in places.values() if len(found) > 1]
+    advice = "The same response is called desirable here and undesirable there: drop one."
+    yield _finding("verdict_conflict", both, len(places), "warning", advice, _desirable_and_not)
+    desirable, of = sum(each.desirable for each in dataset.verdicts), len(dataset.verdicts)
+    advice = "All are of one kind: add some of the other before training on them."
+    one_sided = of if desirable in (0, of) else 0
+    yield Finding(code="one_sided_verdicts", count=one_sided, of=of, severity="warning", advice=advice)
 
 
 def _length_preference(dataset: Dataset) -> Iterator[Finding]:
@@ -207,6 +232,7 @@ CHECKS: tuple[Callable[[Dataset], Iterator[Finding]], ...] = (
     _near_identical_prompts,
     _responses,
     _label_balance,
+    _verdicts,
     _length_preference,
 )
 
@@ -236,6 +262,10 @@ def _comparison(comparison: Comparison) -> str:
 
 def _safe_and_unsafe(places: Mapping[bool, str]) -> str:
     return f"safe at {places[True]}, unsafe at {places[False]}"
+
+
+def _desirable_and_not(places: Mapping[bool, str]) -> str:
+    return f"desirable at {places[True]}, undesirable at {places[False]}"
 
 
 def _both_places(places: Mapping[str, str]) -> str:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from poise.data.collect import summed
 from poise.data.lint_checks import normalised
 from poise.errors import ConfigError, DataError
-from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel
+from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel, Verdict
 
-Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel)
+Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict)
 Choice = str | Collection[str] | None
-_ROWS = ("demonstrations", "comparisons", "labels")
+_ROWS = ("demonstrations", "comparisons", "labels", "verdicts")
 
 
 def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
@@ -82,6 +82,7 @@ def merge(datasets: Sequence[Dataset], *, name: str = "") -> Dataset:
         demonstrations=tuple(row for each in datasets for row in each.demonstrations),
         comparisons=tuple(row for each in datasets for row in each.comparisons),
         labels=tuple(row for each in datasets for row in each.labels),
+        verdicts=tuple(row for each in datasets for row in each.verdicts),
         bad_rows=tuple(row for each in datasets for row in each.bad_rows),
         provenance=_merged_provenance(datasets),
     )
@@ -117,8 +118,8 @@ def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, crite
 def prompts_of(dataset: Dataset) -> Iterator[Prompt]:
     """Every prompt as it stands in every row: repeated, and with that row's tags."""
     yield from dataset.prompts
-    rows: Iterable[Demonstration | Comparison | SafetyLabel]
-    for rows in (dataset.demonstrations, dataset.comparisons, dataset.labels):
+    rows: Iterable[Demonstration | Comparison | SafetyLabel | Verdict]
+    for rows in (dataset.demonstrations, dataset.comparisons, dataset.labels, dataset.verdicts):
         yield from (row.prompt for row in rows)
 
 
@@ -158,6 +159,7 @@ def _keep(dataset: Dataset, fits: Callable[[Prompt], bool], part: str) -> Datase
         demonstrations=kept(dataset.demonstrations),
         comparisons=kept(dataset.comparisons),
         labels=kept(dataset.labels),
+        verdicts=kept(dataset.verdicts),
         bad_rows=() if part else dataset.bad_rows,
     )
 

@@ -3,83 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from itertools import combinations
+from typing import Any
 
 from poise.data.datasets import advbench, hh_rlhf, instructions, pku_saferlhf, xstest
 from poise.data.datasets.base import (
-    Categories,
     Item,
     Parse,
     Place,
-    PromptText,
-    Row,
-    Text,
     Turn,
     awaiting_answer,
     messages_of,
     names_of,
+    require_order,
     validate,
+)
+from poise.data.datasets.judgements import require_understood
+from poise.data.datasets.own_rows import (
+    ROWS,
+    CompletionRow,
+    InstructedRow,
+    JudgedRow,
+    MessagesRow,
+    OpenAiPreferenceRow,
+    OwnRow,
+    PreferenceRow,
+    PromptRow,
+    RatedCompletion,
+    RatedRow,
 )
 from poise.data.reading import RawFile
 from poise.errors import DataError
-from poise.types import Comparison, Demonstration, Message, Prompt, SafetyLabel
+from poise.types import Comparison, Demonstration, Message, Prompt, SafetyLabel, Verdict
 
-
-class OwnRow(Row):
-    """Columns that every format may have besides its own."""
-
-    kind: Literal["harmful", "benign", "look_alike"] | None = None
-    split: str | None = None
-    category: Categories = None
-    categories: Categories = None
-
-
-class PreferenceRow(OwnRow):
-    """Two responses of which one is preferred; without `prompt`, what both begin with is the prompt."""
-
-    prompt: PromptText | list[Turn] | None = None
-    chosen: Text | list[Turn]
-    rejected: Text | list[Turn]
-    margin: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    criterion: str = "helpful"
-    chosen_safe: bool | None = None
-    rejected_safe: bool | None = None
-
-
-class MessagesRow(OwnRow):
-    """A conversation whose last turn is the answer to imitate."""
-
-    messages: list[Turn]
-
-
-class CompletionRow(OwnRow):
-    """A prompt with the answer to imitate."""
-
-    prompt: PromptText | list[Turn]
-    completion: Text | list[Turn]
-
-
-class LabelRow(OwnRow):
-    """A response with its own safety."""
-
-    prompt: PromptText | list[Turn]
-    response: Text
-    safe: bool
-
-
-class PromptRow(OwnRow):
-    """A prompt alone."""
-
-    prompt: PromptText | list[Turn]
+_TRANSCRIPT = "\n\nHuman:"
 
 
 def parse_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A comparison, and a safety label for each response whose flag is given."""
     row = validate(PreferenceRow, columns, place)
+    _require_no_judgement(row, row.prompt, row.chosen, row.rejected)
     messages, chosen, rejected = _pair(row)
     prompt = _prompt(messages, row, place)
     flags = (row.chosen_safe, row.rejected_safe)
@@ -88,7 +53,7 @@ def parse_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]
         responses=(chosen, rejected),
         criterion=row.criterion,
         winner=0,
-        margin=row.margin,
+        margin=_margin(row),
         safe=(flags[0], flags[1]) if flags[0] is not None and flags[1] is not None else None,
         origin=place.origin(),
     )
@@ -99,64 +64,152 @@ def parse_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]
 
 def parse_pair_without_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """Two message lists with a common beginning, or two transcripts of HH-RLHF."""
-    yield from (hh_rlhf.parse if isinstance(columns.get("chosen"), str) else parse_preference)(columns, place)
+    chosen = columns.get("chosen")
+    if isinstance(chosen, str) and chosen.startswith(_TRANSCRIPT):
+        _require_no_judgement(validate(hh_rlhf.HhRow, columns, place))
+        yield from hh_rlhf.parse(columns, place)
+    else:
+        yield from parse_preference(columns, place)
+
+
+def parse_openai_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
+    """A comparison, from a file for OpenAI's preference fine-tuning."""
+    row = validate(OpenAiPreferenceRow, columns, place)
+    _require_no_judgement(row, row.input, row.input.messages, row.preferred_output, row.non_preferred_output)
+    messages = messages_of(row.input.messages)
+    answers = (("preferred_output", row.preferred_output), ("non_preferred_output", row.non_preferred_output))
+    chosen, rejected = (_answer(answer, messages, name) for name, answer in answers)
+    yield Comparison(
+        prompt=_prompt(messages, row, place), responses=(chosen, rejected), winner=0, origin=place.origin()
+    )
+
+
+def parse_rated(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
+    """A comparison of every two responses whose scores differ; the margin is their difference."""
+    row = validate(RatedRow, columns, place)
+    rated = list(_rated(row, place))
+    prompt = _prompt(_asked(row.prompt), row, place)
+    yield prompt
+    for (first, ours), (second, theirs) in combinations(rated, 2):
+        if ours != theirs and first != second:
+            yield Comparison(
+                prompt=prompt,
+                responses=(first, second),
+                criterion=row.criterion,
+                winner=0 if ours > theirs else 1,
+                margin=abs(ours - theirs),
+                origin=place.origin(),
+            )
 
 
 def parse_messages(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A demonstration of the last turn, or a prompt if the last turn is the user's."""
+    """What is said of the last turn, or a prompt if the last turn is the user's."""
     row = validate(MessagesRow, columns, place)
     messages = messages_of(row.messages)
     if not messages or messages[-1]["role"] != "assistant":
         yield _prompt(messages, row, place)
-    else:
-        yield Demonstration(prompt=_prompt(messages[:-1], row, place), response=messages[-1]["content"])
+        return
+    _require_no_judgement(row, row.messages)
+    require_order(messages)
+    prompt = _prompt(messages[:-1], row, place)
+    yield from _judged(prompt, messages[-1]["content"], row, place, weight=row.messages[-1].weight)
 
 
 def parse_completion(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A demonstration."""
+    """What is said of an answer: a verdict or a safety label; an answer of which nothing is said is a demonstration."""
     row = validate(CompletionRow, columns, place)
-    messages = messages_of(row.prompt)
-    yield Demonstration(prompt=_prompt(messages, row, place), response=_answer(row.completion, messages, "completion"))
+    _require_no_judgement(row, row.prompt, row.completion)
+    messages = _asked(row.prompt)
+    answer = _answer(row.completion, messages, "completion")
+    last = row.completion[-1].weight if isinstance(row.completion, list) else None
+    yield from _judged(_prompt(messages, row, place), answer, row, place, weight=last)
 
 
-def parse_label(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A safety label."""
-    row = validate(LabelRow, columns, place)
-    prompt = _prompt(messages_of(row.prompt), row, place)
-    categories = names_of(row.categories) or names_of(row.category)
-    yield SafetyLabel(prompt=prompt, response=row.response, safe=row.safe, categories=categories, origin=place.origin())
+def parse_response(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
+    """What is said of a response; where nothing is said it may be a good or a bad one."""
+    for item in parse_completion(columns, place):
+        if isinstance(item, Demonstration):
+            raise DataError("of the response neither safe nor label is given; name it completion to have it imitated")
+        yield item
+
+
+def parse_instruction(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
+    """The same for an instruction and its output; one without any output is a prompt."""
+    row = validate(InstructedRow, columns, place)
+    own = {name: value for name, value in columns.items() if name not in type(row).model_fields}
+    _require_no_judgement(validate(instructions.InstructionRow, own, place))
+    past = [
+        Message(role=role, content=text)
+        for turn in row.history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    for item in instructions.parse(own, place):
+        prompt = item if isinstance(item, Prompt) else item.prompt
+        whole = _prompt((*past, *prompt.messages), row, place, tags=prompt.tags)
+        if isinstance(item, Demonstration):
+            yield from _judged(whole, item.response, row, place)
+        else:
+            yield whole
+
+
+def parse_pku(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
+    """A decoupled pair."""
+    _require_no_judgement(validate(pku_saferlhf.PkuRow, columns, place))
+    yield from pku_saferlhf.parse(columns, place)
 
 
 def parse_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A prompt."""
     row = validate(PromptRow, columns, place)
-    yield _prompt(messages_of(row.prompt), row, place)
+    answers = sorted(_ANSWERS & {name for name, value in columns.items() if value is not None})
+    if answers:
+        raise DataError(f"a row of a file of prompts has an answer in {answers}: keep the two in files of their own")
+    yield _prompt(_asked(row.prompt), row, place)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way to write rows: the columns that give it away, and the function that reads it."""
+    """A way to write rows: the columns that give it away ("a|b" is either), and the function that reads it."""
 
     name: str
-    required: frozenset[str]
+    required: tuple[str, ...]
     parse: Parse
+
+    def fits(self, columns: frozenset[str]) -> bool:
+        """True if all required columns are there."""
+        return all(not columns.isdisjoint(each.split("|")) for each in self.required)
 
 
 # The first format whose columns are all there wins, so formats with more telling columns stand first.
 FORMATS = (
-    Format("decoupled pair (PKU-SafeRLHF)", pku_saferlhf.COLUMNS, pku_saferlhf.parse),
-    Format("XSTest completion", xstest.COMPLETION_COLUMNS, xstest.parse),
-    Format("XSTest prompt", xstest.PROMPT_COLUMNS, xstest.parse_prompts),
-    Format("preference", frozenset({"prompt", "chosen", "rejected"}), parse_preference),
-    Format("preference without prompt", frozenset({"chosen", "rejected"}), parse_pair_without_prompt),
-    Format("safety label", frozenset({"prompt", "response", "safe"}), parse_label),
-    Format("demonstration", frozenset({"prompt", "completion"}), parse_completion),
-    Format("conversation", frozenset({"messages"}), parse_messages),
-    Format("instruction", frozenset({"instruction"}), instructions.parse),
-    Format("AdvBench request", advbench.COLUMNS, advbench.parse),
-    Format("prompt", frozenset({"prompt"}), parse_prompt),
+    Format("decoupled pair (PKU-SafeRLHF)", tuple(sorted(pku_saferlhf.COLUMNS)), parse_pku),
+    Format("XSTest completion", tuple(sorted(xstest.COMPLETION_COLUMNS)), xstest.parse),
+    Format("XSTest prompt", tuple(sorted(xstest.PROMPT_COLUMNS)), xstest.parse_prompts),
+    Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), parse_openai_preference),
+    Format("preference", ("prompt|conversations|instruction", "chosen", "rejected"), parse_preference),
+    Format("preference without prompt", ("chosen", "rejected"), parse_pair_without_prompt),
+    Format("rated completions (UltraFeedback)", ("prompt|instruction", "completions"), parse_rated),
+    Format("rated responses", ("prompt|instruction", "responses", "scores|ratings|rewards"), parse_rated),
+    Format("judged response", ("prompt", "response", "safe|unsafe|label|desirable"), parse_response),
+    Format("demonstration or judged completion", ("prompt", "completion"), parse_completion),
+    Format("conversation", ("messages|conversations",), parse_messages),
+    Format("instruction", ("instruction",), parse_instruction),
+    Format("AdvBench request", tuple(sorted(advbench.COLUMNS)), advbench.parse),
+    Format("prompt", ("prompt",), parse_prompt),
 )
-_ANSWERS = frozenset({"response", "responses", "answer", "output", "response_0", "response_1", "chosen", "rejected"})
+_ANSWERS = frozenset(
+    (
+        "response responses answer answers output outputs reply completion completions generation generations "
+        "response_0 response_1 response_a response_b chosen rejected solution preferred_output non_preferred_output"
+    ).split()
+)
+# Every name that a format reads: what a file's own columns can be renamed to.
+KNOWN = frozenset(
+    name
+    for record in (*ROWS, pku_saferlhf.PkuRow, instructions.InstructionRow)
+    for field, information in record.model_fields.items()
+    for name in (*getattr(information.validation_alias, "choices", ()), field)
+)
 
 
 def detect(file: RawFile) -> Format:
@@ -164,38 +217,124 @@ def detect(file: RawFile) -> Format:
 
     Raises DataError if no format fits, or if only `prompt` does although there is an answer beside it.
     """
-    shapes = Counter(frozenset(row.columns) for row in file.rows if row.columns is not None)
+    shapes = Counter(
+        frozenset(name for name, value in row.columns.items() if value is not None)
+        for row in file.rows
+        if row.columns is not None
+    )
     columns = shapes.most_common(1)[0][0] if shapes else frozenset()
-    found = next((each for each in FORMATS if each.required <= columns), None)
+    found = next((each for each in FORMATS if each.fits(columns)), None)
     if found is not None and not (found.name == "prompt" and columns & _ANSWERS):
         return found
-    known = "; ".join(f"{each.name}: {', '.join(sorted(each.required))}" for each in FORMATS)
+    if not shapes and file.rows:
+        row = file.rows[0]
+        raise DataError(f"{file.path}: none of its {len(file.rows)} rows can be read. Line {row.line}: {row.problem}")
+    known = "; ".join(f"{each.name}: {', '.join(each.required)}" for each in FORMATS)
     raise DataError(
         f"{file.path}: its columns {sorted(columns)} are none of the formats that can be read ({known}). "
-        "Rename the columns; docs/data.md shows an example of each format"
+        "Rename the columns, or say which is which with --columns prompt=...,chosen=...,rejected=... (in Python "
+        "`load(..., columns=...)`); docs/data.md shows an example of each format"
     )
 
 
-def _prompt(messages: tuple[Message, ...], row: OwnRow, place: Place) -> Prompt:
-    tags = place.tags(row)
-    upstream = tags.pop("upstream_split", None)  # of files in our own formats, the file's name is the split
+def _require_no_judgement(row: Any, *conversations: Any) -> None:
+    """Raise DataError for a judgement in columns or turns that no format reads."""
+    turns = [turn for each in conversations if isinstance(each, list) for turn in each]
+    require_understood(row, *(each for each in conversations if not isinstance(each, (str, list))), *turns)
+
+
+def _prompt(
+    messages: tuple[Message, ...], row: OwnRow, place: Place, *, tags: Mapping[str, Any] | None = None
+) -> Prompt:
+    known = dict(place.tags(row) if tags is None else tags)
+    upstream = known.pop("upstream_split", None)  # of files in our own formats, the file's name is the split
     own = {
         "kind": row.kind,
         "split": row.split or upstream,
         "categories": names_of(row.categories) or names_of(row.category),
     }
-    return awaiting_answer(messages, tags | {name: value for name, value in own.items() if value})
+    if row.system and row.system.strip():
+        if messages and messages[0]["role"] == "system":
+            raise DataError("a system turn stands both in the column system and in the conversation: keep one")
+        messages = (Message(role="system", content=row.system), *messages)
+    return awaiting_answer(messages, known | {name: value for name, value in own.items() if value})
+
+
+def _judged(
+    prompt: Prompt, answer: str, row: JudgedRow, place: Place, *, weight: float | None = None
+) -> Iterator[Item]:
+    """A verdict, a safety label, or both; where nothing is said of an answer, it is to be imitated."""
+    is_desirable, is_safe = row.label, row.safe
+    if row.desirable is not None:
+        is_desirable = _agreed("label", "desirable", row.label, row.desirable)
+    if row.unsafe is not None:
+        is_safe = _agreed("safe", "unsafe", row.safe, not row.unsafe)
+    if is_desirable is not None:
+        yield Verdict(prompt=prompt, response=answer, desirable=is_desirable, origin=place.origin())
+    if is_safe is not None:
+        harms = names_of(row.categories) or names_of(row.category)
+        yield SafetyLabel(prompt=prompt, response=answer, safe=is_safe, categories=harms, origin=place.origin())
+    if is_desirable is None and is_safe is None:
+        weights = [each for each in (row.weight, weight) if each is not None]
+        yield Demonstration(prompt=prompt, response=answer, weight=min(weights, default=1.0))
+
+
+def _agreed(one: str, other: str, first: bool | None, second: bool) -> bool:
+    if first is not None and first != second:
+        raise DataError(f"the columns {one} and {other} contradict each other")
+    return second
+
+
+def _margin(row: PreferenceRow) -> float:
+    """By how much the chosen response is better: as given, or the difference of both scores."""
+    scores = (row.score_chosen, row.score_rejected)
+    if scores[0] is None or scores[1] is None:
+        if scores != (None, None):
+            raise DataError("only one of the two responses has a score")
+        return row.margin or 0.0
+    if scores[0] < scores[1]:
+        raise DataError(f"the chosen response has the lower score, {scores[0]:g} against {scores[1]:g}")
+    return scores[0] - scores[1] if row.margin is None else row.margin
+
+
+def _rated(row: RatedRow, place: Place) -> Iterator[tuple[str, float]]:
+    """The responses with their scores."""
+    if row.scores is not None:
+        if len(row.scores) != len(row.completions):
+            raise DataError(f"{len(row.completions)} responses and {len(row.scores)} scores: one for each is needed")
+        parts = [{"text": text, "score": score} for text, score in zip(row.completions, row.scores, strict=True)]
+    else:
+        parts = row.completions
+    for part in parts:
+        if not isinstance(part, Mapping):
+            raise DataError("each of the completions needs a score: as {response, score}, or in a list scores beside")
+        found = validate(RatedCompletion, part, place)
+        yield found.text, found.score
 
 
 def _pair(row: PreferenceRow) -> tuple[tuple[Message, ...], str, str]:
     """The prompt's messages and the two responses."""
     if row.prompt is not None:
-        messages = messages_of(row.prompt)
+        messages = _asked(row.prompt)
+    elif row.instruction is not None:
+        if not isinstance(row.input, (str, type(None))):
+            raise DataError(f"input should be the text that the instruction is about, got {row.input!r:.60}")
+        messages = messages_of(instructions.joined(row.instruction, row.input or ""))
     elif isinstance(row.chosen, str) or isinstance(row.rejected, str):
-        raise DataError("without a prompt, chosen and rejected must both be lists of messages, or both transcripts")
+        raise DataError(
+            "without a prompt, chosen and rejected must both be lists of messages, or both transcripts that begin with "
+            "'\\n\\nHuman:'. If another column is the prompt, say so with --columns prompt=..."
+        )
     else:
         messages = _common_beginning(messages_of(row.chosen), messages_of(row.rejected))
     return messages, _answer(row.chosen, messages, "chosen"), _answer(row.rejected, messages, "rejected")
+
+
+def _asked(prompt: str | list[Turn]) -> tuple[Message, ...]:
+    """The messages of a prompt: of turns, of one user text, or of a transcript that ends where the answer begins."""
+    if isinstance(prompt, str) and prompt.startswith(_TRANSCRIPT):
+        return tuple(hh_rlhf.parse_transcript(prompt, awaits_answer=True))
+    return messages_of(prompt)
 
 
 def _common_beginning(first: tuple[Message, ...], second: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -207,9 +346,11 @@ def _common_beginning(first: tuple[Message, ...], second: tuple[Message, ...]) -
 
 def _answer(response: str | list[Turn], prompt: tuple[Message, ...], column: str) -> str:
     """The text of a response that is given as text, as one assistant turn, or as the whole conversation."""
-    if isinstance(response, str):
+    if isinstance(response, str) and not response.startswith(_TRANSCRIPT):
         return response
-    messages = messages_of(response)
+    messages: Sequence[Message] = (
+        tuple(hh_rlhf.parse_transcript(response)) if isinstance(response, str) else messages_of(response)
+    )
     if messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if [message["role"] for message in messages] != ["assistant"]:

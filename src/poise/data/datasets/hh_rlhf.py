@@ -44,13 +44,17 @@ def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     )
 
 
-def parse_transcript(text: str) -> list[Message]:
+def parse_transcript(text: str, *, awaits_answer: bool = False) -> list[Message]:
     r"""Split a dialogue into messages; raises DataError unless Human and Assistant alternate and both have spoken.
+
+    One that awaits its answer ends with Human, or with "Assistant:" and nothing after it.
 
     >>> parse_transcript("\n\nHuman: Hello\n\nAssistant: Good day.")[1]
     {'role': 'assistant', 'content': 'Good day.'}
     """
     before, *pieces = _TURN.split(text)
+    if awaits_answer and pieces and pieces[-2] == "Assistant" and not pieces[-1].strip():
+        del pieces[-2:]
     if before.strip() or not pieces:
         raise DataError(f"a transcript begins with '\\n\\nHuman:', got {text[:40]!r}")
     messages: list[Message] = [
@@ -62,7 +66,7 @@ def parse_transcript(text: str) -> list[Message]:
             raise DataError(f"turns must alternate and begin with Human; turn {index + 1} is {pieces[2 * index]!r}")
         if not message["content"]:
             raise DataError(f"turn {index + 1} of {len(messages)}, {pieces[2 * index]!r}, is empty")
-    if messages[-1]["role"] != "assistant":
+    if messages[-1]["role"] != "assistant" and not awaits_answer:
         raise DataError("a transcript ends with the Assistant's answer, and this one ends with Human")
     return messages
 

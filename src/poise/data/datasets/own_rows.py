@@ -1,0 +1,137 @@
+"""Records of the formats of docs/data.md: the columns that rows of a user's own files may have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from poise.data.datasets.base import Categories, PromptText, Row, Text, Turn
+
+_SAID = {"true": True, "false": False}
+_FLAGS: dict[Any, bool] = {**_SAID, "1": True, "0": False}
+
+
+def _said(value: Any) -> Any:
+    """True or false; a table says so in words. 0 and 1 may be classes, of which either may be the good one."""
+    return _SAID.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _flag(value: Any) -> Any:
+    """True or false, also as 1 or 0, where the column's name says what 1 means."""
+    if isinstance(value, str):
+        return _FLAGS.get(value.lower(), value)
+    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) else value
+
+
+def _turns(value: Any) -> Any:
+    """One turn on its own as a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+Flag = Annotated[Annotated[bool, Field(strict=True)], BeforeValidator(_flag)]
+Said = Annotated[Annotated[bool, Field(strict=True)], BeforeValidator(_said)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Asked = Annotated[PromptText | list[Turn], BeforeValidator(_turns)]
+Answer = Annotated[Text | list[Turn], BeforeValidator(_turns)]
+
+
+class OwnRow(Row):
+    """Columns that every format may have besides its own."""
+
+    kind: Literal["harmful", "benign", "look_alike"] | None = None
+    split: str | None = None
+    category: Categories = None
+    categories: Categories = None
+    system: Text | None = None  # a system turn before the prompt
+
+
+class PreferenceRow(OwnRow):
+    """Two responses of which one is preferred; without `prompt`, what both begin with is the prompt."""
+
+    prompt: Asked | None = Field(default=None, validation_alias=AliasChoices("prompt", "conversations"))
+    instruction: PromptText | None = None
+    input: Any = None  # what the instruction is about
+    chosen: Answer
+    rejected: Answer
+    margin: Number | None = None
+    score_chosen: Number | None = Field(
+        default=None, validation_alias=AliasChoices("score_chosen", "chosen_score", "chosen-rating", "chosen_rating")
+    )
+    score_rejected: Number | None = Field(
+        default=None,
+        validation_alias=AliasChoices("score_rejected", "rejected_score", "rejected-rating", "rejected_rating"),
+    )
+    criterion: str = "helpful"
+    chosen_safe: Flag | None = None
+    rejected_safe: Flag | None = None
+    messages: Any = None  # of UltraFeedback's chosen response, once more
+
+
+class JudgedRow(OwnRow):
+    """What may be said of one answer; an answer of which nothing is said is there to be imitated."""
+
+    label: Said | None = None  # desirable or not, as TRL has it
+    desirable: Flag | None = None
+    safe: Flag | None = None
+    unsafe: Flag | None = None
+    weight: Annotated[Number, Field(ge=0)] | None = None  # of a demonstration
+
+
+class MessagesRow(JudgedRow):
+    """A conversation whose last turn is the answer."""
+
+    messages: list[Turn] = Field(validation_alias=AliasChoices("messages", "conversations"))
+
+
+class CompletionRow(JudgedRow):
+    """A prompt with its answer."""
+
+    prompt: Asked
+    completion: Answer = Field(validation_alias=AliasChoices("completion", "response"))
+
+
+class InstructedRow(JudgedRow):
+    """What may stand beside an instruction and its output."""
+
+    history: list[Annotated[list[Text], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+
+
+class PromptRow(OwnRow):
+    """A prompt alone."""
+
+    prompt: Asked
+
+
+class OpenAiInput(Row):
+    """The conversation before the answer, in OpenAI's preference files."""
+
+    messages: list[Turn]
+    tools: list[Any] = Field(default_factory=list, max_length=0)  # what a template would show and we do not
+
+
+class OpenAiPreferenceRow(OwnRow):
+    """A conversation and two answers."""
+
+    input: OpenAiInput
+    preferred_output: Answer
+    non_preferred_output: Answer
+
+
+class RatedCompletion(Row):
+    """A response with its score."""
+
+    text: Text = Field(validation_alias=AliasChoices("response", "text", "completion", "content", "output"))
+    score: Number = Field(validation_alias=AliasChoices("score", "overall_score", "rating", "reward"))
+
+
+class RatedRow(OwnRow):
+    """A prompt with several responses, each with a score: within itself, or in a list of scores beside."""
+
+    prompt: Asked = Field(validation_alias=AliasChoices("prompt", "instruction"))
+    completions: list[Any] = Field(validation_alias=AliasChoices("completions", "responses"))
+    scores: list[Number] | None = Field(default=None, validation_alias=AliasChoices("scores", "ratings", "rewards"))
+    criterion: str = "helpful"
+
+
+ROWS = (PreferenceRow, MessagesRow, CompletionRow, InstructedRow, PromptRow, OpenAiPreferenceRow, RatedRow)
