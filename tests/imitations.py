@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import hashlib
 import json
 import socket
@@ -23,7 +24,26 @@ KNOWN = {
     *("model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs"),
     *("top_k", "return_token_ids", "stop_token_ids"),
 }
-FAULTS = {"429", "500", "hang", "broken", "killed", "shapeless"}
+BOMB = gzip.compress(bytes(96 * 2**20), 1)
+# what a server may answer instead of an answer: status, content, headers
+ANSWERS = {
+    "broken": (200, b'{"choices": [{"mess', {}),
+    "shapeless": (200, b'{"choices": []}', {}),
+    "deep": (200, b"[" * 200_000, {}),
+    "deep text": (500, b'{"error":' * 100_000, {}),
+    "digits": (200, b"9" * 10_000, {}),
+    "list": (200, b'{"choices": [[]]}', {}),
+    "latin": (200, b'{"choices": "\xe9"}', {"Content-Type": "application/json"}),
+    "bomb": (200, BOMB, {"Content-Encoding": "gzip"}),
+    "bomb of an error": (400, BOMB, {"Content-Encoding": "gzip"}),
+    "unknown encoding": (200, b"{}", {"Content-Encoding": "br"}),
+    "no gzip": (200, b"{}", {"Content-Encoding": "gzip"}),
+    "429": (429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.05"}),
+    "500": (500, b"out of luck", {}),
+    "403": (403, b'{"error": "this text is filtered"}', {}),
+    "escape": (400, b'{"error": "\\u001b[2Jgone\\r\\nError: all is well"}', {}),
+}
+FAULTS = {*ANSWERS, "hang", "killed"}
 
 
 class Refusal(Exception):
@@ -99,14 +119,9 @@ class ImitationServer:
             handler.connection.shutdown(socket.SHUT_RDWR)
             handler.close_connection = True
             return
-        if fault == "broken":
-            return reply(handler, 200, b'{"choices": [{"mess')
-        if fault == "shapeless":
-            return reply(handler, 200, b'{"choices": []}')
-        if fault == "429":
-            return reply(handler, 429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.05"})
-        if fault == "500":
-            return reply(handler, 500, b"out of luck")
+        if fault:
+            status, content, headers = ANSWERS[fault]
+            return reply(handler, status, content, {"Content-Type": "application/json"} | headers)
         try:
             if self.token and handler.headers.get("authorization") != f"Bearer {self.token}":
                 raise Refusal(401, "Unauthorized")
@@ -196,6 +211,19 @@ def reply(handler, status, content, headers=None):
 
 
 ChatServer = ImitationServer
+
+
+class Leaving:
+    """Goes before a server that listens no more after two answers."""
+
+    def serve(self, handler, body):
+        asked = [body for body in self.bodies if body is not None]
+        if len(asked) == 2:
+            self.http.shutdown()
+            self.http.server_close()
+            handler.close_connection = True
+        else:
+            super().serve(handler, body)
 
 
 class VLLMServer(ImitationServer):

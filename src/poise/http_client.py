@@ -1,30 +1,38 @@
 """JSON over HTTP, many requests at a time: a token, time-outs, and retries that wait longer each time.
 
 Engines and scorers outside the process are asked through here. A request that fails for good is an answer too
-(`RequestFailed`), so that one bad row does not end the others; who asked decides what it means.
+(`RequestFailed`), so that one bad row does not end the others; who asked decides what it means. Answers are not
+trusted: they are read up to a size, and whatever cannot be read is a failure of that one request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import random
+import zlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from poise.errors import ConfigError
+from poise.errors import ConfigError, PoiseError
+from poise.text import HIDDEN, one_line, without_passwords
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _WORTH_A_RETRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 _SECONDS_TO_CONNECT = 10.0
+_MAX_REASON_BYTES = 64 * 2**10  # of an answer that says what is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a service is, the token that opens it, and how patiently it is asked."""
+    """Where a service is, the token that opens it, and how patiently it is asked.
+
+    A name and a password in the address are sent as such, and leave `url`, which is what errors and pages show.
+    """
 
     url: str  # what paths are appended to
     token: str = field(default="", repr=False)
@@ -32,14 +40,40 @@ class Endpoint:
     attempts: int = 5
     seconds: float = 300.0  # that one attempt may take, from its first byte to its last
     pause: float = 0.5  # seconds before the second attempt; doubled before each further one
+    max_bytes: int = 32 * 2**20  # of one answer, decompressed
+    login: tuple[str, str] | None = field(default=None, repr=False)  # what stood before the host
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise ConfigError(f"{self.url!r} is not the address of a server: write http://HOST:PORT or https://HOST")
-        if self.concurrency < 1 or self.attempts < 1 or not self.seconds > 0 or self.pause < 0:
+        shown = without_passwords(self.url)
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # such as a port that is no number
+            usable = False
+        if not usable or parts.query or parts.fragment or not self.url.isprintable() or " " in self.url:
+            raise ConfigError(f"{shown!r} is not the address of a server: write http://HOST:PORT or https://HOST")
+        if HIDDEN in parts.netloc:
+            raise ConfigError(f"{shown!r} has {HIDDEN} for its password, which is not recorded: give the whole address")
+        check_token(self.token)
+        if self.concurrency < 1 or self.attempts < 1 or not self.seconds > 0 or self.pause < 0 or self.max_bytes < 1:
             raise ConfigError(
-                f"concurrency={self.concurrency} and attempts={self.attempts} are at least 1, seconds={self.seconds} "
-                f"is above 0 and pause={self.pause} not negative"
+                f"concurrency={self.concurrency}, attempts={self.attempts} and max_bytes={self.max_bytes} are at least "
+                f"1, seconds={self.seconds} is above 0 and pause={self.pause} not negative"
+            )
+        if "@" in parts.netloc:
+            given, _, host = parts.netloc.rpartition("@")
+            name, _, password = given.partition(":")
+            object.__setattr__(self, "login", (unquote(name), unquote(password)))
+            object.__setattr__(self, "url", parts._replace(netloc=host).geturl())
+
+
+def check_token(token: str) -> None:
+    """Raise ConfigError for a token that no header can carry, without showing it."""
+    for place, character in enumerate(token, start=1):
+        if not "!" <= character <= "~":
+            raise ConfigError(
+                f"character {place} of the token is U+{ord(character):04X}: a token is made of visible ASCII "
+                "characters, without blanks or line breaks"
             )
 
 
@@ -52,16 +86,31 @@ class Request:
 
 
 class RequestFailed(Exception):
-    """A request failed for good; `status` is that of the last answer, 0 if there was none."""
+    """A request failed for good.
 
-    def __init__(self, reason: str, *, status: int = 0, unreachable: bool = False):
+    status       that of the last answer, 0 if there was none
+    answered     an answer came, even if none that can be used
+    unreachable  nobody listens there
+    hopeless     other requests fail as well: nobody listens, or a token or an address is wrong, and nothing else has
+                 been answered
+    error        what the reader of answers raised, where that is for the user
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int = 0,
+        answered: bool = False,
+        unreachable: bool = False,
+        wait: float = 0.0,
+        retry: bool = True,
+    ):
         super().__init__(reason)
-        self.status, self.unreachable = status, unreachable
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether other requests would fail as well: nobody listens, or a token or an address is wrong."""
-        return self.unreachable or self.status in (401, 403, 404)
+        self.status, self.answered, self.unreachable, self.wait = status, answered or status > 0, unreachable, wait
+        self.worth_a_retry = retry and (not status or status in _WORTH_A_RETRY)
+        self.hopeless = unreachable or status in (401, 403, 404)
+        self.error: PoiseError | None = None
 
 
 def exchange(
@@ -73,9 +122,9 @@ def exchange(
 ) -> None:
     """Ask all requests and hand over each answer when it comes: `receive(index, answer)`.
 
-    `read` turns the JSON of an answer into what is handed over; where it raises ValueError, KeyError, TypeError or
-    IndexError the answer is broken, and the request is tried again. A request that failed for good is handed over as
-    a RequestFailed. What `receive` raises ends all requests under way.
+    `read` turns the JSON of an answer into what is handed over; where it raises, the answer is broken, and the request
+    is tried again. A request that failed for good is handed over as a RequestFailed, and so is a PoiseError of `read`;
+    it is hopeless only if no other request was answered. What `receive` raises ends all requests under way.
     """
     if requests:
         _run(_exchange(endpoint, requests, receive, read))
@@ -86,7 +135,7 @@ def ask(endpoint: Endpoint, request: Request, *, read: Callable[[Any], Any] = la
     found: list[Any] = []
     exchange(endpoint, [request], lambda _, answer: found.append(answer), read=read)
     if isinstance(found[0], RequestFailed):
-        raise found[0]
+        raise found[0].error or found[0]
     return found[0]
 
 
@@ -101,23 +150,49 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         aside.submit(asyncio.run, work).result()
 
 
+class _Hope:
+    """Whether a failure that speaks of the whole server is believed: not once any request has been answered."""
+
+    def __init__(self, workers: int):
+        self.workers, self.doubts, self.lives = workers, 0, False
+        self.decided = asyncio.Event()
+        self.gone: RequestFailed | None = None
+
+    def answered(self) -> None:
+        self.lives = True
+        self.decided.set()
+
+    async def weigh(self, failure: RequestFailed) -> None:
+        """Wait until another request is answered or none is left that could be."""
+        self.doubts += 1
+        if self.doubts == self.workers:
+            self.decided.set()
+        await self.decided.wait()
+        failure.hopeless = not self.lives
+        if failure.unreachable:
+            self.gone = failure  # it was there and has left: the requests that remain need not wait for it
+
+
 async def _exchange(
     endpoint: Endpoint, requests: Sequence[Request], receive: Callable[[int, Any], None], read: Callable[[Any], Any]
 ) -> None:
     waiting = iter(enumerate(requests))
+    workers = min(endpoint.concurrency, len(requests))
+    hope = _Hope(workers)
 
     async def work(client: Any) -> None:
         for index, request in waiting:  # shared: each worker takes the next
-            try:
-                answer = await _ask(client, endpoint, request, read)
-            except RequestFailed as failure:
-                answer = failure
+            answer = hope.gone or await _ask(client, endpoint, request, read)
+            if isinstance(answer, RequestFailed) and answer.hopeless:
+                await hope.weigh(answer)
+            elif answer is not hope.gone:
+                hope.answered()
             receive(index, answer)
 
     failure: BaseException | None = None
     try:
         async with _client(endpoint) as client, asyncio.TaskGroup() as group:
-            for _ in range(min(endpoint.concurrency, len(requests))):
+            for _ in range(workers):
                 group.create_task(work(client))
     except BaseExceptionGroup as several:
         failure = several.exceptions[0]
@@ -129,7 +204,8 @@ def _client(endpoint: Endpoint) -> Any:
     httpx = _httpx()
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
     return httpx.AsyncClient(
-        headers=headers,
+        headers=headers | {"Accept-Encoding": "identity", "Content-Type": "application/json"},
+        auth=None if endpoint.token else endpoint.login,
         timeout=httpx.Timeout(None, connect=min(_SECONDS_TO_CONNECT, endpoint.seconds)),
         limits=httpx.Limits(max_connections=endpoint.concurrency),
         trust_env=urlsplit(endpoint.url).hostname not in LOOPBACK,  # no proxy on the way to this machine
@@ -137,59 +213,124 @@ def _client(endpoint: Endpoint) -> Any:
 
 
 async def _ask(client: Any, endpoint: Endpoint, request: Request, read: Callable[[Any], Any]) -> Any:
-    httpx, wait = _httpx(), 0.0
-    failure = RequestFailed("never asked")
-    for attempt in range(endpoint.attempts):
-        await asyncio.sleep(wait)
-        wait = min(_LONGEST_WAIT, endpoint.pause * 2**attempt) * random.uniform(0.5, 1.0)
-        try:
-            async with asyncio.timeout(endpoint.seconds):
-                method, url = "GET" if request.body is None else "POST", endpoint.url.rstrip("/") + request.path
-                response = await client.request(method, url, json=request.body)
-            if response.is_success:
-                return read(_content(response))
-            failure = RequestFailed(f"{response.status_code} {_reason(response)}", status=response.status_code)
-            wait = max(wait, _retry_after(response))
-        except TimeoutError:
-            failure = RequestFailed(f"no answer within {endpoint.seconds:g} s")
-        except httpx.TransportError as error:
-            unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
-            what = "nobody answers" if unreachable else "the connection broke"
-            failure = RequestFailed(f"{what} ({error or type(error).__name__})", unreachable=unreachable)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            failure = RequestFailed(f"an answer that cannot be read ({type(error).__name__}: {str(error)[:200]})")
-        if failure.status and failure.status not in _WORTH_A_RETRY:
-            break
-    raise failure
+    """What `read` made of the answer, or the RequestFailed of the last attempt."""
+    tenacity = _tenacity()
+
+    def wait(state: Any) -> float:
+        backoff = min(_LONGEST_WAIT, endpoint.pause * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
+        return max(backoff, state.outcome.exception().wait)
+
+    attempts = tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(endpoint.attempts),
+        wait=wait,
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestFailed) and error.worth_a_retry),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+    try:
+        return await attempts(_attempt, client, endpoint, request, read)
+    except RequestFailed as failure:
+        return failure
 
 
-def _content(response: Any) -> Any:
+async def _attempt(client: Any, endpoint: Endpoint, request: Request, read: Callable[[Any], Any]) -> Any:
+    """One attempt; raises RequestFailed."""
+    httpx, method = _httpx(), "GET" if request.body is None else "POST"
+    try:
+        content = None if request.body is None else json.dumps(request.body, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestFailed(f"a question that JSON cannot hold ({error})", retry=False) from error
+    try:
+        async with (
+            asyncio.timeout(endpoint.seconds),
+            client.stream(method, endpoint.url.rstrip("/") + request.path, content=content) as response,
+        ):
+            if not response.is_success:
+                raise await _refusal(response)
+            data = await _bounded(response, endpoint.max_bytes)
+    except TimeoutError:
+        raise RequestFailed(f"no answer within {endpoint.seconds:g} s") from None
+    except httpx.TransportError as error:
+        unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+        what = "nobody answers" if unreachable else "the connection broke"
+        raise RequestFailed(
+            f"{what} ({one_line(str(error)) or type(error).__name__})", unreachable=unreachable
+        ) from error
+    return _read(data, response.headers.get("content-type", ""), read)
+
+
+def _read(data: bytes, content_type: str, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of an answer; whatever it stumbles over is the answer's fault."""
+    try:
+        return read(_content(data, content_type))
+    except PoiseError as error:
+        failure = RequestFailed(str(error), answered=True, retry=False)
+        failure.error, failure.hopeless = error, True
+        raise failure from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
+        raise RequestFailed(f"an answer that cannot be read ({reason})", answered=True) from error
+
+
+def _content(data: bytes, content_type: str) -> Any:
     """The JSON of an answer; its text where the server does not say that it is JSON and it is none."""
     try:
-        return response.json()
+        return json.loads(data)
     except ValueError:
-        if "json" in response.headers.get("content-type", ""):
+        if "json" in content_type:
             raise
-        return response.text
+        return data.decode(errors="replace")
 
 
-def _reason(response: Any) -> str:
+async def _bounded(response: Any, limit: int) -> bytes:
+    """The body of an answer, decompressed, while it stays within the limit; raises RequestFailed if it does not."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise RequestFailed(
+            f"an answer that cannot be read (encoded as {one_line(encoding, 40)})", answered=True, retry=False
+        )
+    unpack = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+    found = bytearray()
+    async for part in response.aiter_raw():
+        try:
+            found += unpack.decompress(part, limit + 1 - len(found)) if unpack else part
+        except zlib.error as error:
+            raise RequestFailed(f"an answer that cannot be read ({error})", answered=True) from error
+        if len(found) > limit:
+            raise RequestFailed(
+                f"an answer of more than {limit / 2**20:g} MiB, of which nothing is kept", answered=True, retry=False
+            )
+    return bytes(found)
+
+
+async def _refusal(response: Any) -> RequestFailed:
+    """The failure that an answer without success stands for, with what the server says is wrong."""
+    try:
+        reason = _reason(await _bounded(response, _MAX_REASON_BYTES)) or response.reason_phrase
+    except RequestFailed:
+        reason = response.reason_phrase
+    status = response.status_code
+    return RequestFailed(f"{status} {one_line(reason)}", status=status, wait=_retry_after(response))
+
+
+def _reason(data: bytes) -> str:
     """What the server says is wrong, in the forms that servers say it in."""
     try:
-        found = response.json()
+        found = json.loads(data)
         for name in ("error", "detail", "message"):
             found = found.get(name, found) if isinstance(found, dict) else found
-        return str(found)[:300]
-    except ValueError:
-        return (response.text.strip() or response.reason_phrase)[:300]
+        return str(found)
+    except (ValueError, RecursionError):
+        return data.decode(errors="replace")
 
 
 def _retry_after(response: Any) -> float:
     """Seconds that the server asks to wait."""
     try:
-        return min(_LONGEST_WAIT, max(0.0, float(response.headers.get("retry-after", 0))))
+        seconds = float(response.headers.get("retry-after", 0))
     except ValueError:  # a date
         return 0.0
+    return min(_LONGEST_WAIT, seconds) if seconds > 0 else 0.0  # not for NaN either
 
 
 def _httpx() -> Any:
@@ -198,3 +339,11 @@ def _httpx() -> Any:
     except ImportError as error:
         raise ConfigError("servers are asked through the package httpx2: pip install 'poise[serve]'") from error
     return httpx2
+
+
+def _tenacity() -> Any:
+    try:
+        import tenacity
+    except ImportError as error:
+        raise ConfigError("requests are repeated by the package tenacity: pip install 'poise[serve]'") from error
+    return tenacity

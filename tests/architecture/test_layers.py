@@ -31,7 +31,7 @@ FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_name
 # Packages that poise can do without: each has one file, and is imported when a function of it is called.
 OPTIONAL = {
     *("accelerate", "datasets", "bitsandbytes", "deepspeed", "pyarrow", "pandas", "vllm", "ray", "trl"),
-    *("openai", "anthropic", "httpx", "httpx2", "requests", "fastapi", "uvicorn", "sqlalchemy"),
+    *("openai", "anthropic", "httpx", "httpx2", "requests", "fastapi", "uvicorn", "tenacity", "sqlalchemy"),
     *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels", "sklearn"),
 }
 PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write", "rich.print"}

@@ -9,7 +9,8 @@ import urllib.request
 
 import pytest
 
-from imitations import ImitationServer, Refusal
+from imitations import ANSWERS as BROKEN
+from imitations import ImitationServer, Leaving, Refusal
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.remote import MAX_ROWS, RemoteScorer
 from poise.feedback.rules import RefusalScorer
@@ -58,7 +59,7 @@ def test_a_score_model_says_the_same_behind_http():
         found = RemoteScorer(server.url, token="t").score(PROMPTS, ANSWERS)
     expected = model.score(PROMPTS, ANSWERS)
     for one, other in zip(found, expected, strict=True):
-        assert one.values == pytest.approx(other.values, abs=1e-5)
+        assert one.values == pytest.approx({} if other.unscorable else other.values, abs=1e-5)
         assert one.unscorable == other.unscorable
 
 
@@ -147,48 +148,120 @@ class Failing:
         return Lengths().score(prompts, completions)
 
 
-def test_what_a_scorer_cannot_do_makes_its_batch_unscorable_and_stays_its_secret(capsys):
+def test_what_a_scorer_cannot_do_makes_its_row_unscorable_and_stays_its_secret(capsys):
     with ScorerServer(Failing(), CHANNELS, token="t") as server:
         found = RemoteScorer(server.url, token="t", batch_size=2, **QUICK).score(PROMPTS, ANSWERS)
-    assert [s.unscorable for s in found[2:4]] == ["the scorer failed: 500 scoring failed: RuntimeError"] * 2
-    assert [bool(s.values) for s in found] == [False, True, False, False, True, True, True]
+    assert "scorer failed" in found[3].unscorable
+    assert "RuntimeError" in found[3].unscorable
+    assert "secret" not in found[3].unscorable
+    assert [bool(s.values) for s in found] == [False, True, True, False, True, True, True]
     assert "a secret path" in capsys.readouterr().err
 
 
 class Liar(ImitationServer):
-    """A scorer of somebody else, that keeps to nothing."""
+    """A scorer of somebody else, that says something odd wherever a response holds the word `lie`."""
 
-    def __init__(self, lie):
-        super().__init__()
+    def __init__(self, lie=None, **settings):
+        super().__init__(**settings)
         self.lie = lie
 
     def answer(self, method, path, body):
         if path == "/v1/health":
             return {"status": "ok", "source": "liar", "channels": CHANNELS}
         if path == "/v1/score":
-            return self.lie
+            said = [row["response"] for row in body["rows"]]
+            rows = [self.lie if "lie" in text else {"values": {"reward": 1.0, "cost": -1}} for text in said]
+            return {"scores": [row for row in rows if row is not None]}
         raise Refusal(404, "Not Found")
+
+
+def scores_with_a_lie(server, **settings):
+    """Scores of seven responses in batches of three; the fifth is one that the server lies about."""
+    answers = [Completion(prompt_id=p.id, text="lie" if n == 4 else "true") for n, p in enumerate(PROMPTS)]
+    return RemoteScorer(server.url, token="t", batch_size=3, **QUICK | settings).score(PROMPTS, answers)
+
+
+def nested(depth):
+    return json.loads('{"a":' * depth + "1" + "}" * depth)
 
 
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        ({"scores": [{"values": {"reward": 1.0}}]}, "scores in the channels reward where reward, cost are due"),
-        ({"scores": [{"values": {"reward": 1.0, "cost": "high"}}]}, "cannot be read (ValidationError"),
-        ({"scores": [{"values": {"reward": 1.0, "cost": float("nan")}}]}, "cannot be read (ValidationError"),
-        ({"scores": {}}, "cannot be read (ValidationError"),
+        ({"values": {"reward": 1.0}}, "scores in the channels reward where reward, cost are due"),
+        ({"values": {"reward": 1.0, "cost": 0.0, "extra": 0.0}}, "scores in the channels reward, cost, extra where"),
+        ({"values": {"reward": 1.0, "cost": "high"}}, "values.cost: Input should be a valid number"),
+        ({"values": {"reward": 1.0, "cost": "0.5"}}, "values.cost: Input should be a valid number"),
+        ({"values": {"reward": 1.0, "cost": True}}, "values.cost: Input should be a valid number"),
+        ({"values": {"reward": 1.0, "cost": None}}, "values.cost: Input should be a valid number"),
+        ({"values": {"reward": 1.0, "cost": float("nan")}}, "values.cost: Input should be a finite number"),
+        ({"values": {"reward": 1.0, "cost": float("-inf")}}, "values.cost: Input should be a finite number"),
+        ({"values": {"reward": 1.0, "cost": 1e39}}, "values.cost: Input should be less than or equal to"),
+        ({"values": {"reward": 1.0, "cost": 10**400}}, "values.cost: Input should be"),
+        ({"values": [1.0, 2.0]}, "values: Input should be a valid dictionary"),
+        ({"values": {}, "unscorable": 7}, "unscorable: Input should be a valid string"),
+        ({"values": {}, "index": 3}, "index: Extra inputs are not permitted"),
+        ({"values": nested(300)}, "a score that cannot be read"),
+        (["reward", 1.0], "the record: Input should be"),
+        ("reward", "the record: Input should be"),
+        (None, "0 scores for 1 response: one each is due"),  # the record is missing
     ],
+    ids=lambda value: None if isinstance(value, str) else repr(value)[:50],
 )
-def test_answers_that_are_not_scores_are_not_used(lie, reason):
+def test_a_score_that_is_none_costs_its_row_alone(lie, reason):
     with Liar(lie) as server:
-        found = RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:1], ANSWERS[:1])
-    assert not found[0].values
-    assert reason in found[0].unscorable
+        found = scores_with_a_lie(server)
+    assert [dict(s.values) for s in found] == [{} if n == 4 else {"reward": 1.0, "cost": -1.0} for n in range(7)]
+    assert reason in found[4].unscorable
+    assert not any(s.unscorable for n, s in enumerate(found) if n != 4)
 
 
-def test_a_number_of_scores_that_is_not_that_of_the_responses_is_an_error():
-    with Liar({"scores": []}) as server, pytest.raises(FeedbackError, match="returned 0 scores for 2 responses"):
-        RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:2], ANSWERS[:2])
+@pytest.mark.parametrize("fault", sorted(set(BROKEN) - {"429"}))
+def test_an_answer_that_is_none_costs_its_row_alone(fault):
+    with Liar(faults=[f'{fault}+"lie"']) as server:
+        found = scores_with_a_lie(server)
+    assert [bool(s.values) for s in found] == [n != 4 for n in range(7)]
+    assert found[4].unscorable.startswith("the scorer failed: ")
+    assert found[4].unscorable.isprintable()
+
+
+def test_values_of_a_row_that_is_unscorable_are_not_used():
+    with Liar({"values": {"reward": 1.0, "cost": 1.0}, "unscorable": "too long"}) as server:
+        found = scores_with_a_lie(server)
+    assert (found[4].values, found[4].unscorable) == ({}, "too long")
+
+
+@pytest.mark.parametrize(
+    "answer", [{"scores": {}}, {"scores": "none"}, {}, [], "no", {"scores": []}, {"scores": [1] * 9}]
+)
+def test_answers_that_are_not_scores_are_not_used(answer):
+    with Liar() as server:
+        server.answer = lambda method, path, body: (
+            answer if body else {"status": "ok", "source": "liar", "channels": CHANNELS}
+        )
+        found = RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:2], ANSWERS[:2])
+    assert not any(s.values for s in found)
+    assert all(s.unscorable for s in found)
+
+
+def test_a_response_that_no_json_can_hold_is_not_sent():
+    with Liar() as server:
+        answers = [Completion(prompt_id=PROMPTS[0].id, text=text) for text in ("half a pair \ud800", "fine")]
+        found = RemoteScorer(server.url, token="t", **QUICK).score(PROMPTS[:1] * 2, answers)
+        assert [len(body["rows"]) for body in server.bodies if body] == [1]
+    assert "surrogate" in found[0].unscorable
+    assert found[1].values
+
+
+class LeavingLiar(Leaving, Liar):
+    pass
+
+
+def test_scores_that_came_before_a_server_was_gone_are_kept():
+    with LeavingLiar() as server:
+        found = RemoteScorer(server.url, token="t", batch_size=2, concurrency=1, **QUICK).score(PROMPTS, ANSWERS)
+    assert [bool(s.values) for s in found] == [True] * 4 + [False] * 3
+    assert all("nobody answers" in s.unscorable for s in found[4:])
 
 
 def test_the_command_serves_a_saved_model(tmp_path):

@@ -1,20 +1,24 @@
 """Scores from another process or machine: asked for in batches over HTTP, with a token, and checked before use.
 
-The records below are all that passes between `RemoteScorer` and `ScorerServer` (`poise serve-scorer`).
+What is wrong with one row costs that row and no other: it is unscorable, with the reason. The records below are all
+that passes between `RemoteScorer` and `ScorerServer` (`poise serve-scorer`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poise.errors import FeedbackError
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
+from poise.text import one_line
 from poise.types import Completion, Prompt, Scores
 
 MAX_ROWS = 1024  # of one request
+_LARGEST = 3e38  # of a score: what 32 bits can hold
+_BUSY = frozenset({408, 425, 429, 502, 503, 504})  # what says nothing of the rows that were sent
 
 
 class _Record(BaseModel):
@@ -44,7 +48,7 @@ class ScoreRequest(_Record):
 class RowScores(_Record):
     """The scores of one row by channel; `unscorable` says why there are none."""
 
-    values: dict[str, FiniteFloat]
+    values: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)]]
     unscorable: str = ""
     explanation: str = ""
 
@@ -70,8 +74,8 @@ class RemoteScorer:
                 never used upside down
     batch_size  responses per request; `concurrency` requests are under way at a time
 
-    Responses of a request that fails for good are unscorable, with the reason; FeedbackError if the server is not there
-    or refuses the token.
+    Rows of a request that fails for good are asked for again one by one, and those that fail then are unscorable, with
+    the reason. FeedbackError if the server is not there or refuses the token, so that no request is answered.
     """
 
     def __init__(
@@ -112,40 +116,83 @@ class RemoteScorer:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions, one each and in their order; a failed completion is not sent."""
         source = f"{self.health().source} at {self.endpoint.url}"
-        scores = [Scores(values={}, source=source, unscorable=c.error or "the completion failed") for c in completions]
-        asked = [i for i, completion in enumerate(completions) if completion.finish != "error"]
+        found = [self._unsent(prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
+        asked = [i for i, row in enumerate(found) if row is None]
         batches = [asked[begin : begin + self.batch_size] for begin in range(0, len(asked), self.batch_size)]
+        self._ask(batches, prompts, completions, found)
+        self._ask([[i] for i in asked if found[i] is None], prompts, completions, found, again=True)
+        return [
+            Scores(
+                values={} if row.unscorable else row.values,
+                source=source,
+                explanation=row.explanation,
+                unscorable=row.unscorable,
+            )
+            for row in found
+            if row is not None
+        ]
+
+    def _ask(
+        self,
+        batches: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        found: list[RowScores | None],
+        *,
+        again: bool = False,
+    ) -> None:
+        """Put the scores of each batch into `found`; rows of a batch that may have failed for one of them stay None."""
 
         def receive(index: int, answer: Any) -> None:
+            batch = batches[index]
             if isinstance(answer, RequestFailed):
-                if answer.hopeless:
+                if answer.hopeless and not again:
                     raise self._refused(answer) from answer
-                answer = [RowScores(values={}, unscorable=f"the scorer failed: {answer}")] * len(batches[index])
-            if len(answer) != len(batches[index]):
-                raise FeedbackError(
-                    f"{self.endpoint.url} returned {len(answer)} scores for {len(batches[index])} responses: one each "
-                    "is due, in their order"
-                )
-            for i, row in zip(batches[index], answer, strict=True):
-                scores[i] = Scores(
-                    values=row.values, source=source, explanation=row.explanation, unscorable=row.unscorable
-                )
+                if not again and answer.answered and answer.status not in _BUSY:
+                    return
+                answer = [RowScores(values={}, unscorable=f"the scorer failed: {answer}")] * len(batch)
+            if len(answer) != len(batch):
+                if not again:
+                    return
+                reason = f"{len(answer)} scores for 1 response: one each is due"
+                answer = [RowScores(values={}, unscorable=reason)]
+            for i, row in zip(batch, answer, strict=True):
+                found[i] = row
 
         requests = [self._request([(prompts[i], completions[i]) for i in batch]) for batch in batches]
         exchange(self.endpoint, requests, receive, read=self._read)
-        return scores
+
+    def _unsent(self, prompt: Prompt, completion: Completion) -> RowScores | None:
+        """Why a row is not sent: the completion failed, or holds what no JSON text can."""
+        if completion.finish == "error":
+            return RowScores(values={}, unscorable=completion.error or "the completion failed")
+        try:
+            for text in (completion.text, *(part for message in prompt.messages for part in message.values())):
+                str(text).encode()
+        except UnicodeEncodeError:
+            return RowScores(values={}, unscorable="half a surrogate pair in its text, which cannot be sent")
+        return None
 
     def _request(self, rows: Sequence[tuple[Prompt, Completion]]) -> Request:
         sent = [{"messages": [dict(m) for m in prompt.messages], "response": c.text} for prompt, c in rows]
         return Request(path="/score", body={"rows": sent})
 
     def _read(self, answer: Any) -> list[RowScores]:
-        rows = ScoreAnswer.model_validate(answer).scores
+        """The rows of an answer, each checked by itself."""
+        if not isinstance(answer["scores"], list):
+            raise TypeError(f"scores are no list but {answer['scores']!r:.80}")
+        return [self._row(row) for row in answer["scores"]]
+
+    def _row(self, content: Any) -> RowScores:
         channels = self.health().channels.keys()
-        for row in rows:
-            if row.values.keys() != channels and not row.unscorable:
-                raise ValueError(f"scores in the channels {_listed(row.values)} where {_listed(channels)} are due")
-        return rows
+        try:
+            row = RowScores.model_validate(content)
+        except (ValidationError, RecursionError) as error:
+            return RowScores(values={}, unscorable=f"a score that cannot be read ({_first_error(error)})")
+        if row.values.keys() != channels and not row.unscorable:
+            reason = f"scores in the channels {_listed(row.values)} where {_listed(channels)} are due"
+            return RowScores(values={}, unscorable=reason)
+        return row
 
     def _refused(self, failure: RequestFailed) -> FeedbackError:
         if failure.unreachable:
@@ -158,4 +205,12 @@ class RemoteScorer:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(names) or "none"
+    return one_line(", ".join(names)) or "none"
+
+
+def _first_error(error: Exception) -> str:
+    """What is wrong with a record, and where."""
+    if not isinstance(error, ValidationError):
+        return type(error).__name__
+    first = error.errors(include_url=False, include_input=False)[0]
+    return one_line(f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}")

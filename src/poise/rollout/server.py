@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from poise.data.rollouts import read_completion
 from poise.errors import EngineError
@@ -25,6 +24,7 @@ from poise.rollout.sampling import stop_position
 from poise.types import Completion, Finish, Prompt, Sampling, prompt_id
 
 _LISTED = 20  # likeliest first tokens that an endpoint is asked to list: as many as the protocol allows
+_LEAST, _ROUNDED = 1e6, 1e-6  # nats: below -_LEAST is nonsense, and up to _ROUNDED above 0 an engine may round
 _FINISH: Mapping[str | None, Finish] = {"length": "length", "content_filter": "error"}
 
 
@@ -39,9 +39,10 @@ class ServerEngine:
     progress     called with the number of finished completions and that of all
     concurrency  requests under way at a time; `attempts`, `seconds` and `pause` are those of `Endpoint`
 
-    What fails for good is a completion with finish="error" and the reason; if nobody listens, or a token, an address or
-    a model is wrong, EngineError says so at once. Completions of weights that move need an engine that moves them
-    (`poise.rollout.vllm`, `poise.rollout.ray`).
+    What fails for good is a completion with finish="error" and the reason. EngineError says at once if nobody listens,
+    or a token, an address or a model is wrong, so that no request is answered; if the server leaves in between, it does
+    where `answers` keep what is finished, and else the completions that are left over are errors. Completions of
+    weights that move need an engine that moves them (`poise.rollout.vllm`, `poise.rollout.ray`).
     """
 
     policy_version = 0
@@ -110,7 +111,7 @@ class ServerEngine:
 
         def receive(index: int, answer: Any) -> None:
             if isinstance(answer, RequestFailed):
-                if answer.hopeless:
+                if answer.hopeless or (answer.unreachable and self.answers is not None):
                     raise self._refused(answer, done=len(found) - known) from answer
                 answer = Completion(prompt_id="", text="", finish="error", error=str(answer))
             elif self.answers is not None:
@@ -154,7 +155,7 @@ class ServerEngine:
         return {name: value for name, value in every.items() if value is not None}
 
     def _read(self, answer: Any, *, sampling: Sampling) -> Completion:
-        choice = answer["choices"][0]
+        choice = only_choice(answer)
         listed = (choice.get("logprobs") or {}).get("content") or []
         if sampling.choices:
             return self._chosen(listed[0].get("top_logprobs") if listed else None, sampling.choices)
@@ -162,7 +163,8 @@ class ServerEngine:
         text = choice["message"].get("refusal") if text is None else text
         names = [str(entry["token"]) for entry in listed]
         ids = choice.get("token_ids") or [int(n[9:]) for n in names if n.startswith("token_id:")]
-        return completion_of(text, choice.get("finish_reason"), ids, [entry["logprob"] for entry in listed], sampling)
+        logprobs = [entry["logprob"] for entry in listed] if ids else ()  # of which tokens, nobody knows otherwise
+        return completion_of(text, choice.get("finish_reason"), ids, logprobs, sampling)
 
     def _chosen(self, listed: Sequence[Mapping[str, Any]] | None, choices: Sequence[str]) -> Completion:
         """The likeliest of the choices, told from the likeliest first tokens."""
@@ -177,17 +179,19 @@ class ServerEngine:
             token = str(entry["token"]).strip()
             fits = [choice for choice in choices if token and choice.strip().startswith(token)]
             if len(fits) == 1:
-                found[fits[0]] = _log_add(found.get(fits[0], -math.inf), float(entry["logprob"]))
+                found[fits[0]] = _log_add(found.get(fits[0], -math.inf), log_probability(entry["logprob"]))
         if not found:
             tokens = ", ".join(repr(str(entry["token"])) for entry in listed[:5])
             reason = f"no answer is likely to begin as one of {', '.join(choices)}; likeliest first tokens: {tokens}"
             return Completion(prompt_id="", text="", finish="error", error=reason)
-        smallest = min(float(entry["logprob"]) for entry in listed)
+        smallest = min(log_probability(entry["logprob"]) for entry in listed)
         weights = {choice: min(0.0, found.get(choice, smallest)) for choice in choices}
         return Completion(prompt_id="", text=max(found, key=found.__getitem__), choice_logprobs=weights)
 
     def _refused(self, failure: RequestFailed, *, done: int = 0) -> EngineError:
         """What to do about a request that tells that all others will fail too."""
+        if failure.error is not None:
+            return EngineError(str(failure.error))
         if failure.unreachable:
             advice = "Start the server, or give its right address"
         elif failure.status in (401, 403):
@@ -198,22 +202,60 @@ class ServerEngine:
         return EngineError(f"{self.endpoint.url}: {failure}. {advice}, and repeat the command{kept}")
 
 
+def only_choice(answer: Any) -> Mapping[str, Any]:
+    """The choice that was asked for; ValueError where there are others, or it says to be another."""
+    choices = answer["choices"]
+    if len(choices) != 1 or choices[0].get("index", 0) != 0:
+        indexes = [choice.get("index") for choice in choices[:3]]
+        raise ValueError(f"{len(choices)} choices, of indexes {indexes}, where one of index 0 was asked for")
+    return dict(choices[0])
+
+
+def log_probability(value: Any) -> float:
+    """A number of nats that can be the logarithm of a probability; TypeError or ValueError for any other."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a log-probability is no number but {value!r:.80}")
+    if not -_LEAST <= value <= _ROUNDED:
+        raise ValueError(f"a log-probability is {value!r:.80}: it should be finite and at most 0")
+    return min(0.0, float(value))
+
+
+def token_id(value: Any, vocabulary: int = 2**31) -> int:
+    """A token id below the size of the vocabulary; TypeError or ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a token id is no whole number but {value!r:.80}")
+    if not 0 <= value < vocabulary:
+        raise ValueError(f"a token id is {value!r:.80}: it should be at least 0 and below {vocabulary}")
+    return value
+
+
 def completion_of(
-    text: Any, reason: str | None, ids: Sequence[int], logprobs: Sequence[float], sampling: Sampling
+    text: Any,
+    reason: str | None,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    sampling: Sampling,
 ) -> Completion:
-    """A completion from what an endpoint says; log-probabilities count only where there is one for each token id."""
+    """A completion from what an endpoint says.
+
+    Raises ValueError or TypeError unless there is a text, at most as many token ids as were asked for, and one
+    log-probability for each of them or none.
+    """
     if not isinstance(text, str):
         raise TypeError(f"the answer has no text but {text!r:.80}")
-    values = tuple(float(value) for value in logprobs)
-    if not all(map(math.isfinite, values)):
-        raise ValueError("a log-probability is not a finite number")
+    tokens = tuple(token_id(value) for value in ids)
+    values = tuple(log_probability(value) for value in logprobs)
+    if len(tokens) > sampling.max_tokens:
+        raise ValueError(f"{len(tokens)} token ids where at most {sampling.max_tokens} were asked for")
+    if values and len(values) != len(tokens):
+        raise ValueError(f"{len(values)} log-probabilities for {len(tokens)} token ids: one each is due")
     position = stop_position(text, sampling.stop)
     finish = _FINISH.get(reason, "stop")
     return Completion(
         prompt_id="",
         text=text if position < 0 else text[:position],
-        token_ids=tuple(int(i) for i in ids),
-        token_logprobs=values if len(values) == len(ids) else (),
+        token_ids=tokens,
+        token_logprobs=values,
         finish=finish,
         error=f"the endpoint withheld this answer (finish_reason {reason!r})" if finish == "error" else "",
     )
@@ -232,7 +274,7 @@ def with_version(url: str) -> str:
     ('http://localhost:8000/v1', 'https://host/api/v2')
     """
     url = url.rstrip("/")
-    return url if urlsplit(url).path else f"{url}/v1"
+    return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
 def _log_add(a: float, b: float) -> float:
@@ -241,5 +283,10 @@ def _log_add(a: float, b: float) -> float:
 
 
 def _read_answers(path: Path) -> dict[str, Completion]:
-    rows = read_jsonl_tolerant(path)
-    return {str(row["key"]): read_completion({n: v for n, v in row.items() if n != "key"}) for row in rows}
+    try:
+        rows = read_jsonl_tolerant(path)
+        return {str(row["key"]): read_completion({n: v for n, v in row.items() if n != "key"}) for row in rows}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"{path} holds lines that are no completions ({error!r:.200}). Choose another file"
+        ) from error

@@ -22,7 +22,7 @@ from poise.errors import ConfigError, EngineError
 from poise.http_client import Request, RequestFailed, ask
 from poise.models.policy import Policy
 from poise.rollout.engine import weights_digest
-from poise.rollout.server import ServerEngine, completion_of
+from poise.rollout.server import ServerEngine, completion_of, only_choice, token_id
 from poise.types import Completion, Prompt, Sampling
 
 _START = (
@@ -68,6 +68,7 @@ class VLLMEngine(ServerEngine):
         self.folder = Path(folder).absolute()
         self.served_folder = (served_folder or str(self.folder)).rstrip("/")
         self.base, self.loaded = model, ""
+        self.vocabulary = int(policy.backbone.model.get_input_embeddings().weight.shape[0])
         self.family = f"poise-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}-"  # adapters of this run
         self.renderer: ChatRenderer = policy.backbone.renderer(max_prompt_tokens=max_prompt_tokens)
 
@@ -151,7 +152,7 @@ class VLLMEngine(ServerEngine):
     def _read(self, answer: Any, *, sampling: Sampling) -> Completion:
         if sampling.choices:
             return super()._read(answer, sampling=sampling)
-        choice: Mapping[str, Any] = answer["choices"][0]
+        choice: Mapping[str, Any] = only_choice(answer)
         ids = choice.get("token_ids")
         if ids is None:
             raise EngineError(
@@ -160,5 +161,8 @@ class VLLMEngine(ServerEngine):
             )
         usable = self.logprobs or (sampling.temperature == 1 and sampling.top_p == 1)
         logprobs = choice["logprobs"]["token_logprobs"] if usable else ()
+        if usable and len(logprobs) != len(ids):
+            raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} token ids: one each is due")
+        ids = [token_id(value, self.vocabulary) for value in ids]
         text = self.renderer.decode(ids)  # without the space that the template puts around an answer
         return completion_of(text, choice.get("finish_reason"), ids, logprobs, sampling)
