@@ -70,10 +70,10 @@ class Endpoint:
 def check_token(token: str) -> None:
     """Raise ConfigError for a token that no header can carry, without showing it."""
     for place, character in enumerate(token, start=1):
-        if not "!" <= character <= "~":
+        if not " " <= character <= "~" or (character == " " and place in (1, len(token))):
             raise ConfigError(
                 f"character {place} of the token is U+{ord(character):04X}: a token is made of visible ASCII "
-                "characters, without blanks or line breaks"
+                "characters, without line breaks, and no blank at its ends"
             )
 
 
