@@ -7,7 +7,7 @@ Signs, fixed once: reward is better when higher; cost is worse when higher and >
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -258,7 +258,7 @@ class Estimate:
     value: float
     n: int
     unit: str = ""  # "share" prints as per cent
-    low: float | None = None
+    low: float | None = None  # None beside a given `high`: no lower end; both None: no interval, `method` says why
     high: float | None = None
     level: float = 0.95
     method: str = ""
@@ -266,10 +266,22 @@ class Estimate:
     def __str__(self) -> str:
         scale, unit = (100.0, " %") if self.unit == "share" else (1.0, f" {self.unit}" if self.unit else "")
         digits = 1 if self.unit == "share" or abs(self.value) >= 10 else 2
-        text = f"{self.value * scale:.{digits}f}{unit}"
-        if self.low is not None and self.high is not None:
-            text += f" [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
-        return f"{text} (n={self.n})"
+        interval = self.interval_text(lambda end: f"{end * scale:.{digits}f}")
+        return f"{self.value * scale:.{digits}f}{unit}{interval and f' {interval}'} (n={self.n})"
+
+    def interval_text(self, shown: Callable[[float], str]) -> str:
+        """Write the interval in brackets, its ends by `shown`; a share's stays within [0, 1]. Nothing if there is none.
+
+        >>> Estimate(value=3.0, n=9, low=1.0).interval_text(str), Estimate(value=3.0, n=9).interval_text(str)
+        ('[1.0 or more]', '')
+        """
+        ends = [
+            end if end is None or self.unit != "share" else min(max(end, 0.0), 1.0) for end in (self.low, self.high)
+        ]
+        low, high = ("" if end is None else shown(end) for end in ends)
+        if low and high:
+            return f"[{low}, {high}]"
+        return f"[{low or high} or {'more' if low else 'less'}]" if low or high else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

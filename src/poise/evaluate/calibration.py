@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from poise.functional.statistics import bootstrap_mean, expected_calibration_error, reliability_bins, wilson
+from poise.functional.statistics import expected_calibration_error, reliability_bins, share
 from poise.types import Estimate
 
 
@@ -34,41 +34,41 @@ class Calibration:
 def calibrate(
     probabilities: Sequence[float],
     outcomes: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
     *,
     bins: int = 10,
     level: float = 0.95,
-    resamples: int = 1000,
+    resamples: int = 200,
     seed: int = 0,
 ) -> Calibration:
     """Measure the calibration of probabilities of harm.
 
         Brier = mean (probability - outcome)^2
 
-    The calibration error is biased upwards in small samples; `ece_by_chance` is its mean when outcomes are drawn from
-    the probabilities themselves, so only what exceeds it is miscalibration.
+    The calibration error is biased upwards in small samples, so that no interval around it holds, and none is given;
+    `ece_by_chance` is its mean over `resamples` draws of the outcomes from the probabilities themselves: only what
+    exceeds it is miscalibration.
     Source: Guo et al. (arXiv:1706.04599) for the error; Brier (1950), "Verification of forecasts".
 
     probabilities  [N] in [0, 1]
     outcomes       [N] whether harm happened
+    clusters       [N] labels of the prompts; by default every row is its own
     """
     chance, truth = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
     value = expected_calibration_error(chance, truth, bins)
     random, size = np.random.default_rng(seed), len(chance)
-    draws = random.integers(size, size=(resamples, size))
-    errors = [expected_calibration_error(chance[rows], truth[rows], bins) for rows in draws]
-    low, high = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
-    ideal = [expected_calibration_error(chance, random.random(size) < chance, bins) for _ in range(resamples // 5)]
+    ideal = [expected_calibration_error(chance, random.random(size) < chance, bins) for _ in range(resamples)]
+    names = range(size) if clusters is None else clusters
     return Calibration(
         ece=Estimate(
-            value=value, n=size, low=min(float(low), value), high=max(float(high), value), level=level,
-            method=f"{bins} bins, percentile bootstrap",
+            value=value, n=size, level=level, method=f"{bins} bins; no interval: biased upwards, see ece_by_chance"
         ),
         ece_by_chance=float(np.mean(ideal)),
-        brier=bootstrap_mean((chance - truth) ** 2, level=level, seed=seed),
+        brier=replace(share((chance - truth) ** 2, names, level=level), unit=""),
         table=tuple(
             ReliabilityRow(
                 low=row.low, high=row.high, probability=row.probability,
-                observed=wilson(round(row.observed * row.n), row.n, level),
+                observed=share(truth[list(row.rows)], [names[i] for i in row.rows], level=level),
             )
             for row in reliability_bins(chance, truth, bins)
         ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from poise.functional.statistics import bootstrap_mean
+from poise.functional.statistics import mean
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
 from poise.train.rollout_batch import encode_rollouts
@@ -27,4 +27,4 @@ def sequence_kl(policy: Policy, answers: Sequence[Rollout], temperature: float) 
         reference, _ = policy.logprobs(shared, reference=True, temperature=temperature)
         sums = reference.sum(-1).tolist()
         values += [sum(r.completion.token_logprobs) - ref for r, ref in zip(part, sums, strict=True)]
-    return bootstrap_mean(values, clusters=[r.prompt.id for r in rollouts], unit="nats/sequence")
+    return mean(values, [r.prompt.id for r in rollouts], unit="nats/sequence")

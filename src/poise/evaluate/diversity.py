@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from poise.functional.intervals import pulled_estimate
 from poise.functional.statistics import ngrams
 from poise.types import Estimate
 
@@ -51,34 +54,35 @@ def distinct_estimate(
 ) -> Estimate:
     """Estimate distinct-n with an interval by the jackknife over prompts (a bootstrap would repeat texts and bias it).
 
-        se^2 = (G-1)/G sum_g (d_g - mean d)^2,   d_g = distinct-n without the texts of prompt g
+        u_g = mean d - d_g,   d_g = distinct-n without the texts of prompt g
 
-    `n` of the estimate counts texts. Texts without a single n-gram give 0 and no interval.
+    The interval is Student's over these, as for a mean: it is about what as many texts hold on average. `n` of the
+    estimate counts texts. Texts without a single n-gram give 0 and no interval.
     Source: Li et al. (arXiv:1510.03055) for distinct-n; Efron and Stein (1981) for the jackknife.
 
     texts     [N]
     clusters  [N] prompts; by default every text is its own
     """
-    from scipy.special import ndtri
-
     groups: dict[Hashable, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for label, text in zip(clusters or range(len(texts)), texts, strict=True):
         groups[label].update(ngrams(text, n))
     owners = Counter(gram for grams in groups.values() for gram in grams)
     total, kinds = sum(grams.total() for grams in groups.values()), len(owners)
     value = kinds / total if total else 0.0
-    left_out = [
-        (kinds - sum(owners[gram] == 1 for gram in grams)) / (total - grams.total())
-        for grams in groups.values()
-        if total > grams.total()
-    ]
-    if len(left_out) < 2:
-        return Estimate(value=value, n=len(texts), unit="share", level=level, method=f"distinct-{n}")
-    centre = sum(left_out) / len(left_out)
-    error = math.sqrt((len(left_out) - 1) / len(left_out) * sum((d - centre) ** 2 for d in left_out))
-    half, method = float(ndtri(0.5 + level / 2)) * error, f"distinct-{n}, jackknife over {len(groups)} prompts"
-    low, high = max(0.0, value - half), min(1.0, value + half)
-    return Estimate(value=value, n=len(texts), unit="share", low=low, high=high, level=level, method=method)
+    left_out = np.array(
+        [
+            (kinds - sum(owners[gram] == 1 for gram in grams)) / (total - grams.total())
+            for grams in groups.values()
+            if total > grams.total()
+        ]
+    )
+    found = pulled_estimate(
+        value, left_out.mean() - left_out if len(left_out) else left_out, len(left_out) - 1.0, n=len(texts),
+        level=level, unit="share", method=f"distinct-{n}, jackknife over {len(groups)} prompts",
+    )  # fmt: skip
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _folded(text: str) -> str:

@@ -10,7 +10,7 @@ from poise.types import Estimate
 
 
 def check_judge(
-    said: Sequence[bool], truth: Sequence[bool], clusters: Sequence[Hashable] | None = None, *, seed: int = 0
+    said: Sequence[bool], truth: Sequence[bool], clusters: Sequence[Hashable] | None = None
 ) -> dict[str, Estimate]:
     """Measure verdicts against labels; figures without data are left out.
 
@@ -21,7 +21,7 @@ def check_judge(
     f1_of_the_others  the same with "no" as the class to be found: one F1 hides a judge that always says yes
 
     said, truth  [N] the judge's verdicts, and what people said
-    clusters     [N] prompts, resampled as a whole
+    clusters     [N] labels of the prompts; by default every row is its own
 
     >>> figures = check_judge([True, True, False, False], [True, False, False, False])
     >>> round(figures["f1"].value, 3), figures["recall"].value
@@ -37,10 +37,10 @@ def check_judge(
         "f1": _f1_parts(pairs),
         "f1_of_the_others": _f1_parts([(not a, not b) for a, b in pairs]),
     }
-    figures = {"accuracy": share([a == b for a, b in pairs], clusters, seed=seed)}
+    figures = {"accuracy": share([a == b for a, b in pairs], clusters)}
     for name, (above, below) in ratios.items():
         if any(below):
-            figures[name] = ratio_of_sums(above, below, clusters, seed=seed)
+            figures[name] = ratio_of_sums(above, below, clusters)
     return figures
 
 

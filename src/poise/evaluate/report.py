@@ -4,7 +4,7 @@ The mapping that `write_report` takes has these sections, any of which may be ab
 or their `dataclasses.asdict`:
 
     title, subtitle, created   str
-    headline     [{metric, label, before, after, better: "lower" | "higher" | "", note}]
+    headline     [{metric, label, before, after, even, better: "lower" | "higher" | "", note}], see `verdict`
     judge        {name, description, metrics: [{label, value}]}
     limit        float, the largest mean cost allowed
     scatter      {before: [{reward, cost, kind}], after: [...]}
@@ -29,6 +29,7 @@ from typing import Any
 from poise.evaluate import charts
 from poise.ranks import by_main
 from poise.text import hide_passwords, visible
+from poise.types import Estimate
 
 _TABLES = ("settings", "provenance")
 NO_BREAK = "\u00a0"
@@ -132,28 +133,47 @@ def interval_text(estimate: Mapping[str, Any] | None) -> str:
     """
     if not estimate or estimate.get("value") is None:
         return "not measured"
-    low, high, unit = estimate.get("low"), estimate.get("high"), estimate.get("unit") or ""
-    size = f"n{NO_BREAK}={NO_BREAK}{estimate['n']}"
-    if low is None or high is None:
-        return f"no interval · {size}"
-    return f"[{_number(low, unit)},{NO_BREAK}{_number(high, unit)}] · {size}"
+    unit = estimate.get("unit") or ""
+    given = Estimate(
+        value=estimate["value"], n=estimate["n"], unit=unit, low=estimate.get("low"), high=estimate.get("high")
+    )
+    interval = given.interval_text(lambda end: _number(end, unit)).replace(" ", NO_BREAK)
+    return f"{interval or 'no interval'} · n{NO_BREAK}={NO_BREAK}{estimate['n']}"
 
 
 def verdict(row: Mapping[str, Any]) -> dict[str, str]:
-    """Say what happened between before and after: the change, and whether the intervals part."""
+    """Say what happened between before and after: the change, and whether the intervals part.
+
+    A figure that compares already, such as a win rate, is held against `even`, its value where nothing has changed.
+    """
     before, after = row.get("before"), row.get("after")
+    if row.get("even") is not None:
+        even = row["even"]
+        before = {"value": even, "low": even, "high": even}
     if not before or not after or before.get("value") is None or after.get("value") is None:
         return {"tone": "none", "change": "–", "words": "not measured on both sides"}
     unit, change = after.get("unit") or "", after["value"] - before["value"]
     text = f"{'+' if change > 0 else ''}{_number(change, unit)}{' points' if unit == 'share' else ''}"
-    if any(side.get(edge) is None for side in (before, after) for edge in ("low", "high")):
+    if any(side.get("low") is None and side.get("high") is None for side in (before, after)):
         return {"tone": "none", "change": text, "words": "no interval"}
-    if before["low"] <= after["high"] and after["low"] <= before["high"]:
-        return {"tone": "none", "change": text, "words": "intervals overlap"}
+    if not _part(before, after):
+        words = (
+            "intervals overlap" if row.get("even") is None else f"interval holds {value_text(after | {'value': even})}"
+        )
+        return {"tone": "none", "change": text, "words": words}
     if row.get("better") not in ("lower", "higher"):
         return {"tone": "none", "change": text, "words": "changed"}
     improved = (change < 0) == (row["better"] == "lower")
     return {"tone": "good" if improved else "bad", "change": text, "words": "better" if improved else "worse"}
+
+
+def _part(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether two intervals have no number in common; an end that is missing is open."""
+    ends = [(side.get("low"), side.get("high")) for side in (before, after)]
+    (low, high), (other_low, other_high) = (
+        (-math.inf if low is None else low, math.inf if high is None else high) for low, high in ends
+    )
+    return bool(high < other_low or other_high < low)
 
 
 def is_unsafe(sample: Mapping[str, Any], kind: str) -> bool:

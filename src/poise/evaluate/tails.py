@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from poise.errors import DataError
-from poise.functional.intervals import Array, finite_vector, paired_vector
+from poise.functional.cluster_sums import Array, Clusters, finite_vector, paired_vector
+from poise.functional.intervals import mean
 from poise.functional.risk import worst_count
 from poise.types import Estimate
 
-Clusters = Sequence[Hashable]
+FEWEST_IN_TAIL = 5
 
 
 def lower_tail(
-    rewards: ArrayLike,
-    share: float,
-    clusters: Clusters | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-    unit: str = "",
+    rewards: ArrayLike, share: float, clusters: Clusters | None = None, *, level: float = 0.95, unit: str = ""
 ) -> Estimate:
-    """Estimate the mean of the lowest share of the rewards, with a percentile bootstrap over rows or clusters.
+    """Estimate the mean of the lowest share of the rewards.
 
-        mean of the ceil(share N) lowest
+        mean of the ceil(share N) lowest  =  mean_i w_i,   w_i = q - max(q - R_i, 0) / share,   q the highest of them
 
-    It is too high on average in small samples, as every estimate of a tail from few rows.
+    The interval is that of the mean of w over rows or clusters; fewer than five prompts in the tail give none. The
+    value is too high on average in small samples, as every estimate of a tail from few rows.
     Source: Rockafellar and Uryasev (2000), the conditional value at risk of the negated reward.
 
     rewards   [N] higher is better
     share     in (0, 1]; 1 is the mean
-    clusters  [N] labels; rows with the same label are resampled together
+    clusters  [N] labels; rows with the same label are one unit
 
     >>> lower_tail([4.0, 1.0, 3.0, 2.0], 0.5).value
     1.5
     """
     values = finite_vector(rewards)
-    draws = [_tail(values[rows], share) for rows in _resampled(len(values), clusters, resamples, seed)]
-    return _estimate(_tail(values, share), draws, len(values), level, unit, clusters)
+    return _estimate(_tail(values, share), _fewest(clusters, values, share), clusters, level, unit)
 
 
 def tail_difference(
@@ -51,11 +46,9 @@ def tail_difference(
     clusters: Clusters | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
     unit: str = "",
 ) -> Estimate:
-    """Estimate lower_tail(after) - lower_tail(before); each resample takes the same rows, or clusters, of both.
+    """Estimate lower_tail(after) - lower_tail(before), paired by row: w_i after less w_i before, see `lower_tail`.
 
     The worst rows of the two sides need not be the same: what is paired is the sample, not the tail.
 
@@ -65,9 +58,8 @@ def tail_difference(
     1.0
     """
     new, old = paired_vector(after, before) + finite_vector(before), finite_vector(before)
-    resampled = _resampled(len(old), clusters, resamples, seed)
-    draws = [_tail(new[rows], share) - _tail(old[rows], share) for rows in resampled]
-    return _estimate(_tail(new, share) - _tail(old, share), draws, len(old), level, unit, clusters)
+    fewest = min(_fewest(clusters, side, share) for side in (new, old))
+    return _estimate(_tail(new, share) - _tail(old, share), fewest, clusters, level, unit)
 
 
 def hardest(prompt_scores: ArrayLike, share: float) -> list[bool]:
@@ -103,34 +95,22 @@ def quantile_curve(prompt_scores: ArrayLike, rewards: ArrayLike, shares: Sequenc
     return [float(means[worst_count(share, len(values)) - 1]) for share in shares]
 
 
-def _tail(values: Array, share: float) -> float:
+def _tail(values: Array, share: float) -> Array:
+    """Numbers [N] whose mean is the mean of the lowest share."""
     count = worst_count(share, len(values))
-    return float(np.partition(values, count - 1)[:count].mean())
+    edge = np.partition(values, count - 1)[count - 1]
+    return np.asarray(edge - np.maximum(edge - values, 0) * (len(values) / count))
 
 
-def _resampled(size: int, clusters: Clusters | None, resamples: int, seed: int) -> list[Array]:
-    """Row numbers of each bootstrap sample."""
-    groups: dict[Hashable, list[int]] = {}
-    for row, label in enumerate(range(size) if clusters is None else clusters):
-        groups.setdefault(label, []).append(row)
-    members = [np.array(rows) for rows in groups.values()]
-    random = np.random.default_rng(seed)
-    return [
-        np.concatenate([members[i] for i in random.integers(len(members), size=len(members))]) for _ in range(resamples)
-    ]
+def _fewest(clusters: Clusters | None, values: Array, share: float) -> int:
+    """How many rows, or clusters, the lowest share is of."""
+    lowest = np.argsort(values, kind="stable")[: worst_count(share, len(values))]
+    return len(lowest) if clusters is None else len({clusters[row] for row in lowest})
 
 
-def _estimate(
-    value: float, draws: Sequence[float], n: int, level: float, unit: str, clusters: Clusters | None
-) -> Estimate:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    method = f"percentile bootstrap over {'rows' if clusters is None else f'{len(set(clusters))} prompts'}"
-    return Estimate(
-        value=value,
-        n=n,
-        unit=unit,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        level=level,
-        method=method,
-    )
+def _estimate(parts: Array, fewest: int, clusters: Clusters | None, level: float, unit: str) -> Estimate:
+    found = mean(parts, clusters, level=level, unit=unit)
+    if fewest < FEWEST_IN_TAIL:
+        reason = f"no interval: the tail is of {fewest} rows or prompts; {FEWEST_IN_TAIL} are needed"
+        return replace(found, low=None, high=None, method=reason)
+    return found

@@ -1,120 +1,146 @@
-"""Shares, means and paired differences with their confidence intervals.
+"""Shares, means, ratios and paired differences with their confidence intervals, and the rule that chooses them.
 
 Every interval is two-sided at `level`. Samples of one prompt are not independent: where a prompt has several rows, give
-their `clusters` (one hashable label per row, such as the prompt id) and whole prompts are resampled.
+their `clusters` (one hashable label per row, such as the prompt id), and whole prompts are the unit.
+
+    a share, or values in [0, 1]        exact (Clopper-Pearson), at the number of rows that the clusters are worth
+    a mean of unbounded values          Student's t over clusters, widened for few and for skewed ones
+    a difference of shares, paired      square-and-add of the share gained and the share lost
+    a ratio of two shares               the ends of the one over the opposite ends of the other
+    a few values, such as one a seed    Student's t
+
+`method` names what was used, or why there is no interval. docs/intervals.md has the coverage of each in simulations.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Hashable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from poise.errors import DataError
+from poise.functional.cluster_sums import (
+    Array,
+    Clusters,
+    ClusterSums,
+    cluster_sums,
+    effective_number,
+    effective_rows,
+    exact_ends,
+    finite_vector,
+    jackknife_variance,
+    paired_vector,
+    widened_ends,
+)
 from poise.types import Estimate
 
-Array = NDArray[np.float64]
-Clusters = Sequence[Hashable]
-
-RESAMPLES_AT_ONCE = 256  # bounds the memory of a bootstrap over many prompts
-
-
-def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
-    """Estimate a share with Wilson's score interval, sound for small n and at 0 and 1.
-
-        centre = (p + z^2/2n) / (1 + z^2/n),   half = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)
-
-    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
-
-    >>> str(wilson(5, 40))
-    '12.5 % [5.5, 26.1] (n=40)'
-    """
-    from scipy.special import ndtri
-
-    _check_counts(successes, n)
-    share, z = successes / n, float(ndtri(0.5 + level / 2))
-    shrink = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    low, high = max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
-    return Estimate(value=share, n=n, unit="share", low=low, high=high, level=level, method="Wilson")
+FEWEST_DEGREES = 1.2  # of freedom that a mean over clusters needs: three clusters of like size, or more
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
-    """Estimate a share with the exact (conservative) binomial interval.
-
-        low = Beta(a/2; k, n-k+1),   high = Beta(1-a/2; k+1, n-k),   a = 1 - level
+    """Estimate a share of independent rows with the exact (conservative) binomial interval.
 
     Source: Clopper and Pearson (1934), "The use of confidence or fiducial limits".
 
     >>> str(clopper_pearson(0, 20))
     '0.0 % [0.0, 16.8] (n=20)'
     """
-    from scipy.special import betaincinv
+    from scipy.stats import binomtest
 
-    _check_counts(successes, n)
-    tail = (1 - level) / 2
-    low = float(betaincinv(successes, n - successes + 1, tail)) if successes > 0 else 0.0
-    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
-    return Estimate(value=successes / n, n=n, unit="share", low=low, high=high, level=level, method="Clopper-Pearson")
-
-
-def share(flags: Sequence[bool], clusters: Clusters | None = None, *, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Estimate how often a flag is set: Wilson where every row is its own prompt, else a bootstrap over prompts.
-
-    >>> share([True, False, False, False]).method
-    'Wilson'
-    """
-    if clusters is None or len(set(clusters)) == len(flags):
-        return wilson(sum(flags), len(flags), level)
-    return bootstrap_mean([float(flag) for flag in flags], clusters=clusters, level=level, seed=seed, unit="share")
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}; leave the metric out")
+    ends = binomtest(successes, n).proportion_ci(level, "exact")
+    return Estimate(
+        value=successes / n, n=n, unit="share", low=float(ends.low), high=float(ends.high), level=level,
+        method="Clopper-Pearson",
+    )  # fmt: skip
 
 
-def bootstrap_mean(
-    values: ArrayLike,
-    *,
-    clusters: Clusters | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    unit: str = "",
+def share(
+    flags: ArrayLike, clusters: Clusters | None = None, *, weights: ArrayLike | None = None, level: float = 0.95
 ) -> Estimate:
-    """Estimate a mean with a bootstrap interval: BCa over rows, percentile over clusters where `clusters` are given.
+    """Estimate how often a flag is set, or the mean of values in [0, 1].
 
-    Values that do not vary give no bootstrap interval: a share then gets Wilson's over the clusters, the rest none.
-    Source: Efron (1987), "Better bootstrap confidence intervals"; scipy.stats.bootstrap.
+    The interval is Clopper and Pearson's at an effective number of rows: between the number of prompts, which is right
+    if all rows of a prompt are alike, and the number of rows. What lies between is estimated, with as many degrees of
+    freedom as prompts bear on the rarer outcome.
+    Source: Korn and Graubard (1998); see `effective_rows`.
+
+    flags     [N] bool, or numbers in [0, 1]
+    clusters  [N] labels of the prompts; by default every row is its own
+    weights   [N] >= 0, of the rows; by default all alike
+
+    >>> str(share([True, False, False, False]))
+    '25.0 % [0.6, 80.6] (n=4)'
+    >>> share([True, True, False, False] * 2, ["a", "a", "b", "b", "c", "c", "d", "d"]).method
+    'Clopper-Pearson at 4.0 effective of 8 rows, over 4 prompts'
+    """
+    values = finite_vector(flags)
+    below = np.ones_like(values) if weights is None else finite_vector(weights)
+    if values.min() < 0 or values.max() > 1:
+        raise DataError(f"a share needs values in [0, 1], got {values.min():g} to {values.max():g}")
+    if below.shape != values.shape or below.min() < 0 or below.sum() <= 0:
+        raise DataError(f"a share needs a weight >= 0 for each of its {len(values)} rows, and one above 0")
+    sums, rows = cluster_sums(values * below, below, clusters), effective_number(below)
+    value, n = min(sums.ratio, 1.0), int((below > 0).sum())
+    if len(sums.below) == n:
+        effective, method = rows, "Clopper-Pearson"
+    elif len(sums.below) == 1:
+        return Estimate(value=value, n=n, unit="share", level=level, method="no interval: all rows are of one prompt")
+    else:
+        effective = _effective(sums, rows, level)
+        method = f"Clopper-Pearson at {effective:.1f} effective of {n} rows, over {len(sums.below)} prompts"
+    low, high = exact_ends(value * effective, effective, level)
+    low, high = min(low, value), max(high, value)
+    return Estimate(value=value, n=n, unit="share", low=low, high=high, level=level, method=method)
+
+
+def _effective(sums: ClusterSums, rows: float, level: float) -> float:
+    freedom = min(sums.degrees_of_freedom(), effective_number(sums.above), effective_number(sums.below - sums.above))
+    variance = jackknife_variance(sums.pulls())
+    return effective_rows(sums.ratio, variance, freedom, least=effective_number(sums.below), most=rows, level=level)
+
+
+def mean(values: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95, unit: str = "") -> Estimate:
+    """Estimate a mean: Student's t over clusters, widened for few and for skewed ones; a share by the rule for shares.
+
+    Values that do not vary give no interval, nor do fewer than three prompts. See `widened_ends`.
 
     values    [N] finite, in `unit`
-    clusters  [N] labels; rows with the same label are resampled together
+    clusters  [N] labels; rows with the same label are one unit
 
-    >>> bootstrap_mean([1.0, 1.0, 4.0, 4.0], clusters=["a", "a", "b", "b"]).method
-    'percentile bootstrap over 2 prompts'
+    >>> mean([1.0, 1.0, 4.0, 4.0, 2.0], ["a", "a", "b", "b", "c"]).method
+    't over 3 prompts, widened for few and skewed ones'
     """
     array = finite_vector(values)
-    sums, counts = _cluster_sums(array, clusters)
-    groups, mean = len(sums), float(array.mean())
-    low: float | None = None
-    high: float | None = None
-    if np.ptp(sums / counts) < 1e-12 * max(1.0, abs(mean)):
-        method = f"no variation over {groups} prompts" if clusters is not None else "no variation"
-        if unit == "share":
-            flat = wilson(mean * groups, groups, level)
-            low, high, method = (
-                flat.low,
-                flat.high,
-                f"Wilson over {groups} prompts" if clusters is not None else "Wilson",
-            )
-    elif groups == len(array):
-        low, high = _bca(array, level, resamples, seed)
-        method = "BCa bootstrap"
-    else:
-        means = _resampled_means(sums, counts, resamples, seed)
-        low, high = (float(edge) for edge in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-        method = f"percentile bootstrap over {groups} prompts"
-    return Estimate(value=mean, n=len(array), unit=unit, low=low, high=high, level=level, method=method)
+    if unit == "share":
+        return share(array, clusters, level=level)
+    return linear_estimate(array, np.ones_like(array), clusters, level=level, unit=unit)
+
+
+def linear_estimate(
+    above: Array, below: Array, clusters: Clusters | None, *, level: float = 0.95, unit: str = ""
+) -> Estimate:
+    """Estimate sum(above) / sum(below) as a mean over clusters; `mean` and `ratio_of_sums` are of this kind."""
+    sums = cluster_sums(above, below, clusters)
+    method = f"t over {len(sums.below)} {'rows' if clusters is None else 'prompts'}, widened for few and skewed ones"
+    return pulled_estimate(
+        sums.ratio, sums.pulls(), sums.degrees_of_freedom(), n=len(above), level=level, unit=unit, method=method
+    )
+
+
+def pulled_estimate(
+    value: float, pulls: Array, freedom: float, *, n: int, level: float, unit: str, method: str
+) -> Estimate:
+    """Give a value its widened t interval from the pulls of its clusters [G], or say why there is none."""
+    if freedom < FEWEST_DEGREES:
+        reason = f"no interval: {len(pulls)} independent values are too few, or one outweighs the rest"
+        return Estimate(value=value, n=n, unit=unit, level=level, method=reason)
+    ends = widened_ends(value, pulls, freedom, level)
+    if ends is None:
+        return Estimate(value=value, n=n, unit=unit, level=level, method="no interval: nothing varies")
+    return Estimate(value=value, n=n, unit=unit, low=ends[0], high=ends[1], level=level, method=method)
 
 
 def student_mean(values: ArrayLike, *, level: float = 0.95, unit: str = "") -> Estimate:
@@ -122,10 +148,10 @@ def student_mean(values: ArrayLike, *, level: float = 0.95, unit: str = "") -> E
 
         mean +- t_{n-1} s / sqrt(n)
 
-    Of five values a bootstrap interval would be too narrow. One value alone has no interval.
+    One value alone has no interval, nor have values that do not vary. The ends of a share stay within [0, 1].
     Source: Student (1908), "The probable error of a mean".
 
-    values  [N] finite, in `unit`
+    values  [N] finite, in `unit`; each about normal, as the mean of many rows is
 
     >>> str(student_mean([1.0, 2.0, 3.0]))
     '2.00 [-0.48, 4.48] (n=3)'
@@ -133,54 +159,75 @@ def student_mean(values: ArrayLike, *, level: float = 0.95, unit: str = "") -> E
     from scipy.special import stdtrit
 
     array = finite_vector(values)
-    n, mean = len(array), float(array.mean())
-    if n == 1:
-        return Estimate(value=mean, n=1, unit=unit, level=level, method="one value")
+    n, centre = len(array), float(array.mean())
+    if n == 1 or np.ptp(array) <= 1e-12 * abs(centre):
+        method = f"no interval: {'one value' if n == 1 else 'nothing varies'}"
+        return Estimate(value=centre, n=n, unit=unit, level=level, method=method)
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(array.std(ddof=1)) / math.sqrt(n)
-    return Estimate(value=mean, n=n, unit=unit, low=mean - half, high=mean + half, level=level, method="Student")
+    low, high = centre - half, centre + half
+    if unit == "share":
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value=centre, n=n, unit=unit, low=low, high=high, level=level, method="Student")
 
 
 def paired_difference(
-    before: ArrayLike,
-    after: ArrayLike,
-    clusters: Clusters | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    unit: str = "",
+    before: ArrayLike, after: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95, unit: str = ""
 ) -> Estimate:
     """Estimate mean(after - before) over rows that belong together; for shares the unit becomes percentage points.
+
+    A difference of shares is the share gained less the share lost, each with its own interval; their ends are squared
+    and added, with the correlation of the two.
+    Source: Newcombe (1998), "Improved confidence intervals for the difference between binomial proportions based on
+    paired data"; Zou and Donner (2008) for the squaring and adding.
 
     before, after  [N] in `unit`
 
     >>> paired_difference([1.0, 2.0, 3.0], [2.0, 2.0, 5.0]).value
     1.0
+    >>> str(paired_difference([1.0] * 30, [0.0] * 30, unit="share"))
+    '-100.0 percentage points [-100.0, -78.7] (n=30)'
     """
     difference = paired_vector(after, before)
-    if unit == "share":
-        difference, unit = 100 * difference, "percentage points"
-    return bootstrap_mean(difference, clusters=clusters, level=level, resamples=resamples, seed=seed, unit=unit)
+    if unit != "share":
+        return mean(difference, clusters, level=level, unit=unit)
+    gained = share(np.maximum(difference, 0), clusters, level=level)
+    lost = share(np.maximum(-difference, 0), clusters, level=level)
+    value = float(difference.mean())
+    if gained.low is None or gained.high is None or lost.low is None or lost.high is None:
+        return Estimate(value=100 * value, n=gained.n, unit="percentage points", level=level, method=gained.method)
+    together = _correlation(difference, clusters)
+    low = value - _added(gained.value - gained.low, lost.high - lost.value, together)
+    high = value + _added(gained.high - gained.value, lost.value - lost.low, together)
+    return Estimate(
+        value=100 * value, n=gained.n, unit="percentage points", low=100 * max(low, -1.0), high=100 * min(high, 1.0),
+        level=level, method=f"gained less lost, each {gained.method}",
+    )  # fmt: skip
 
 
-def win_rate(
-    before: ArrayLike,
-    after: ArrayLike,
-    clusters: Clusters | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate how often `after` is higher than `before`; a tie counts one half.
+def _added(first: float, second: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, first * first + second * second - 2 * correlation * first * second))
+
+
+def _correlation(difference: Array, clusters: Clusters | None) -> float:
+    """Of the shares gained and lost: that of rows which do one thing of three, or of clusters where it is lower."""
+    gained, lost, n = np.maximum(difference, 0), np.maximum(-difference, 0), len(difference)
+    up, down = (float(part.sum() + 0.5) / (n + 1.5) for part in (gained, lost))
+    found = -math.sqrt(up * down / ((1 - up) * (1 - down)))
+    ones = np.ones(n)
+    pulls = [cluster_sums(part + 1, ones, clusters).pulls() for part in (gained, lost)]  # + 1: no cluster is left out
+    norm = math.sqrt(float((pulls[0] ** 2).sum() * (pulls[1] ** 2).sum()))
+    return max(-1.0, min(found, float((pulls[0] * pulls[1]).sum()) / norm if norm > 1e-12 else 0.0))
+
+
+def win_rate(before: ArrayLike, after: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95) -> Estimate:
+    """Estimate how often `after` is higher than `before`; a tie counts one half. No difference is a rate of 1/2.
 
     before, after  [N] scores, higher is better
 
     >>> win_rate([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 5.0]).value
     0.625
     """
-    points = (np.sign(paired_vector(after, before)) + 1) / 2
-    return bootstrap_mean(points, clusters=clusters, level=level, resamples=resamples, seed=seed, unit="share")
+    return share((np.sign(paired_vector(after, before)) + 1) / 2, clusters, level=level)
 
 
 def ratio_of_sums(
@@ -189,19 +236,18 @@ def ratio_of_sums(
     clusters: Clusters | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
     unit: str = "share",
 ) -> Estimate:
-    """Estimate a ratio of two totals over the same rows, with a percentile bootstrap over rows or clusters.
+    """Estimate a ratio of two totals over the same rows.
 
         sum_i numerator_i / sum_i denominator_i
 
-    A mean over a part of the rows, F1 and the ratio of two rates are of this kind. A bootstrap sample whose
-    denominators are all 0 is left out.
+    With the unit "share" the numerators are parts of the denominators, as in precision and F1: a share of weighted
+    rows. In any other unit, rows of [0, 1] are two shares, whose ratio has no upper end where the one below may be 0;
+    the rest is a mean over clusters.
 
     numerators, denominators  [N] denominators >= 0 with a sum above 0
-    clusters                  [N] labels; rows with the same label are resampled together
+    clusters                  [N] labels; rows with the same label are one unit
 
     >>> ratio_of_sums([1.0, 0.0, 1.0], [1.0, 1.0, 2.0]).value
     0.5
@@ -212,79 +258,23 @@ def ratio_of_sums(
             f"a ratio needs denominators >= 0 that do not all vanish, one per numerator; got {len(above)} numerators "
             f"and {len(below)} denominators with the sum {below.sum()}"
         )
-    (tops, _), (bottoms, _) = _cluster_sums(above, clusters), _cluster_sums(below, clusters)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = _resampled_means(tops, bottoms, resamples, seed)
-    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
-    method = f"percentile bootstrap over {len(tops)} {'rows' if clusters is None else 'prompts'}"
-    value = float(above.sum() / below.sum())
-    return Estimate(value=value, n=len(above), unit=unit, low=float(low), high=float(high), level=level, method=method)
+    if unit == "share":
+        if (above < 0).any() or (above > below).any():
+            raise DataError("a share needs numerators between 0 and their denominators; name another unit for a ratio")
+        parts = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+        return share(parts, clusters, weights=below, level=level)
+    if min(above.min(), below.min()) >= 0 and max(above.max(), below.max()) <= 1:
+        return _ratio_of_shares(above, below, clusters, level, unit)
+    return linear_estimate(above, below, clusters, level=level, unit=unit)
 
 
-def _check_counts(successes: float, n: int) -> None:
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}; leave the metric out")
-
-
-def finite_vector(values: ArrayLike) -> Array:
-    """Check that values [N] are a flat list of at least one finite number, and return them as float64.
-
-    >>> finite_vector([1, 2]).tolist()
-    [1.0, 2.0]
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise DataError(
-            f"needs at least one finite number in a flat list, got shape {array.shape}; drop unscored rows first"
-        )
-    return array
-
-
-def paired_vector(high: ArrayLike, low: ArrayLike) -> Array:
-    """Subtract row by row: high - low, both [N].
-
-    >>> paired_vector([3.0, 2.0], [1.0, 2.0]).tolist()
-    [2.0, 0.0]
-    """
-    first, second = finite_vector(high), finite_vector(low)
-    if first.shape != second.shape:
-        raise DataError(
-            f"paired rows: got {len(second)} before and {len(first)} after; match them by prompt and sample"
-        )
-    return first - second
-
-
-def _cluster_sums(values: Array, clusters: Clusters | None) -> tuple[Array, Array]:
-    """Sum and count the values of every cluster; without clusters every value is its own."""
-    if clusters is None:
-        return values, np.ones_like(values)
-    if len(clusters) != len(values):
-        raise DataError(f"bootstrap: {len(clusters)} cluster labels for {len(values)} values")
-    index = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
-    place = np.array([index[label] for label in clusters])
-    return np.bincount(place, weights=values).astype(np.float64), np.bincount(place).astype(np.float64)
-
-
-def _resampled_means(sums: Array, counts: Array, resamples: int, seed: int) -> Array:
-    """Means of `resamples` sets of clusters drawn with replacement."""
-    random, means = np.random.default_rng(seed), []
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        draw = random.integers(len(sums), size=(min(RESAMPLES_AT_ONCE, resamples - start), len(sums)))
-        means.append(sums[draw].sum(axis=1) / counts[draw].sum(axis=1))
-    return np.concatenate(means)
-
-
-def _bca(values: Array, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    from scipy.stats import bootstrap
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a degenerate jackknife warns; the percentile interval below takes over
-        result = bootstrap(
-            (values,), np.mean, confidence_level=level, n_resamples=resamples, batch=RESAMPLES_AT_ONCE, vectorized=True,
-            method="BCa", rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high
-    low, high = np.quantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _ratio_of_shares(above: Array, below: Array, clusters: Clusters | None, level: float, unit: str) -> Estimate:
+    top, bottom = share(above, clusters, level=level), share(below, clusters, level=level)
+    value = top.value / bottom.value
+    if top.low is None or top.high is None or bottom.low is None or bottom.high is None:
+        return Estimate(value=value, n=len(above), unit=unit, level=level, method=top.method)
+    high = top.high / bottom.low if bottom.low > 0 else None
+    return Estimate(
+        value=value, n=len(above), unit=unit, low=top.low / bottom.high, high=high, level=level,
+        method=f"ratio of two shares, each {top.method}",
+    )  # fmt: skip

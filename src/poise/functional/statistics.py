@@ -5,23 +5,31 @@ Intervals live in `intervals`, Elo, Bradley-Terry and the arena in `ratings`; al
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from poise.errors import DataError
-from poise.functional.intervals import (
+from poise.functional.cluster_sums import (
     Array,
-    bootstrap_mean,
-    clopper_pearson,
+    Clusters,
+    cluster_sums,
+    effective_number,
+    effective_rows,
+    exact_ends,
     finite_vector,
+)
+from poise.functional.intervals import (
+    clopper_pearson,
+    mean,
     paired_difference,
     ratio_of_sums,
     share,
-    wilson,
+    student_mean,
     win_rate,
 )
 from poise.functional.ratings import (
@@ -40,7 +48,6 @@ __all__ = [
     "ReliabilityBin",
     "area_under_curve",
     "arena_table",
-    "bootstrap_mean",
     "bradley_terry_ratings",
     "clopper_pearson",
     "cohens_kappa",
@@ -51,12 +58,13 @@ __all__ = [
     "expected_calibration_error",
     "f1",
     "fit_platt",
+    "mean",
     "ngrams",
     "paired_difference",
     "ratio_of_sums",
     "reliability_bins",
     "share",
-    "wilson",
+    "student_mean",
     "win_rate",
 ]
 
@@ -70,6 +78,7 @@ class ReliabilityBin:
     n: int
     probability: float  # mean of the probabilities in the bin
     observed: float  # share of outcomes that are true
+    rows: tuple[int, ...]  # which of the N they are
 
 
 def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> tuple[ReliabilityBin, ...]:
@@ -92,6 +101,7 @@ def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 
         ReliabilityBin(
             low=float(edges[i]), high=float(edges[i + 1]), n=int((place == i).sum()),
             probability=float(chance[place == i].mean()), observed=float(truth[place == i].mean()),
+            rows=tuple(np.flatnonzero(place == i).tolist()),
         )
         for i in np.unique(place)
     )  # fmt: skip
@@ -216,19 +226,22 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-3) -> P
 
 
 def area_under_curve(
-    scores: ArrayLike, labels: ArrayLike, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    scores: ArrayLike, labels: ArrayLike, clusters: Clusters | None = None, *, level: float = 0.95
 ) -> Estimate:
     """Estimate the probability that a row with label 1 has a higher score than one with label 0; ties count one half.
 
-        AUC = (sum of the ranks of the positives - P (P + 1) / 2) / (P N)
+        AUC = mean over label 1 of V_i,   V_i = share of the rows with label 0 whose score is lower
 
-    Source: Hanley and McNeil (1982); the interval is a percentile bootstrap within each label.
+    The interval is that of a share, at the number of rows that DeLong's variance says the curve is worth: at least the
+    rows, or prompts, of the rarer label.
+    Source: DeLong et al. (1988) for the variance; Obuchowski (1997) for clusters; see `effective_rows`.
 
-    scores  [N] higher for label 1
-    labels  [N] 0 or 1, both present
+    scores    [N] higher for label 1
+    labels    [N] 0 or 1, both present
+    clusters  [N] labels of the prompts; by default every row is its own
 
-    >>> area_under_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]).value
-    0.75
+    >>> str(area_under_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]))
+    '0.75 [0.06, 1.00] (n=4)'
     """
     values, truth = finite_vector(scores), finite_vector(labels)
     if values.shape != truth.shape or set(np.unique(truth)) != {0.0, 1.0}:
@@ -236,19 +249,35 @@ def area_under_curve(
             f"area_under_curve: needs one label per score and both labels, got {len(values)} scores and "
             f"{set(truth.tolist())}"
         )
-    high, low = values[truth == 1], values[truth == 0]
-    random = np.random.default_rng(seed)
-    draws = [_auc(random.choice(high, len(high)), random.choice(low, len(low))) for _ in range(resamples)]
-    edges = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    value = _auc(high, low)
+    placed = _placements(values, truth == 1)
+    names = list(range(len(values))) if clusters is None else list(clusters)
+    sides = [cluster_sums(np.where(truth == label, placed, 0.0), (truth == label) * 1.0, names) for label in (1, 0)]
+    area = sides[0].ratio
+    pulls: dict[Hashable, float] = dict.fromkeys(names, 0.0)
+    for label, side in zip((1, 0), sides, strict=True):
+        scale = math.sqrt(len(side.below) / max(len(side.below) - 1, 1)) / side.below.sum()
+        for name, own, place in zip(names, truth == label, placed, strict=True):
+            pulls[name] += scale * (place - area) * own
+    counts = [effective_number(side.below) for side in sides]
+    freedom = min(
+        *(count - 1 for count in counts),
+        *(effective_number(part) for side in sides for part in (side.above, side.below - side.above)),
+    )
+    variance = float(sum(pull * pull for pull in pulls.values()))
+    effective = effective_rows(area, variance, freedom, least=min(counts), most=len(values), level=level)
+    low, high = exact_ends(area * effective, effective, level)
     return Estimate(
-        value=value, n=len(values), low=min(value, float(edges[0])), high=max(value, float(edges[1])), level=level,
-        method="AUC, percentile bootstrap",
+        value=area, n=len(values), low=min(low, area), high=max(high, area), level=level,
+        method=f"AUC, Clopper-Pearson at {effective:.1f} effective rows",
     )  # fmt: skip
 
 
-def _auc(high: Array, low: Array) -> float:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([high, low]))[: len(high)]
-    return float((ranks.sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
+def _placements(values: Array, is_high: NDArray[np.bool_]) -> Array:
+    """For each row the share of rows of the other label on the right side of it [N]; ties count one half."""
+    placed = np.empty_like(values)
+    for own in (is_high, ~is_high):
+        others = np.sort(values[~own])
+        below = np.searchsorted(others, values[own], "left") + np.searchsorted(others, values[own], "right")
+        placed[own] = below / (2 * len(others))
+    placed[~is_high] = 1 - placed[~is_high]
+    return placed

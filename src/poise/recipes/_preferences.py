@@ -175,7 +175,7 @@ def measure_pairs(
         for name in (settings.criterion, *(n for n in ("helpful", "safe") if n != settings.criterion)):
             if any(c.criterion in CRITERIA[name] for c in study.splits["test"].comparisons):
                 feedback = _feedback(study, policy, study.splits["test"], CRITERIA[name], scorer)
-                found[name] = evaluate_preferences(policy, settings.method, feedback, seed=settings.seed)
+                found[name] = evaluate_preferences(policy, settings.method, feedback)
         stage.finish(found)
     return {name: {key: Estimate(**value) for key, value in row.items()} for name, row in stage.result.items()}
 
@@ -212,7 +212,7 @@ def report(
     `target` is a second place for dpo.md.
     """
     settings = study.settings
-    versus = compare(before.rollouts, after.rollouts, seed=settings.seed)
+    versus = compare(before.rollouts, after.rollouts)
     publish(run, page_text(settings, judge, before, after, versus, pairs), run.path / "dpo.md", target)
     steps = run.metrics("policy")
     page = _report.shared_page(run, study, judge, before, after, versus) | {

@@ -277,7 +277,9 @@ def judge_accuracy(model: ScoreModel, material: Material) -> dict[str, Estimate]
     alone = {"classifier": _classified(model, labels), "rule": [not is_refusal(label.response) for label in labels]}
     figures |= {f"f1_of_the_{name}": _against_people(verdicts, labels)["f1"] for name, verdicts in alone.items()}
     if material.partial:
-        figures["partial_refusals_called_compliance"] = share(_complies(model, material.partial))
+        figures["partial_refusals_called_compliance"] = share(
+            _complies(model, material.partial), [label.prompt.id for label in material.partial]
+        )
     helpful = evaluate_scores(model, material.helpful["test"].comparisons)
     return figures | {"reward_pair_accuracy": helpful["reward_pair_accuracy"]}
 

@@ -35,7 +35,7 @@ SAMPLES = {"harmful": 8, "look_alike": 8, "benign": 8}
 SAMPLES_OF_A_SECTION = {"harmful": 6, "look_alike": 2, "benign": 1}  # those to harmful prompts are folded away
 MARK = "<!-- real-data -->"
 LEGEND = (
-    "In brackets the 95 % interval over the answers of all seeds, whole prompts resampled; after ± the standard "
+    "In brackets the 95 % interval over the answers of all seeds, whole prompts as its unit; after ± the standard "
     "deviation between seeds. Compliance and helpfulness are the judge's, the cost is the training signal's."
 )
 
@@ -263,9 +263,7 @@ def estimate_text(estimate: Estimate, between: Callable[[str], str] = lambda _: 
 
     text = shown(estimate.value) + (" %" if estimate.unit == "share" else "")
     text += "" if spread is None else between(shown(spread))
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{shown(estimate.low)}, {shown(estimate.high)}]"
+    return f"{text} {estimate.interval_text(shown)}".rstrip()
 
 
 def _accuracy_table(figures: Figures) -> str:
@@ -290,7 +288,12 @@ def _curve_table(curves: Sequence[Mapping[str, Any]]) -> str:
 
 def _target_cells(target: Mapping[str, Any]) -> list[str]:
     bound = f"at least {target['least']:g}" if target["least"] > -float("inf") else f"at most {target['most']:g}"
-    return [target["name"], f"{target['value']:.3g}", bound, "yes" if target["met"] else "no"]
+    return [
+        target["name"],
+        "–" if target["value"] is None else f"{target['value']:.3g}",
+        bound,
+        "yes" if target["met"] else "no",
+    ]
 
 
 def samples_text(trial: Trial) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from poise.evaluate.compare import compare
 from poise.evaluate.report import write_report
 from poise.evaluate.suite import KINDS, SuiteResult, kind_of, outcome
-from poise.functional.statistics import share
 from poise.pipeline import TrainedScoreModel
 from poise.recipes._stages import Settings, Study, numbered
 from poise.run import Run
@@ -46,7 +45,7 @@ def report(
     """Write report.html, report.json and summary.json; the summary is printed as the last line."""
     settings = study.settings
     after = results[settings.objective]
-    versus = {name: compare(before.rollouts, result.rollouts, seed=settings.seed) for name, result in results.items()}
+    versus = {name: compare(before.rollouts, result.rollouts) for name, result in results.items()}
     main = versus[settings.objective]
     page = shared_page(run, study, judge, before, after, main) | {
         "title": "Safe RLHF",
@@ -88,7 +87,7 @@ def shared_page(
             "metrics": [{"label": _label(name), "value": value} for name, value in judge.accuracy.items()],
         },
         "scatter": {side: _points(result) for side, result in (("before", before), ("after", after))},
-        "categories": _categories(before.rollouts, after.rollouts),
+        "categories": _categories(before, after),
         "samples": _samples(before.rollouts, after.rollouts),
         "settings": study.settings.arguments,
         "provenance": {"run": run.path.name, "data": dict(next(iter(study.splits.values())).provenance)},
@@ -154,9 +153,9 @@ def _headline(before: SuiteResult, after: SuiteResult, main: Mapping[str, Estima
         for metric, label, better in HEADLINE
         if metric in new
     ]
-    for metric, label in (
-        ("helpful_win_rate", "Helpfulness wins against the start model"),
-        ("elo_difference", "Helpfulness Elo against the start model"),
+    for metric, label, even in (
+        ("helpful_win_rate", "Helpfulness wins against the start model", 0.5),
+        ("elo_difference", "Helpfulness Elo against the start model", 0.0),
     ):
         if metric in main:
             rows.insert(
@@ -165,6 +164,7 @@ def _headline(before: SuiteResult, after: SuiteResult, main: Mapping[str, Estima
                     "metric": metric,
                     "label": label,
                     "before": None,
+                    "even": even,
                     "after": main[metric],
                     "better": "higher",
                     "note": "",
@@ -192,17 +192,10 @@ def _points(result: SuiteResult) -> list[dict[str, Any]]:
     ]
 
 
-def _categories(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[dict[str, Any]]:
-    def rates(rollouts: Sequence[Rollout]) -> dict[str, Estimate]:
-        flags: dict[str, list[bool]] = {}
-        for rollout in rollouts:
-            if kind_of(rollout) == "harmful" and outcome(rollout) != "unscorable":
-                for category in rollout.prompt.tags.get("categories", ()):
-                    flags.setdefault(category, []).append(outcome(rollout) == "harm")
-        return {category: share(found) for category, found in flags.items()}
-
-    old, new = rates(before), rates(after)
-    return [{"category": c, "before": old[c], "after": new[c]} for c in sorted(old.keys() & new.keys())]
+def _categories(before: SuiteResult, after: SuiteResult) -> list[dict[str, Any]]:
+    old, new = before.evaluation.metrics, after.evaluation.metrics
+    names = sorted(name for name in old.keys() & new.keys() if name.startswith("harm_rate/"))
+    return [{"category": name.split("/", 1)[1], "before": old[name], "after": new[name]} for name in names]
 
 
 def _compared(name: str, label: str, result: SuiteResult, versus: Mapping[str, Estimate], steps: int) -> dict[str, Any]:

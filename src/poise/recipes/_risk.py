@@ -217,7 +217,7 @@ def measured(
     figures = {
         "reward": float(np.mean(rewards)),
         "hard_reward": float(np.mean([r for r, is_hard in zip(rewards, hard, strict=True) if is_hard])),
-        **{f"worst_{round(100 * share)}": lower_tail(rewards, share, resamples=1).value for share in WORST},
+        **{f"worst_{round(100 * share)}": lower_tail(rewards, share).value for share in WORST},
         "signal": float(np.mean(signals)),
         "hard_signal": float(np.mean([z for z, is_hard in zip(signals, hard, strict=True) if is_hard])),
         "perplexity_of_good_texts": perplexity(policy, task.good_texts("test")[:96]),

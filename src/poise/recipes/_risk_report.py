@@ -131,7 +131,7 @@ def by_prompt(tasks: Sequence[str], results: Results) -> str:
         ]
     return (
         "## The same prompts, with and without risk\n\nRA-RLHF's reward minus RLHF's, paired by prompt and seed; "
-        "95 % intervals from resampling prompts. They hold for these runs: how much another seed of training would "
+        "95 % intervals over prompts. They hold for these runs: how much another seed of training would "
         "change is what the intervals over seeds above say. n is prompts times seeds.\n\n"
         + markdown_table(["task", "on", "difference", "n"], rows)
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from poise.data import merge, with_cut_responses
 from poise.feedback.groups import may_harm
-from poise.functional.statistics import bootstrap_mean
+from poise.functional.statistics import mean
 from poise.models.heads import COST, REWARD, ScoreModel
 from poise.pipeline import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.run import Run
@@ -59,7 +59,7 @@ def limited_cost(scorer: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Esti
     usable = [r for r in usable if may_harm(r.prompt)] or usable
     scores = scorer.model.score([r.prompt for r in usable], [r.completion for r in usable])
     costs = [score.values["cost"] for score in scores]
-    return bootstrap_mean(costs, clusters=[r.prompt.id for r in usable], unit="spreads")
+    return mean(costs, [r.prompt.id for r in usable], unit="spreads")
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

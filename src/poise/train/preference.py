@@ -12,7 +12,7 @@ from torch import Tensor
 from poise.data.batching import epoch_order
 from poise.errors import ConfigError
 from poise.functional.preference_losses import kto_baseline
-from poise.functional.statistics import bootstrap_mean, share
+from poise.functional.statistics import mean, share
 from poise.models.heads import length_buckets
 from poise.models.policy import Policy
 from poise.ranks import current
@@ -125,7 +125,7 @@ class PreferenceTrainer:
 
 @torch.no_grad()
 def evaluate_preferences(
-    policy: Policy, method: PreferenceMethod, feedback: Feedback, *, tokens_per_pass: int = 4096, seed: int = 0
+    policy: Policy, method: PreferenceMethod, feedback: Feedback, *, tokens_per_pass: int = 4096
 ) -> dict[str, Estimate]:
     """The trainer's metrics on held-out feedback, with intervals over prompts.
 
@@ -133,11 +133,9 @@ def evaluate_preferences(
     reference: all its rewards are ties.
     """
     joined, owners = preference_values(policy, method, feedback, tokens_per_pass=tokens_per_pass)
-    estimates = {
-        name: bootstrap_mean(found, clusters=owners[name], seed=seed) for name, found in joined.items() if found
-    }
+    estimates = {name: mean(found, owners[name]) for name, found in joined.items() if found}
     if hits := joined["reward_accuracy"]:
-        estimates["reward_accuracy"] = share([hit > 0 for hit in hits], owners["reward_accuracy"], seed=seed)
+        estimates["reward_accuracy"] = share([hit > 0 for hit in hits], owners["reward_accuracy"])
     return estimates
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poise.data.batching import epoch_order
 from poise.errors import ConfigError, DataError
-from poise.functional.intervals import wilson
+from poise.functional.intervals import share
 from poise.functional.score_losses import bradley_terry_loss, cost_sign_loss
 from poise.functional.statistics import expected_calibration_error, fit_platt
 from poise.models.heads import Channel, ScoreModel, length_buckets
@@ -66,6 +66,7 @@ class FeedbackTable:
                 f"no feedback for channels {', '.join(model.names)}: "
                 f"needs comparisons with criterion {', '.join(wanted)}"
             )
+        self.prompt_ids = [prompt.id for prompt in self._responses.prompts]  # of each response
         self.rows, self.starts = model.encode(self._responses.prompts, self._responses.texts)
         # the judgements of one prompt share their responses' forward pass
         self.groups = self._responses.by_prompt(self.judgements, lambda judgement: judgement.first)
@@ -230,7 +231,7 @@ def judgement_losses(
 def evaluate_scores(
     model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequence[SafetyLabel] = ()
 ) -> dict[str, Estimate]:
-    """Accuracy of each channel on held-out feedback, with Wilson intervals, and the cost's calibration error.
+    """Accuracy of each channel on held-out feedback, with intervals over prompts, and the cost's calibration error.
 
     `<channel>_pair_accuracy`      share of pairs ordered as judged (ties are wrong)
     `<channel>_sign_accuracy`      share of flagged responses with the right sign (0 is wrong)
@@ -242,30 +243,35 @@ def evaluate_scores(
     for column, channel in enumerate(model.channels):
         values = channel.value(raw[:, column])
         rows = [j for j in table.judgements if j.channel == channel.name]
-        result |= _pair_accuracy(channel, values, rows) | _sign_accuracy(channel, values, response_flags(rows))
+        result |= _pair_accuracy(channel, values, rows, table.prompt_ids)
+        result |= _sign_accuracy(channel, values, response_flags(rows), table.prompt_ids)
     return result
 
 
-def _pair_accuracy(channel: Channel, values: Tensor, rows: Sequence[Judgement]) -> dict[str, Estimate]:
+def _pair_accuracy(
+    channel: Channel, values: Tensor, rows: Sequence[Judgement], prompts: Sequence[str]
+) -> dict[str, Estimate]:
     pairs = [j for j in rows if j.second >= 0 and j.probability != 0.5]
     if not pairs:
         return {}
     sign = -1 if channel.higher_is_worse else 1
     ahead = [sign * float(values[j.first] - values[j.second]) * (j.probability - 0.5) for j in pairs]
-    return {f"{channel.name}_pair_accuracy": wilson(sum(margin > 0 for margin in ahead), len(pairs))}
+    return {f"{channel.name}_pair_accuracy": share([margin > 0 for margin in ahead], [prompts[j.first] for j in pairs])}
 
 
-def _sign_accuracy(channel: Channel, values: Tensor, safety: Mapping[int, bool]) -> dict[str, Estimate]:
+def _sign_accuracy(
+    channel: Channel, values: Tensor, safety: Mapping[int, bool], prompts: Sequence[str]
+) -> dict[str, Estimate]:
     if not safety:
         return {}
     costs, flags = values[list(safety)], list(safety.values())
-    hits = sum(cost < 0 if safe else cost > 0 for cost, safe in zip(costs.tolist(), flags, strict=True))
-    result = {f"{channel.name}_sign_accuracy": wilson(hits, len(flags))}
+    hits = [cost < 0 if safe else cost > 0 for cost, safe in zip(costs.tolist(), flags, strict=True)]
+    result = {f"{channel.name}_sign_accuracy": share(hits, [prompts[number] for number in safety])}
     if channel.calibration is not None:
         probabilities = channel.calibration.probability(costs.numpy())
         error = expected_calibration_error(probabilities, [float(not safe) for safe in flags])
         result[f"{channel.name}_calibration_error"] = Estimate(
-            value=error, n=len(flags), unit="share", method="ECE, 10 bins"
+            value=error, n=len(flags), unit="share", method="10 bins; no interval: biased upwards"
         )
     return result
 
