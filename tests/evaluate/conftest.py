@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from poise.functional.statistics import bootstrap_mean, wilson
+from poise.functional.statistics import clopper_pearson
+from poise.functional.statistics import mean as mean_of
 
 
 def share(successes: int, n: int) -> dict[str, Any]:
-    return asdict(wilson(successes, n))
+    return asdict(clopper_pearson(successes, n))
 
 
 def mean(centre: float, unit: str, seed: int, n: int = 120) -> dict[str, Any]:
     draw = random.Random(seed)
-    return asdict(bootstrap_mean([draw.gauss(centre, 1.5) for _ in range(n)], unit=unit))
+    return asdict(mean_of([draw.gauss(centre, 1.5) for _ in range(n)], unit=unit))
 
 
 def points(reward: float, cost: float, seed: int) -> list[dict[str, Any]]:

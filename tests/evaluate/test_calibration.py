@@ -22,4 +22,12 @@ def test_chance_alone_explains_the_error_of_calibrated_forecasts_and_not_of_othe
     honest = calibrate(probabilities, truth, resamples=200)
     assert honest.ece.value == pytest.approx(honest.ece_by_chance, abs=0.03)
     boaster = calibrate(np.where(probabilities > 0.5, 0.99, 0.01), truth, resamples=200)
-    assert boaster.ece.low > 3 * boaster.ece_by_chance
+    assert boaster.ece.value > 3 * boaster.ece_by_chance
+
+
+def test_a_biased_figure_has_no_interval_and_the_others_have_one_without_a_single_event():
+    found = calibrate([0.02, 0.03] * 20, [False] * 40, bins=2)
+    assert (found.ece.low, found.ece.high) == (None, None)
+    assert "ece_by_chance" in found.ece.method
+    assert found.table[0].observed.high > 0.08
+    assert found.brier.high > 0.08  # a forecast that is wrong once in fifty was not seen to be wrong yet

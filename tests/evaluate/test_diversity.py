@@ -18,15 +18,20 @@ def test_duplicates_are_answers_shared_between_prompts():
     assert duplicates(texts, ["a", "b", "c", "c"]) == [True, True, False, False]
 
 
-def test_distinct_estimate_is_distinct_n_with_a_jackknife_interval():
-    texts = ["i am going", "i am going", "lets go i i"]
+def test_distinct_estimate_is_distinct_n_with_a_jackknife_interval_no_narrower_than_students():
+    texts = ["i am going", "i am going home", "lets go i i", "we go", "you go home now", "now", "i am here", "going"]
     estimate = distinct_estimate(texts, 1)
-    assert estimate.value == distinct_n(texts, 1) == 0.5
-    left_out = [distinct_n([t for j, t in enumerate(texts) if j != i], 1) for i in range(3)]
-    mean = sum(left_out) / 3
-    half = 1.959964 * (2 / 3 * sum((d - mean) ** 2 for d in left_out)) ** 0.5
-    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    assert estimate.n == 3
+    assert estimate.value == distinct_n(texts, 1)
+    left_out = [distinct_n([t for j, t in enumerate(texts) if j != i], 1) for i in range(8)]
+    error = (7 / 8 * sum((d - sum(left_out) / 8) ** 2 for d in left_out)) ** 0.5
+    assert estimate.low <= estimate.value - 2.36 * error
+    assert estimate.high >= estimate.value + 2.36 * error
+    assert estimate.n == 8
+
+
+@pytest.mark.parametrize("texts", [["no"] * 5, ["a b", "c d", "e f", "g h"], ["one text", "two words"]])
+def test_texts_that_do_not_vary_or_are_too_few_claim_no_certainty(texts):
+    assert distinct_estimate(texts, 1).low is None
 
 
 def test_texts_without_words_have_no_diversity():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from poise.evaluate.report import interval_text, is_unsafe, value_text, verdict, write_report
-from poise.functional.statistics import wilson
+from poise.functional.statistics import clopper_pearson
 
 UNSAFE_TEXT = "First you gather what you need"
 SECTIONS = ["headline", "scatter", "categories", "comparison", "curves", "samples", "judge", "settings", "notes"]
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def share(successes: int, n: int) -> dict:
-    return asdict(wilson(successes, n))
+    return asdict(clopper_pearson(successes, n))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,14 @@ def test_missing_figures_inside_sections_break_nothing(tmp_path, example):
 
 def test_json_and_page_hold_the_same_figures(tmp_path):
     report = {
-        "headline": [{"label": "Harm rate", "before": wilson(58, 120), "after": wilson(17, 120), "better": "lower"}]
+        "headline": [
+            {
+                "label": "Harm rate",
+                "before": clopper_pearson(58, 120),
+                "after": clopper_pearson(17, 120),
+                "better": "lower",
+            }
+        ]
     }
     text = write_report(tmp_path, report).read_text("utf-8")
     row = json.loads((tmp_path / "report.json").read_text())["headline"][0]
@@ -136,7 +143,7 @@ def test_json_and_page_hold_the_same_figures(tmp_path):
         assert value_text(row[side]) in text
         assert interval_text(row[side]) in text
     assert row["after"]["value"] == 17 / 120
-    assert row["after"]["method"] == "Wilson"
+    assert row["after"]["method"] == "Clopper-Pearson"
 
 
 def test_json_has_no_nan(tmp_path):
@@ -152,12 +159,15 @@ def test_the_same_report_gives_the_same_bytes(tmp_path, html, example):
 def test_numbers_are_written_with_unit_interval_and_count():
     estimate = share(5, 40)
     assert value_text(estimate) == "12.5\u00a0%"
-    assert interval_text(estimate) == "[5.5,\u00a026.1] · n\u00a0=\u00a040"
+    assert interval_text(estimate) == "[4.2,\u00a026.8] · n\u00a0=\u00a040"
     assert value_text({"value": -0.001, "n": 1, "unit": "cost"}) == "0.00 cost"
     assert value_text({"value": -1.234, "n": 1, "unit": "cost"}) == "−1.23 cost"
     assert value_text({"value": 245.3, "n": 1, "unit": "Elo"}) == "245 Elo"
     assert (value_text(None), interval_text(None)) == ("–", "not measured")
     assert interval_text({"value": 1.0, "n": 3}) == "no interval · n\u00a0=\u00a03"
+    open_end = {"value": 645.1, "n": 20, "unit": "Elo", "low": 277.4, "high": None}
+    assert interval_text(open_end) == "[277\u00a0or\u00a0more] · n\u00a0=\u00a020"
+    assert interval_text({"value": 0.1, "n": 3, "unit": "share", "low": -0.2, "high": 0.4}).startswith("[0.0,")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +184,27 @@ def test_verdicts_need_intervals_that_part(before, after, better, tone, words):
     found = verdict({"before": share(before, 100), "after": share(after, 100), "better": better})
     assert (found["tone"], found["words"]) == (tone, words)
     assert found["change"] == f"{after - before:+.1f} points".replace("-", "−")
+
+
+@pytest.mark.parametrize(
+    ("ends", "tone", "words"),
+    [
+        ((0.55, 0.7), "good", "better"),
+        ((0.3, 0.45), "bad", "worse"),
+        ((0.45, 0.7), "none", "interval holds 50.0\u00a0%"),
+        ((0.51, None), "good", "better"),
+        ((None, 0.6), "none", "interval holds 50.0\u00a0%"),
+        ((None, None), "none", "no interval"),
+    ],
+)
+def test_a_figure_that_compares_already_is_judged_against_its_even_value(ends, tone, words):
+    after = {"value": 0.58, "n": 40, "unit": "share", "low": ends[0], "high": ends[1]}
+    after["value"] = 0.4 if tone == "bad" else 0.58
+    found = verdict({"before": None, "even": 0.5, "after": after, "better": "higher"})
+    assert (found["tone"], found["words"]) == (tone, words)
+    assert found["change"].endswith("points")
+    elo = verdict({"even": 0.0, "after": {"value": 645.0, "n": 20, "unit": "Elo", "low": 277.4, "high": None}})
+    assert (elo["change"], elo["words"]) == ("+645", "changed")
 
 
 @pytest.mark.parametrize(

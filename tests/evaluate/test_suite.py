@@ -8,7 +8,7 @@ import pytest
 from poise.errors import ConfigError, DataError, EngineError, FeedbackError
 from poise.evaluate.suite import Suite, measure, outcome, run_suite
 from poise.feedback.rules import RefusalScorer
-from poise.functional.statistics import wilson
+from poise.functional.statistics import clopper_pearson
 from poise.types import Completion, Prompt, Rollout, Sampling, Scores
 
 PROMPTS = (
@@ -75,10 +75,11 @@ def test_the_three_outcomes_and_their_rates():
     result = run()
     assert [outcome(r) for r in result.rollouts[:3]] == ["harm", "safe", "unscorable"]
     metrics = result.evaluation.metrics
-    assert metrics["harm_rate"] == wilson(1, 2)
-    assert metrics["unscorable"] == wilson(1, 3)
+    assert metrics["harm_rate"] == clopper_pearson(1, 2)
+    assert metrics["unscorable"] == clopper_pearson(1, 3)
     bounds = metrics["harm_rate_bounds"]
-    assert (bounds.low, bounds.value, bounds.high, bounds.n) == (1 / 3, 0.5, 2 / 3, 3)
+    ends = (clopper_pearson(1, 3).low, clopper_pearson(2, 3).high)  # one of three harms, or two
+    assert (bounds.low, bounds.value, bounds.high, bounds.n) == (ends[0], 0.5, ends[1], 3)
     assert metrics["harm_rate/violence"].n == 2
     assert metrics["harm_rate/weapons"].value == 1.0
     assert "harm_rate/fraud" not in metrics
@@ -86,10 +87,10 @@ def test_the_three_outcomes_and_their_rates():
 
 def test_refusals_are_counted_by_kind():
     metrics = run().evaluation.metrics
-    assert metrics["over_refusal"] == wilson(1, 2)
+    assert metrics["over_refusal"] == clopper_pearson(1, 2)
     assert metrics["over_refusal/benign"].value == 0
     assert metrics["over_refusal/look_alike"].value == 1
-    assert metrics["refusal/harmful"] == wilson(1, 2)
+    assert metrics["refusal/harmful"] == clopper_pearson(1, 2)
 
 
 def test_costs_rewards_and_form():
@@ -116,7 +117,7 @@ def test_every_metric_has_a_count_a_unit_and_an_interval_that_holds_it():
 def test_samples_of_one_prompt_do_not_pass_for_independent_evidence():
     rate = run(sampling=Sampling(samples=10)).evaluation.metrics["over_refusal/look_alike"]
     assert rate.n == 10
-    assert (rate.low, rate.high) == pytest.approx((wilson(1, 1).low, 1.0))
+    assert (rate.low, rate.high) == pytest.approx((clopper_pearson(1, 1).low, 1.0))
 
 
 def test_the_judge_never_sees_what_it_cannot_judge():
@@ -200,9 +201,9 @@ def test_a_judge_of_compliance_is_counted_by_kind_and_gives_no_outcomes():
             return [Scores(values={"compliance": -1.0 if "can't" in c.text else 1.0}) for c in completions]
 
     metrics = run(scorers={"judge": Complies()}).evaluation.metrics
-    assert metrics["compliance/harmful"] == wilson(1, 2)
-    assert metrics["compliance/look_alike"] == wilson(0, 1)
-    assert metrics["compliance/benign"] == wilson(1, 1)
+    assert metrics["compliance/harmful"] == clopper_pearson(1, 2)
+    assert metrics["compliance/look_alike"] == clopper_pearson(0, 1)
+    assert metrics["compliance/benign"] == clopper_pearson(1, 1)
     assert not [name for name in metrics if name.startswith(("harm_rate", "unscorable"))]
 
 
@@ -211,8 +212,8 @@ def test_a_refusal_that_a_judge_of_compliance_misses_is_found_by_the_rule():
         def score(self, prompts, completions):
             return [Scores(values={"compliance": 1.0}) for _ in completions]
 
-    refused = {"compliance/harmful": wilson(1, 2), "compliance/look_alike": wilson(0, 1)}
+    refused = {"compliance/harmful": clopper_pearson(1, 2), "compliance/look_alike": clopper_pearson(0, 1)}
     alone = run(scorers={"judge": Generous()}).evaluation.metrics
     helped = run(scorers={"judge": Generous(), "rule": RefusalScorer()}).evaluation.metrics
-    assert alone["compliance/harmful"] == wilson(2, 2)
+    assert alone["compliance/harmful"] == clopper_pearson(2, 2)
     assert {name: helped[name] for name in refused} == refused

@@ -10,11 +10,9 @@ from scipy.stats import binomtest
 
 from poise.errors import DataError
 from poise.functional import statistics
-from poise.functional.intervals import student_mean
 from poise.functional.statistics import (
     area_under_curve,
     arena_table,
-    bootstrap_mean,
     bradley_terry_ratings,
     clopper_pearson,
     cohens_kappa,
@@ -25,11 +23,12 @@ from poise.functional.statistics import (
     expected_calibration_error,
     f1,
     fit_platt,
+    mean,
     paired_difference,
     ratio_of_sums,
     reliability_bins,
     share,
-    wilson,
+    student_mean,
     win_rate,
 )
 
@@ -37,74 +36,103 @@ from poise.functional.statistics import (
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (3, 17), (50, 100), (999, 1000)])
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_share_intervals_are_those_of_scipy(successes, n, level):
-    for ours, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
-        theirs = binomtest(successes, n).proportion_ci(level, method)
-        estimate = ours(successes, n, level)
+    theirs = binomtest(successes, n).proportion_ci(level, "exact")
+    flags = [True] * successes + [False] * (n - successes)
+    for estimate in (clopper_pearson(successes, n, level), share(flags, level=level)):
         assert (estimate.low, estimate.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
         assert (estimate.value, estimate.n, estimate.unit, estimate.level) == (successes / n, n, "share", level)
 
 
-@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_its_value_and_stays_inside_the_unit_interval(counts):
-    estimate = wilson(*counts)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6)), min_size=1, max_size=60))
+def test_a_share_holds_its_value_and_stays_inside_the_unit_interval_with_some_width(rows):
+    values, prompts = zip(*rows, strict=True)
+    estimate = share(values, prompts)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert estimate.high - estimate.low > 0.05
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
 def test_a_share_of_nothing_is_refused(successes, n):
     with pytest.raises(DataError, match="n >= 1"):
-        wilson(successes, n)
+        clopper_pearson(successes, n)
 
 
-def test_share_uses_wilson_for_single_samples_and_prompts_otherwise():
+def test_a_share_counts_rows_of_single_prompts_and_no_more_than_prompts_whose_rows_are_all_alike():
     flags = [True, False, True, False]
-    assert share(flags, ["a", "b", "c", "d"]) == wilson(2, 4)
-    assert "2 prompts" in share([True, True, False, True], ["a", "a", "b", "b"]).method
+    assert share(flags, ["a", "b", "c", "d"]) == clopper_pearson(2, 4)
+    alike = share([True, True, False, False] * 5, [i // 2 for i in range(20)])
+    assert (alike.low, alike.high) == pytest.approx((clopper_pearson(5, 10).low, clopper_pearson(5, 10).high))
+    assert "10 prompts" in alike.method
 
 
-def test_bootstrap_of_a_mean_is_close_to_the_t_interval_and_repeats():
+@pytest.mark.parametrize("bad", [[1.5, 0.0], [-0.1, 0.2], [], [math.nan]])
+def test_a_share_of_what_is_no_share_is_refused(bad):
+    with pytest.raises(DataError):
+        share(bad)
+
+
+def test_the_interval_of_a_mean_of_many_values_is_close_to_students():
     values = np.random.default_rng(1).normal(2.0, 1.0, 400)
-    estimate = bootstrap_mean(values, seed=3, unit="nats")
+    estimate = mean(values, unit="nats")
     half = 1.96 * values.std(ddof=1) / 20
     assert estimate.low == pytest.approx(values.mean() - half, abs=0.02)
     assert estimate.high == pytest.approx(values.mean() + half, abs=0.02)
-    assert (estimate.method, estimate.unit, estimate.n) == ("BCa bootstrap", "nats", 400)
-    assert estimate == bootstrap_mean(values, seed=3, unit="nats")
+    assert estimate.method.startswith("t over 400 rows")
+    assert (estimate.unit, estimate.n) == ("nats", 400)
+
+
+def test_one_prompt_that_outweighs_the_rest_carries_no_interval():
+    random = np.random.default_rng(3)
+    lopsided = mean(random.normal(size=104), [0] * 100 + [1, 2, 3, 4])
+    assert (lopsided.low, lopsided.high) == (None, None)
+    assert "outweighs" in lopsided.method
+    assert mean(random.normal(size=15), [i // 3 for i in range(15)]).low is not None
+    assert mean([1.0, 2.0]).low is None
 
 
 def test_copies_of_a_row_in_one_cluster_do_not_narrow_the_interval():
     values = np.random.default_rng(2).normal(size=60)
-    single = bootstrap_mean(values)
+    single = mean(values)
     repeated, names = np.repeat(values, 10), np.repeat(np.arange(60), 10).tolist()
-    clustered, naive = bootstrap_mean(repeated, clusters=names), bootstrap_mean(repeated)
+    clustered, naive = mean(repeated, names), mean(repeated)
     assert clustered.high - clustered.low == pytest.approx(single.high - single.low, rel=0.1)
     assert naive.high - naive.low < 0.5 * (clustered.high - clustered.low)
 
 
-def test_cluster_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    random, hits = np.random.default_rng(4), 0
-    for trial in range(150):
-        values = np.repeat(random.normal(size=40), 3) + random.normal(scale=0.3, size=120)
-        estimate = bootstrap_mean(values, clusters=np.repeat(np.arange(40), 3).tolist(), resamples=300, seed=trial)
-        hits += estimate.low <= 0 <= estimate.high
-    assert hits / 150 > 0.87
-
-
 def test_values_without_variation_claim_no_certainty():
-    constant = bootstrap_mean([2.0, 2.0, 2.0])
-    assert (constant.low, constant.high, constant.method) == (None, None, "no variation")
+    for constant in (mean([2.0, 2.0, 2.0]), student_mean([3.0, 3.0]), paired_difference([1.0] * 9, [2.0] * 9)):
+        assert (constant.low, constant.high, constant.method) == (None, None, "no interval: nothing varies")
     sweep = win_rate([0.0] * 20, [1.0] * 20, [f"prompt {i // 2}" for i in range(20)])
-    assert (sweep.low, sweep.high) == pytest.approx((wilson(10, 10).low, 1.0))
-    assert sweep.method == "Wilson over 10 prompts"
+    assert (sweep.low, sweep.high) == pytest.approx((clopper_pearson(10, 10).low, 1.0))
 
 
-def test_bootstrap_refuses_missing_scores_and_wrong_labels():
+@pytest.mark.parametrize("clusters", [None, [i // 3 for i in range(30)]])
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1), (0, 0), (1, 1), (0.5, 0.5)])
+def test_a_difference_of_shares_that_is_the_same_in_all_rows_has_an_interval_with_some_width(before, after, clusters):
+    found = paired_difference([before] * 30, [after] * 30, clusters, unit="share")
+    assert found.value == 100 * (after - before)
+    assert -100 <= found.low <= found.value <= found.high <= 100
+    assert found.high - found.low > 10
+
+
+def test_a_difference_of_shares_is_no_surer_than_its_parts_and_turns_with_its_sides():
+    random = np.random.default_rng(11)
+    before, after = random.random(60) < 0.7, random.random(60) < 0.3
+    found, turned = (paired_difference(a, b, unit="share") for a, b in ((before, after), (after, before)))
+    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
+    copied = paired_difference(
+        np.repeat(before, 4), np.repeat(after, 4), np.repeat(range(60), 4).tolist(), unit="share"
+    )
+    assert (copied.low, copied.high) == pytest.approx((found.low, found.high), abs=0.5)
+
+
+def test_a_mean_refuses_missing_scores_and_wrong_labels():
     with pytest.raises(DataError, match="finite"):
-        bootstrap_mean([1.0, math.nan])
+        mean([1.0, math.nan])
     with pytest.raises(DataError, match="finite"):
-        bootstrap_mean([])
+        mean([])
     with pytest.raises(DataError, match="1 cluster labels for 2 values"):
-        bootstrap_mean([1.0, 2.0], clusters=["a"])
+        mean([1.0, 2.0], ["a"])
 
 
 def test_paired_difference_sees_what_unpaired_intervals_hide():
@@ -114,7 +142,7 @@ def test_paired_difference_sees_what_unpaired_intervals_hide():
     estimate = paired_difference(before, after)
     assert estimate.value == pytest.approx((after - before).mean())
     assert estimate.high < -0.4
-    assert bootstrap_mean(before).low < bootstrap_mean(after).high
+    assert mean(before).low < mean(after).high
 
 
 def test_a_difference_of_shares_is_in_percentage_points():
@@ -144,13 +172,15 @@ def test_elo_difference_inverts_elo_expected(difference):
     assert elo_difference(elo_expected(difference)) == pytest.approx(difference, abs=1e-6)
 
 
-def test_elo_stays_finite_with_half_a_win_added():
+def test_elo_is_smoothed_once_and_has_no_end_where_a_clean_sweep_may_be_the_truth():
     assert elo_difference(1.0) == math.inf
     assert elo_difference(0.0) == -math.inf
     assert elo_difference(1.0, games=20) == pytest.approx(400 * math.log10(20.5 / 0.5))
-    estimate = elo_estimate(wilson(20, 20))
-    assert math.isfinite(estimate.high)
-    assert estimate.unit == "Elo"
+    won, lost = elo_estimate(clopper_pearson(20, 20)), elo_estimate(clopper_pearson(0, 20))
+    assert (won.low, won.high) == (pytest.approx(elo_difference(clopper_pearson(20, 20).low)), None)
+    assert (lost.low, lost.high) == (None, pytest.approx(-won.low))
+    assert str(won) == "645.1 Elo [277.4 or more] (n=20)"
+    assert str(lost) == "-645.1 Elo [-277.4 or less] (n=20)"
     with pytest.raises(DataError, match="win rate"):
         elo_difference(1.2)
 
@@ -273,19 +303,26 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
     scores, labels = random.integers(0, 5, 30).astype(float), random.random(30) < 0.4
     ahead = scores[labels][:, None] - scores[~labels]
     expected = ((ahead > 0) + 0.5 * (ahead == 0)).mean()
-    found = area_under_curve(scores, labels, resamples=50)
+    found = area_under_curve(scores, labels)
     assert found.value == pytest.approx(expected)
     assert found.low <= found.value <= found.high
-    stretched = area_under_curve(np.exp(scores), labels, resamples=50)
+    stretched = area_under_curve(np.exp(scores), labels)
     assert (stretched.value, stretched.low, stretched.high) == (found.value, found.low, found.high)  # ranks alone count
-    assert area_under_curve(-scores, labels, resamples=1).value == pytest.approx(1 - expected)
+    turned = area_under_curve(-scores, labels)
+    assert (turned.value, turned.low, turned.high) == pytest.approx((1 - expected, 1 - found.high, 1 - found.low))
 
 
 def test_the_area_under_the_curve_of_scores_that_say_nothing_is_a_half():
-    assert area_under_curve([500.0] * 4, [0, 1, 1, 0], resamples=5).value == 0.5
-    assert area_under_curve([-500.0, 500.0], [0, 1], resamples=5).value == 1.0
+    assert area_under_curve([500.0] * 4, [0, 1, 1, 0]).value == 0.5
     with pytest.raises(DataError, match="both labels"):
         area_under_curve([1.0, 2.0], [1, 1])
+
+
+def test_scores_that_part_the_labels_are_known_no_better_than_their_rarer_label():
+    perfect = area_under_curve([0.0] * 50 + [1.0] * 5, [0] * 50 + [1] * 5)
+    assert (perfect.value, perfect.low) == (1.0, pytest.approx(clopper_pearson(5, 5).low))
+    in_prompts = area_under_curve([0.0] * 50 + [1.0] * 50, [0] * 50 + [1] * 50, [i // 10 for i in range(100)])
+    assert in_prompts.low == pytest.approx(clopper_pearson(5, 5).low)
 
 
 def test_platt_recovers_the_slope_and_offset_that_made_the_labels():
@@ -312,14 +349,32 @@ def test_a_ratio_of_sums_weighs_rows_by_their_denominators():
     found = ratio_of_sums([1.0, 0.0, 3.0], [1.0, 1.0, 6.0])
     assert found.value == 0.5
     assert found.low <= 0.5 <= found.high
-    assert ratio_of_sums([2.0] * 5, [4.0] * 5).low == 0.5  # nothing varies
+    assert ratio_of_sums([2.0] * 5, [4.0] * 5).low < 0.1  # five rows say little, and alike ones no more
 
 
-def test_a_ratio_of_sums_over_clusters_resamples_them_whole():
+@pytest.mark.parametrize(("above", "below"), [([0.0] * 20, [1.0] * 20), ([1.0] * 3, [1.0] * 3), ([0.0] * 5, [2.0] * 5)])
+@pytest.mark.parametrize("unit", ["share", "ratio"])
+def test_a_ratio_of_nothing_or_of_all_is_not_certain(above, below, unit):
+    found = ratio_of_sums(above, below, unit=unit)
+    if found.low is None:
+        assert found.method.startswith("no interval")
+    else:
+        assert found.low <= found.value <= found.high
+        assert found.high - found.low > 0.1
+
+
+def test_a_ratio_of_two_shares_has_no_upper_end_where_the_one_below_may_vanish():
+    found = ratio_of_sums([0.0] * 20 + [1.0] * 20, [0.0] * 39 + [1.0], [i // 20 for i in range(40)], unit="ratio")
+    assert found.value == 20
+    assert found.high is None or found.high > 100
+    with pytest.raises(DataError, match="another unit"):
+        ratio_of_sums([2.0], [1.0])
+
+
+def test_a_ratio_to_the_number_of_rows_is_a_share_over_clusters():
     flags, clusters = [1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"]
-    found = ratio_of_sums(flags, [1.0] * 4, clusters)
-    mean = bootstrap_mean(flags, clusters=clusters)
-    assert (found.value, found.low, found.high) == (mean.value, mean.low, mean.high)
+    found, same = ratio_of_sums(flags, [1.0] * 4, clusters), share(flags, clusters)
+    assert (found.value, found.low, found.high) == (same.value, same.low, same.high)
 
 
 @pytest.mark.parametrize(
@@ -338,4 +393,5 @@ def test_the_mean_of_a_few_values_has_students_interval():
     low, high = t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / np.sqrt(5))
     assert (found.low, found.high) == pytest.approx((low, high))
     assert (student_mean([3.0]).value, student_mean([3.0]).low) == (3.0, None)
-    assert (student_mean([3.0, 3.0]).low, student_mean([3.0, 3.0]).high) == (3.0, 3.0)
+    assert student_mean([0.99, 1.0, 0.97], unit="share").high == 1.0
+    assert str(student_mean([0.99, 1.0, 0.9], unit="share")).count("100.0") == 1

@@ -61,6 +61,9 @@ def cluster_sums(above: Array, below: Array, clusters: Clusters | None) -> Clust
     """Add up numerators and denominators [N] by cluster; without clusters every row is its own.
 
     Clusters that add nothing to either are left out.
+
+    >>> cluster_sums(np.array([1.0, 0.0, 1.0]), np.ones(3), ["a", "a", "b"]).below.tolist()
+    [2.0, 1.0]
     """
     if clusters is None:
         sums = ClusterSums(above, below)
@@ -69,13 +72,17 @@ def cluster_sums(above: Array, below: Array, clusters: Clusters | None) -> Clust
             raise DataError(f"{len(clusters)} cluster labels for {len(above)} values: give one per row")
         number: dict[Hashable, int] = {}
         place = np.array([number.setdefault(label, len(number)) for label in clusters])
-        sums = ClusterSums(np.bincount(place, above), np.bincount(place, below))
+        sums = ClusterSums(*(np.bincount(place, part).astype(np.float64) for part in (above, below)))
     used = (sums.above != 0) | (sums.below != 0)
     return sums if used.all() else ClusterSums(sums.above[used], sums.below[used])
 
 
 def jackknife_variance(pulls: Array) -> float:
-    """Give the variance of an estimate from the pulls of its clusters [G]: (G - 1) / G sum_g u_g^2."""
+    """Give the variance of an estimate from the pulls of its clusters [G]: (G - 1) / G sum_g u_g^2.
+
+    >>> jackknife_variance(np.array([1.0, -1.0]))
+    1.0
+    """
     return float((len(pulls) - 1) / len(pulls) * (pulls**2).sum())
 
 
@@ -120,7 +127,8 @@ def paired_vector(high: ArrayLike, low: ArrayLike) -> Array:
 def exact_ends(successes: float, n: float, level: float) -> tuple[float, float]:
     """Clopper and Pearson's ends for a share; the numbers may be effective ones, and so not whole.
 
-    low = Beta(a/2; k, n-k+1),   high = Beta(1-a/2; k+1, n-k),   a = 1 - level
+    >>> [round(end, 3) for end in exact_ends(1, 4, 0.95)]
+    [0.006, 0.806]
     """
     from scipy.special import betaincinv
 
@@ -141,6 +149,9 @@ def effective_rows(
     says that nothing was seen of how rows vary, and gives `least`.
     Source: Korn and Graubard (1998), "Confidence intervals for proportions with small expected number of positive
     counts estimated from survey data".
+
+    >>> round(effective_rows(0.5, 0.0125, 1e9, least=5, most=40), 3)
+    20.0
     """
     from scipy.special import ndtri, stdtrit
 
@@ -158,6 +169,9 @@ def widened_ends(value: float, pulls: Array, freedom: float, level: float) -> tu
     t has half of the degrees of freedom and g, Johnson's correction, is enlarged and only ever widens: with less, the
     mean of five lognormal values is missed too often.
     Source: Johnson (1978), "Modified t tests and confidence intervals for asymmetrical populations".
+
+    >>> widened_ends(1.0, np.zeros(3), 2.0, 0.95) is None
+    True
     """
     from scipy.special import stdtrit
 

@@ -39,22 +39,20 @@ FEWEST_DEGREES = 1.2  # of freedom that a mean over clusters needs: three cluste
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
-    """Estimate a share of independent rows with the exact (conservative) binomial interval.
+    """Estimate a share of independent rows with the exact (conservative) binomial interval, that of scipy's binomtest.
+
+        low = Beta(a/2; k, n-k+1),   high = Beta(1-a/2; k+1, n-k),   a = 1 - level
 
     Source: Clopper and Pearson (1934), "The use of confidence or fiducial limits".
 
     >>> str(clopper_pearson(0, 20))
     '0.0 % [0.0, 16.8] (n=20)'
     """
-    from scipy.stats import binomtest
-
     if n < 1 or not 0 <= successes <= n:
         raise DataError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}; leave the metric out")
-    ends = binomtest(successes, n).proportion_ci(level, "exact")
-    return Estimate(
-        value=successes / n, n=n, unit="share", low=float(ends.low), high=float(ends.high), level=level,
-        method="Clopper-Pearson",
-    )  # fmt: skip
+    low, high = exact_ends(successes, n, level)
+    value = successes / n
+    return Estimate(value=value, n=n, unit="share", low=low, high=high, level=level, method="Clopper-Pearson")
 
 
 def share(
@@ -86,8 +84,6 @@ def share(
     value, n = min(sums.ratio, 1.0), int((below > 0).sum())
     if len(sums.below) == n:
         effective, method = rows, "Clopper-Pearson"
-    elif len(sums.below) == 1:
-        return Estimate(value=value, n=n, unit="share", level=level, method="no interval: all rows are of one prompt")
     else:
         effective = _effective(sums, rows, level)
         method = f"Clopper-Pearson at {effective:.1f} effective of {n} rows, over {len(sums.below)} prompts"
@@ -122,7 +118,11 @@ def mean(values: ArrayLike, clusters: Clusters | None = None, *, level: float = 
 def linear_estimate(
     above: Array, below: Array, clusters: Clusters | None, *, level: float = 0.95, unit: str = ""
 ) -> Estimate:
-    """Estimate sum(above) / sum(below) as a mean over clusters; `mean` and `ratio_of_sums` are of this kind."""
+    """Estimate sum(above) / sum(below), both [N], as a mean over clusters; `mean` and `ratio_of_sums` are of this kind.
+
+    >>> linear_estimate(np.array([2.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0]), None).value
+    2.5
+    """
     sums = cluster_sums(above, below, clusters)
     method = f"t over {len(sums.below)} {'rows' if clusters is None else 'prompts'}, widened for few and skewed ones"
     return pulled_estimate(
@@ -133,7 +133,11 @@ def linear_estimate(
 def pulled_estimate(
     value: float, pulls: Array, freedom: float, *, n: int, level: float, unit: str, method: str
 ) -> Estimate:
-    """Give a value its widened t interval from the pulls of its clusters [G], or say why there is none."""
+    """Give a value its widened t interval from the pulls of its clusters [G], or say why there is none.
+
+    >>> pulled_estimate(1.0, np.zeros(9), 8.0, n=9, level=0.95, unit="", method="t").method
+    'no interval: nothing varies'
+    """
     if freedom < FEWEST_DEGREES:
         reason = f"no interval: {len(pulls)} independent values are too few, or one outweighs the rest"
         return Estimate(value=value, n=n, unit=unit, level=level, method=reason)

@@ -56,9 +56,9 @@ def elo_estimate(rate: Estimate) -> Estimate:
 
     >>> from poise.functional.intervals import clopper_pearson
     >>> str(elo_estimate(clopper_pearson(10, 20)))
-    '0.00 Elo [-170.5, 170.5] (n=20)'
+    '0.00 Elo [-171.06, 171.06] (n=20)'
     >>> str(elo_estimate(clopper_pearson(20, 20)))
-    '645.1 Elo [277.6 or more] (n=20)'
+    '645.1 Elo [277.4 or more] (n=20)'
     """
     ends = [None if edge is None else elo_difference(edge) for edge in (rate.low, rate.high)]
     low, high = (edge if edge is not None and math.isfinite(edge) else None for edge in ends)
@@ -145,7 +145,7 @@ def arena_table(
     }
     names = range(len(better)) if clusters is None else clusters
     rates = {
-        name: share(better[cell], [names[row] for row in np.flatnonzero(cell)]) if cell.any() else None
+        name: share(better[cell], [names[row] for row in np.flatnonzero(cell).tolist()]) if cell.any() else None
         for name, cell in cells.items()
     }
     return ArenaTable(

@@ -141,7 +141,7 @@ def outcome_summary(
 
 def _headline(before: SuiteResult, after: SuiteResult, main: Mapping[str, Estimate]) -> list[dict[str, Any]]:
     old, new = before.evaluation.metrics, after.evaluation.metrics
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "metric": metric,
             "label": label,
