@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from poise.checksums import read_sealed, write_sealed
 from poise.errors import ConfigError, RunError
 from poise.run import RECIPE_FILE, Run, atomic_write, default_folder, read_jsonl_tolerant, require_free_space
 from poise.types import Completion, Prompt, Rollout, Scores
@@ -274,9 +275,9 @@ def test_finish_prints_the_summary_as_the_last_line(tmp_path: Path, capsys: pyte
 
 def test_minutes_add_up_over_sessions_and_memory_is_their_maximum(tmp_path: Path) -> None:
     open_run(tmp_path).close()
-    record = json.loads((tmp_path / "run.json").read_text())
+    record, _ = read_sealed(tmp_path / "run.json", remedy="")
     record["sessions"][0] |= {"minutes": 40.0, "peak_rss_gib": 500.0}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "run.json", record)
     with open_run(tmp_path) as run:
         summary = run.finish({})
     assert 40.0 <= summary["minutes"] < 41.0

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POISE_CACHE") or Path.home() / ".cache" / "poise")
 
 
+_BROKEN_LINE = "Restore the file from a copy, or delete this line and the folder of its stage, which is then made again"
 _INTACT = "The file as it was before and the last checkpoint are intact: repeat the same command to continue."
 _DISK_FULL = "{free:.2f} GiB are free. Free some space (`du -sh runs/*` shows the largest runs)"
 _NOT_ALLOWED = "Give yourself the right to write in {folder}, or choose another --folder"
+_IN_THE_WAY = "Something else has the name of a file or a folder of the run: move it away, or choose another --folder"
 _WAYS_OUT = {
     errno.ENOSPC: _DISK_FULL,
     errno.EDQUOT: _DISK_FULL,
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: _NOT_ALLOWED,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "Choose a shorter --folder",
 }
+_SEE_THERE = "See what is there, or choose another --folder"
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
@@ -67,27 +74,39 @@ def read_jsonl_tolerant(path: Path | str) -> list[dict[str, Any]]:
 
     Raises RunError for any other line that is not JSON. A missing file has no lines.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
+    return [row for _, row in lines_of(Path(path))]
+
+
+def lines_of(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a .jsonl file as `read_jsonl_tolerant` reads them: their bytes, and their objects."""
+    with explained(path, 0, "read"):
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise RunError(f"{path}:{number} is not JSON: {line[:80]!r}. Delete this line, or the run") from error
-    return rows
+                raise RunError(f"{path}:{number} is not JSON: {line[:80]!r}. {_BROKEN_LINE}") from error
+            continue
+        if not isinstance(row, dict):
+            raise RunError(f"{path}:{number} is no JSON object: {line[:80]!r}. {_BROKEN_LINE}")
+        yield line + b"\n", row
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object; raises RunError that names the file if it is damaged."""
+def read_json(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """Read a file that holds one JSON object; raises RunError that names the file and the remedy if it is damaged."""
+    remedy = remedy or f"Choose another --folder, or delete {path.parent}"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}. Choose another --folder, or delete {path.parent}") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}. {remedy}") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {reason_of(error)}. {remedy}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged: it holds a {type(found).__name__} and no JSON object. {remedy}")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -106,16 +125,39 @@ def require_free_space(path: Path | str, num_bytes: int) -> None:
 
 
 @contextmanager
-def explained(path: Path, num_bytes: int) -> Iterator[None]:
-    """Turn a full disk or a missing right, while `num_bytes` are written to `path`, into a RunError with a way out."""
+def explained(path: Path, num_bytes: int, verb: str = "write") -> Iterator[None]:
+    """Turn an error of the disk, while `num_bytes` are written to `path` or it is read, into a RunError with a way out.
+
+    Any such error counts: a full disk, a missing right, a folder where a file should be.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _WAYS_OUT:
+        amount = f" ({num_bytes} bytes)" if num_bytes else ""
+        kept = f" {_INTACT}" if verb == "write" else ""
+        raise RunError(f"cannot {verb} {path}{amount}: {reason_of(error)}. {way_out(error, path)}.{kept}") from error
+
+
+@contextmanager
+def in_words(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk at a path inside `folder` into a RunError; any other error stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else None
+        if path is None or not path.is_relative_to(folder.absolute()):
             raise
-        way_out = _WAYS_OUT[error.errno].format(free=_free_bytes(path) / 2**30, folder=path.parent)
-        reason = os.strerror(error.errno).lower()
-        raise RunError(f"cannot write {path} ({num_bytes} bytes): {reason}. {way_out}. {_INTACT}") from error
+        raise RunError(f"cannot use {path}: {reason_of(error)}. {way_out(error, path)}") from error
+
+
+def way_out(error: OSError, path: Path) -> str:
+    """What to do about an error of the disk at `path`, without a full stop."""
+    return _WAYS_OUT.get(error.errno or 0, _SEE_THERE).format(free=_free_bytes(path) / 2**30, folder=path.parent)
+
+
+def reason_of(error: OSError) -> str:
+    """The system's words for an error of the disk."""
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -142,14 +184,15 @@ def append_line(path: Path, line: bytes) -> None:
 
 def cut_half_line(path: Path) -> None:
     """Cut off a last line that was never finished, so that the next line starts on its own."""
-    data = path.read_bytes() if path.exists() else b""
+    with explained(path, 0, "read"):
+        data = path.read_bytes() if path.exists() else b""
     begin = data.rfind(b"\n") + 1
     if begin == len(data):
         return
     try:
         json.loads(data[begin:])
         append_line(path, b"\n")
-    except ValueError:
+    except (ValueError, RecursionError):
         os.truncate(path, begin)
 
 
@@ -176,6 +219,15 @@ def _plain_object(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or f"{type(value).__qualname__} object"
 
 
+def sync(path: Path) -> None:
+    """Have the system write a file to the disk now: its new name must not outlive its contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _write_and_sync(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
@@ -192,4 +244,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _free_bytes(path: Path) -> int:
     place = path.absolute()
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    for folder in (place, *place.parents):
+        with suppress(OSError):  # not there, or not ours to look at
+            return shutil.disk_usage(folder).free
+    return 0

@@ -15,37 +15,46 @@ the same command continues.
 
 from __future__ import annotations
 
-import fcntl
+import copy
 import json
-import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from poise.checksums import facts_below, facts_of, read_sealed, require_facts, require_file, write_sealed
 from poise.errors import ConfigError, RunError
 from poise.files import (
-    append_line,
     atomic_write,
-    cut_half_line,
     explained,
-    json_line,
+    in_words,
     plain,
     read_json,
     read_jsonl_tolerant,
     require_free_space,
     write_json,
 )
-from poise.provenance import git_commit, machine, package_versions, peak_rss_gib
+from poise.provenance import peak_rss_gib
 from poise.ranks import current
+from poise.run_folder import (
+    OF_ANY_START,
+    RECORD,
+    acquire_lock,
+    clean_after_kill,
+    default_folder,
+    made_by,
+    recipe_name,
+    remove_failed_start,
+    require_run_or_empty,
+)
+from poise.run_logs import LOGS, RunLogs
+from poise.run_record import checksums, new_record, now, plain_arguments, read_record, require_same
 from poise.text import hide_passwords, say
 from poise.types import Rollout
 
@@ -54,45 +63,69 @@ __all__ = ["RECIPE_FILE", "Run", "Stage", "atomic_write", "default_folder", "rea
 RECIPE_FILE: ContextVar[Path | None] = ContextVar("RECIPE_FILE", default=None)  # the user's own recipe, kept in the run
 
 _SAVE_EVERY_S = 60.0
-
-
-def default_folder(recipe: str) -> Path:
-    """A folder for a new run that does not exist yet: runs/<recipe>-<YYYYmmdd-HHMMSS>."""
-    name = Path("runs") / f"{_recipe_name(recipe)}-{datetime.now():%Y%m%d-%H%M%S}"
-    attempt, folder = 1, name
-    while folder.exists():
-        attempt += 1
-        folder = name.with_name(f"{name.name}-{attempt}")
-    return folder
+_RESULT, _SUMMARY = "stage.json", "summary.json"
+_NOT_READ_AGAIN = ("checkpoints", "adapters", _RESULT)  # by a stage that is finished: they may be deleted
+_NO_OUTPUTS = {*OF_ANY_START, *LOGS}
+_STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then makes the stage again"
+_LINES_REMEDY = "Restore the file from a copy, or begin another run with a --folder of its own"
 
 
 class Stage:
-    """One part of a run that is done once: its folder, and its result when it has finished."""
+    """One part of a run that is done once: its folder, and its result when it has finished.
+
+    stage.json holds the result, and in its seal the checksum of every file that the stage left. They are compared the
+    first time that a process asks for the stage, so that nothing damaged is taken for a result.
+    """
 
     def __init__(self, run: Run, name: str):
         self.run, self.name, self.path = run, name, run.path / name
 
     @property
     def finished(self) -> bool:
-        """True once `finish` has been called, in this session or an earlier one."""
-        return bool(current().share((self.path / "stage.json").exists()))
+        """True once `finish` has been called, in this session or an earlier one; RunError if its files are damaged."""
+        return self._recorded() is not None
 
     @property
     def result(self) -> dict[str, Any]:
         """What the stage was finished with."""
-        if not self.finished:
+        if (found := self._recorded()) is None:
             raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: ask `finished` first")
-        found: dict[str, Any] = current().share(read_json(self.path / "stage.json") if current().is_main else None)
-        return found
+        return copy.deepcopy(found)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Record the result; a resumed run skips this stage."""
+        """Record the result with checksums of the stage's files and lines; a resumed run skips this stage."""
         self.run.require_open()
         recorded: dict[str, Any] = plain(result)
-        write_json(self.path / "stage.json", recorded)
+        if current().is_main:
+            facts = {"files": facts_below(self.path, but=_NOT_READ_AGAIN), "logged": self.run.logs.logged(self.name)}
+            write_sealed(self.path / _RESULT, recorded, **facts)
+        self.run.results[self.name] = json.loads(json.dumps(recorded))
         self.run.save()
         current().wait()
         return recorded
+
+    def expect_lines(self) -> None:
+        """The finished stage is about to log more: its record can no longer say how many lines it has."""
+        result, seal = read_sealed(self.path / _RESULT, remedy=_STAGE_REMEDY.format(place=self.path / _RESULT))
+        if seal["logged"]:
+            write_sealed(self.path / _RESULT, result, files=seal["files"], logged={})
+
+    def _recorded(self) -> dict[str, Any] | None:
+        if (known := self.run.results.get(self.name)) is not None:
+            return known
+        found: dict[str, Any] | None = current().share(self._verified() if current().is_main else None)
+        if found is not None:
+            self.run.results[self.name] = found
+        return found
+
+    def _verified(self) -> dict[str, Any] | None:
+        if not (path := self.path / _RESULT).exists():
+            return None
+        result, seal = read_sealed(path, remedy=_STAGE_REMEDY.format(place=path))
+        remedy = _STAGE_REMEDY.format(place=self.path)
+        require_facts(self.path, seal["files"], remedy=remedy)
+        self.run.logs.require(self.name, seal["logged"], remedy=remedy, and_more=False)
+        return result
 
 
 class Run:
@@ -109,9 +142,13 @@ class Run:
 
     def __init__(self, path: Path, record: dict[str, Any], lock: int):
         self.path = path
+        self.logs = RunLogs(path)
+        self.results: dict[str, dict[str, Any]] = {}  # of stages that are finished, and verified by this process
         self._record, self._lock = record, lock
+        self._open_ended: set[str] = set()  # stages that log after they have finished
+        self._made: list[Path] | None = None  # the folders made for it, where it was begun by this process
         self._begin = self._saved = time.monotonic()
-        session = {"started": _now(), "argv": hide_passwords(sys.argv), "minutes": 0.0, "peak_rss_gib": 0.0}
+        session = {"started": now(), "argv": hide_passwords(sys.argv), "minutes": 0.0, "peak_rss_gib": 0.0}
         self._session = session
         record["sessions"].append(session)
 
@@ -135,24 +172,36 @@ class Run:
         path = Path(current().share(str(default_folder(recipe) if folder is None else folder)))
         if not current().is_main:
             return cls._follow(path)
-        _require_run_or_empty(path)
-        wanted = _plain_arguments(arguments)
-        lock = _acquire_lock(path)
+        require_run_or_empty(path)
+        wanted, made = plain_arguments(arguments), made_by(path)
+        lock = acquire_lock(path)
         try:
-            record = read_json(path / "run.json") if (path / "run.json").exists() else None
-            if record is None:
-                record = _new_record(_recipe_name(recipe), wanted, plain(sources or {}))
-            else:
-                _require_same(path, record, _recipe_name(recipe), wanted)
-                _clean_after_kill(path)
-            run = cls(path, record, lock)
-            run.save()
+            run = cls._begun_or_continued(path, lock, recipe_name(recipe), wanted, sources or {})
+            run._made = None if run._record["sessions"][1:] else made
             if (own_recipe := RECIPE_FILE.get()) is not None:
                 atomic_write(path / "recipe.py", own_recipe.read_bytes())
         except BaseException:
             os.close(lock)
+            if not (path / RECORD).exists():
+                remove_failed_start(path, made)
             raise
-        current().share(record)
+        current().share(run._record)
+        return run
+
+    @classmethod
+    def _begun_or_continued(
+        cls, path: Path, lock: int, recipe: str, wanted: dict[str, Any], sources: Mapping[str, Any]
+    ) -> Run:
+        record = read_record(path / RECORD) if (path / RECORD).exists() else None
+        if record is not None:
+            require_same(path, record, recipe, wanted)
+        with in_words(path):
+            clean_after_kill(path)
+            run = cls(path, record or new_record(recipe, wanted, plain(sources)), lock)
+            run.logs.reread()
+            if (logged := run._record.pop("logged", None)) is not None:
+                run.logs.require_all(logged, remedy=_LINES_REMEDY)
+            run.save()
         return run
 
     @classmethod
@@ -171,6 +220,11 @@ class Run:
             return
         with suppress(RunError):  # a disk that is full has been reported by the error under way
             self.close()
+        if self._made is not None and isinstance(error, Exception):
+            remove_failed_start(self.path, self._made)
+        if isinstance(error, OSError):
+            with in_words(self.path):
+                raise error
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -188,14 +242,20 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What the run was finished with; None before."""
-        path = self.path / "summary.json"
-        return read_json(path) if path.exists() else None
+        path = self.path / _SUMMARY
+        if not path.exists():
+            return None
+        if expected := self._record.get("outputs", {}).get(_SUMMARY):
+            require_file(path, expected, remedy="Repeat the run's command: it writes it again")
+        return read_json(path)
 
     def close(self) -> None:
         """Release the lock; reading stays possible, writing does not."""
         if self._lock < 0:
             return
         try:
+            if current().is_main:
+                self._record["logged"] = self.logs.every_stage()
             self.save()
         finally:
             os.close(self._lock)
@@ -212,16 +272,17 @@ class Run:
         self._saved = time.monotonic()
         self._session["minutes"] = (self._saved - self._begin) / 60
         self._session["peak_rss_gib"] = peak_rss_gib()
-        write_json(self.path / "run.json", self._record)
+        if current().is_main:
+            write_sealed(self.path / RECORD, self._record)
 
     def record_data(self, name: str, provenance: Mapping[str, Any]) -> None:
         """Record where a data set came from; raises RunError if its checksums changed since the run began."""
         now = plain(provenance)
         before = self._record["data"].get(name)
-        if before is not None and _checksums(before) != _checksums(now):
+        if before is not None and checksums(before) != checksums(now):
             raise RunError(
                 f"data set {name!r} changed since run {self.path} began: "
-                f"checksums {_checksums(before)} then, {_checksums(now)} now. "
+                f"checksums {checksums(before)} then, {checksums(now)} now. "
                 "Restore the files, or begin a new run with another --folder"
             )
         self._record["data"][name] = now
@@ -243,30 +304,34 @@ class Run:
             raise ConfigError(
                 f"metrics of stage {stage!r}: {sorted(reserved)} are names of the line itself; rename them"
             )
-        row = {"stage": stage, "step": int(step), "time": _now(), **values}
+        row = {"stage": stage, "step": int(step), "time": now(), **values}
         lost = [name for name, value in metrics.items() if value is not None and values[str(name)] is None]
-        self._append("metrics.jsonl", row | ({"non_finite": lost} if lost else {}))
+        self._append("metrics.jsonl", stage, row | ({"non_finite": lost} if lost else {}))
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The logged lines, of one stage or of all, in the order they were written."""
-        return self._rows("metrics.jsonl", stage)
+        return self.logs.rows("metrics.jsonl", stage)
 
     def sample(self, stage: str, step: int, rollout: Rollout) -> None:
         """Append a rollout to samples.jsonl: enough to read it, to score it again or to train on it."""
-        self._append("samples.jsonl", {"stage": stage, "step": int(step), **plain(rollout)})
+        self._append("samples.jsonl", stage, {"stage": stage, "step": int(step), **plain(rollout)})
 
     def samples(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The kept rollouts as they stand in samples.jsonl, of one stage or of all."""
-        return self._rows("samples.jsonl", stage)
+        return self.logs.rows("samples.jsonl", stage)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget metrics and samples of `stage` after `step`: a resumed loop is about to repeat these steps."""
         self.require_open()
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            rows = self._rows(name, None)
-            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
-            if len(kept) < len(rows):
-                atomic_write(self.path / name, b"".join(json_line(row) for row in kept))
+        self.logs.rewind(stage, step)
+
+    def require_logged(self, stage: str, logged: Mapping[str, Any]) -> None:
+        """Raise RunError unless the stage's first lines are those of which `self.logs.logged` said this before."""
+        if current().is_main:
+            remedy = (
+                f"Restore it from a copy, or delete {self.path / stage}: the same command then makes the stage again"
+            )
+            self.logs.require(stage, logged, remedy=remedy, and_more=True)
 
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write summary.json and print the same object as one line of JSON: the last line of the output.
@@ -280,113 +345,24 @@ class Run:
             "peak_rss_gib": round(max(session["peak_rss_gib"] for session in sessions), 2),
         }
         complete = plain(summary) | {name: value for name, value in complete.items() if name not in summary}
-        write_json(self.path / "summary.json", complete)
+        write_json(self.path / _SUMMARY, complete)
         if not current().is_main:
             return complete
+        self._record["outputs"] = {
+            item.name: facts_of(item)
+            for item in sorted(self.path.iterdir())
+            if item.is_file() and item.name not in _NO_OUTPUTS
+        }
+        self.save()
         sys.stderr.flush()
         say(json.dumps(complete))
         return complete
 
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+    def _append(self, name: str, stage: str, row: Mapping[str, Any]) -> None:
         self.require_open()
-        append_line(self.path / name, json_line(row))
+        if current().is_main and (self.path / stage / _RESULT).exists() and stage not in self._open_ended:
+            self._open_ended.add(stage)
+            Stage(self, stage).expect_lines()
+        self.logs.append(name, stage, row)
         if time.monotonic() - self._saved > _SAVE_EVERY_S:
             self.save()
-
-    def _rows(self, name: str, stage: str | None) -> list[dict[str, Any]]:
-        return [row for row in read_jsonl_tolerant(self.path / name) if stage in (None, row["stage"])]
-
-
-def _acquire_lock(path: Path) -> int:
-    """Hold the lock file; the kernel lets go of it when the process ends, however it ends."""
-    with explained(path / "lock", 0):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 80, 0).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise RunError(
-            f"run {path} is being written by {holder}. Wait for it, stop it, or choose another --folder"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-    return lock
-
-
-def _require_run_or_empty(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; a run needs a folder. Choose another --folder")
-    if not path.exists() or (path / "run.json").exists():
-        return
-    # A process killed before its first run.json leaves a lock and perhaps a temporary file.
-    foreign = sorted(item.name for item in path.iterdir() if item.name != "lock" and not item.name.endswith(".tmp"))
-    if foreign:
-        raise RunError(
-            f"{path} is not a run (no run.json) and is not empty: it holds {', '.join(foreign[:3])}"
-            f"{' ...' if len(foreign) > 3 else ''}. Choose another --folder, or move these files away"
-        )
-
-
-def _require_same(path: Path, record: Mapping[str, Any], recipe: str, arguments: Mapping[str, Any]) -> None:
-    there, here = record["arguments"], arguments
-    lines = [] if record["recipe"] == recipe else [f"  recipe: {record['recipe']} there, {recipe} now"]
-    for name in [*there, *(name for name in here if name not in there)]:
-        if name not in there or name not in here or there[name] != here[name]:
-            before, now = (repr(each[name]) if name in each else "not given" for each in (there, here))
-            lines.append(f"  {name}: {before} there, {now} now")
-    if lines:
-        raise RunError(
-            "\n".join([f"run {path} was made with other arguments:", *lines])
-            + f"\nTo continue it as it was: poise run --from {path}/run.json --folder {path}"
-            + f"\nTo begin another run: choose another --folder, or delete {path}"
-        )
-
-
-def _clean_after_kill(path: Path) -> None:
-    for leftover in [*path.rglob(".*.tmp")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        cut_half_line(path / name)
-
-
-def _new_record(recipe: str, arguments: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "recipe": recipe,
-        "arguments": arguments,
-        "sources": sources,
-        "seeds": {name: value for name, value in arguments.items() if name == "seed" or name.endswith("_seed")},
-        "created": _now(),
-        "argv": hide_passwords(sys.argv),
-        "working_folder": os.getcwd(),
-        "versions": package_versions(),
-        "machine": machine(),
-        "git": git_commit(),
-        "data": {},
-        "sessions": [],
-    }
-
-
-def _plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON holds them, without passwords; an infinite limit stays readable as "inf"."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else hide_passwords(plain(value))
-        for name, value in arguments.items()
-        if name != "folder"
-    }
-
-
-def _recipe_name(recipe: str) -> str:
-    return recipe.replace("_", "-")
-
-
-def _checksums(provenance: Any) -> list[str]:
-    return sorted(set(re.findall(r"\b[0-9a-f]{64}\b", json.dumps(provenance))))
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -15,7 +15,8 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"types", "errors", "ranks", "files", "provenance", "allocator", "kernels", "http_client", "text", "run"},
+    {"types", "errors", "ranks", "files", "provenance", "allocator", "kernels", "http_client", "text", "run"}
+    | {"caches", "checksums", "run_folder", "run_logs", "run_record"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 
 import poise
 from poise.data.rollouts import read_comparison
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, RunError
 from poise.files import plain, read_json, read_jsonl_tolerant
 from poise.recipes import _stages as stages
 from poise.train.objectives import Lagrangian
@@ -117,6 +118,25 @@ def test_resuming_a_finished_run_redoes_nothing(finished: Finished) -> None:
     }
     assert after == before
     assert without_clocks(again.summary) == without_clocks(summary)
+
+
+DAMAGED = {
+    "evaluate-final/rollouts.jsonl": 0.5,
+    "policy-lagrangian/model/adapter_model.safetensors": 0.9,
+    "judge/model/score_head.safetensors": 0.9,
+    "features/part-00001.safetensors": 0.9,
+    "metrics.jsonl": 0.2,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_bit_that_changed_in_a_finished_run_is_an_error(finished: Finished, tmp_path: Path, name: str) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    data = bytearray((tmp_path / "run" / name).read_bytes())
+    data[int(len(data) * DAMAGED[name])] ^= 4
+    (tmp_path / "run" / name).write_bytes(data)
+    with pytest.raises(RunError, match=f"{name.rpartition('/')[2]}.* (damaged|not JSON).*(copy|[Dd]elete)"):
+        quick(tmp_path / "run")
 
 
 def test_a_second_round_learns_from_new_annotations(tmp_path: Path, without_comparison: None) -> None:

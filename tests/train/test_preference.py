@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from poise.checksums import SEAL
 from poise.errors import ConfigError, DataError, NonFiniteError
 from poise.files import read_json
 from poise.functional.implied_rewards import jensen_shannon_reward
@@ -189,14 +190,14 @@ def test_the_reference_is_read_from_its_cache_until_data_or_weights_change(make,
     first = make(policy=policy, cache=cache)
     content = read_json(cache)
     marked = content | {"logprobs": [value - 1 for value in content["logprobs"]]}
-    responses.write_json(cache, marked)
+    responses.write_sealed(cache, {name: value for name, value in marked.items() if name != SEAL})
     torch.testing.assert_close(make(policy=policy, cache=cache).reference, first.reference - 1)
 
     feedback = PairFeedback(policy, comparisons[:2])
     arguments = {"policy": policy, "method": dpo(), "cache": cache}
     assert len(PreferenceTrainer(feedback=feedback, **arguments).reference) == len(feedback.rows)
 
-    responses.write_json(cache, marked)
+    responses.write_sealed(cache, {name: value for name, value in marked.items() if name != SEAL})
     policy.merge()
     moved = make(policy=policy, cache=cache).reference
     assert not torch.allclose(moved, first.reference - 1)

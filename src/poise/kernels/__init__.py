@@ -23,7 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from poise.files import cache_folder
+from poise.caches import private_cache, written_by_others
+from poise.checksums import facts_of
+from poise.errors import ConfigError
+from poise.files import sync
 
 SWITCH = "POISE_KERNELS"
 _SOURCES = ("passes.cpp", "attention.cpp", "products.cpp")
@@ -52,19 +55,41 @@ def compiled() -> Kernels:
         return Kernels(None, f"{SWITCH}=0")
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return Kernels(None, f"not written for {platform.system()} on {platform.machine()}")
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     try:
-        target = cache_folder() / f"kernels-{_version()}.so"
-        if not target.exists():
-            if compiler is None:
-                return Kernels(None, "no C++ compiler; on Debian and Ubuntu: apt-get install g++")
-            _compile(compiler, target)
-        return Kernels(ctypes.CDLL(str(target)), "")
+        folder = private_cache()
+        return Kernels(ctypes.CDLL(str(_kept(folder) or _compile(_compiler(), folder))), "")
     except subprocess.SubprocessError as error:
         told = getattr(error, "stderr", None) or str(error)
-        return Kernels(None, f"{compiler} failed: {(str(told).strip() or str(error)).splitlines()[-1]}")
+        return Kernels(None, f"{_compiler()} failed: {(str(told).strip() or str(error)).splitlines()[-1]}")
     except OSError as error:
+        return Kernels(None, f"{error}; POISE_CACHE names another folder to compile into")
+    except ConfigError as error:
         return Kernels(None, str(error))
+
+
+def _compiler() -> str:
+    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
+        raise ConfigError("no C++ compiler; on Debian and Ubuntu: apt-get install g++")
+    return found
+
+
+def _kept(folder: Path) -> Path | None:
+    """The library that an earlier process compiled, unless it is damaged: its name holds its checksum.
+
+    A library that was cut ends the process when it is loaded, and one that was changed computes something else.
+    """
+    for path in sorted(folder.glob(_file_name(_version(), "*"))):
+        if path.is_file() and path.name == _file_name(_version(), facts_of(path)["sha256"]):
+            if path.stat().st_uid == os.geteuid() and not written_by_others(path):
+                return path
+        elif path.is_file():
+            path.unlink(missing_ok=True)
+    return None
+
+
+def _file_name(version: str, checksum: str) -> str:
+    return f"kernels-{version}-{checksum[:32]}.so"
 
 
 def _version() -> str:
@@ -77,15 +102,16 @@ def _version() -> str:
     return found.hexdigest()[:16]
 
 
-def _compile(compiler: str, target: Path) -> None:
-    """Compile beside the target and move it there, so that two processes never see half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _compile(compiler: str, folder: Path) -> Path:
+    """Compile beside the target and move it there, so that no process ever sees half a file."""
     here = Path(__file__).parent
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / "kernels.so"
         command = [*shlex.split(compiler), *_FLAGS, *(str(here / name) for name in _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-        made.replace(target)
+        made.chmod(0o755)
+        sync(made)
+        return made.replace(folder / _file_name(_version(), facts_of(made)["sha256"]))
 
 
 def fit(*tensors: Tensor, apart: bool = False) -> bool:

@@ -1,7 +1,8 @@
 """Everything that moves, saved as a whole and restored bit for bit: tensors as safetensors, the rest as JSON.
 
 A checkpoint is a folder `step-000012` that appears under its name only when it is complete, so a process killed at
-any moment leaves the last complete one. Nothing is pickled.
+any moment leaves the last complete one. Its state.json holds the checksums of its files, which are compared before they
+are read. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poise.checksums import facts_below, read_sealed, require_facts, sealed
 from poise.errors import RunError
 from poise.files import explained
 from poise.ranks import current
@@ -25,13 +27,17 @@ _TENSOR = "__tensor__"
 _KEEP = 2
 _UNFINISHED = "unfinished-"
 _PIECES = "pieces-"
+_STATE = "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Any], *, note: Mapping[str, Any] | None = None
+) -> Path:
     """Write `state` (nested mappings and lists of tensors and plain values) as the checkpoint of `step`.
 
     Of a sharded tensor every process writes the rows that it holds, so that nobody needs room for the whole. The last
-    two checkpoints are kept. Raises RunError if the disk is full; the ones before are untouched.
+    two checkpoints are kept. `note` is what `checkpoint_note` gives back: facts of the run at that step, which are no
+    part of the state. Raises RunError if the disk is full; the ones before are untouched.
     """
     ranks = current()
     tensors: dict[str, Tensor] = {}
@@ -52,7 +58,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
             ranks.wait()
             if ranks.is_main:
                 write_tensors(temporary / "tensors.safetensors", whole)
-                (temporary / "state.json").write_text(json.dumps(plain))
+                facts = {"files": facts_below(temporary), "note": dict(note or {})}
+                (temporary / _STATE).write_text(json.dumps(sealed(plain, **facts)))
                 shutil.rmtree(target, ignore_errors=True)
                 temporary.rename(target)
         except BaseException:
@@ -78,13 +85,28 @@ def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         return None
     place = folder / newest
     try:
+        plain = _verified(place)[0]
         tensors: dict[str, Any] = dict(load_file(place / "tensors.safetensors"))
-        state = _put_tensors(json.loads((place / "state.json").read_text()), tensors | _stored_pieces(place))
+        state = _put_tensors(plain, tensors | _stored_pieces(place))
     except Exception as error:
+        reason = str(error).strip() if isinstance(error, RunError) else repr(error)
         raise RunError(
-            f"checkpoint {place} cannot be read ({error!r}). Delete this folder to continue from the one before"
+            f"checkpoint {place} cannot be read ({reason}). Delete this folder to continue from the one before"
         ) from error
     return _step(place), state
+
+
+def checkpoint_note(folder: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step`, which has been read, was saved with beside the state."""
+    return dict(_verified(folder / f"step-{step:06d}", files=False)[1]["note"])
+
+
+def _verified(place: Path, *, files: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plain part of a checkpoint's state and its seal; RunError unless its files are those that were written."""
+    state, seal = read_sealed(place / _STATE, remedy="")
+    if files and current().is_main:
+        require_facts(place, seal["files"], remedy="")
+    return state, seal
 
 
 class StoredPieces:

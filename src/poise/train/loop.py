@@ -20,7 +20,7 @@ from poise.files import explained
 from poise.ranks import current
 from poise.run import Run
 from poise.text import visible
-from poise.train.checkpoint import latest_checkpoint, save_checkpoint, write_tensors
+from poise.train.checkpoint import checkpoint_note, latest_checkpoint, save_checkpoint, write_tensors
 
 _MANY_WEIGHTS = 10_000_000  # beyond adapters: all weights of a model are trained
 
@@ -91,6 +91,8 @@ def fit(
         begin, state = found
         trainer.load_state_dict(state)
     run.rewind(stage, begin)
+    if found is not None:
+        run.require_logged(stage, checkpoint_note(folder, begin).get("logged", {}))
     with progress_bar(stage, steps, begin, tuple(shown)) as show:
         for index in range(begin, steps):
             started = time.monotonic()
@@ -100,7 +102,7 @@ def fit(
             if after_step is not None:
                 after_step(index + 1, metrics)
             if (index + 1) % save_every == 0 or index + 1 == steps:
-                save_checkpoint(folder, index + 1, trainer.state_dict())
+                save_checkpoint(folder, index + 1, trainer.state_dict(), note={"logged": run.logs.logged(stage)})
             show(metrics)
 
 

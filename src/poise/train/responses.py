@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from poise.checksums import read_sealed, write_sealed
 from poise.data.chat import Encoded
-from poise.files import read_json, write_json
 from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows, SharedRows
@@ -91,14 +91,19 @@ def reference_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, 
     they are computed again. They follow from data and model alone, so that a resumed run reads what it wrote.
     """
     checksum = _checksum(policy.backbone, rows)
-    is_known = cache is not None and cache.exists() and read_json(cache)["checksum"] == checksum
-    if cache is not None and current().share(is_known):
-        stored = read_json(cache)
+    stored = current().share(None if cache is None or not current().is_main else _stored(cache))
+    if stored is not None and stored["checksum"] == checksum:
         return torch.tensor(stored["logprobs"], device=policy.backbone.device)
     logprobs = sequence_logprobs(policy, rows, tokens=tokens, reference=True)
-    if cache is not None:
-        write_json(cache, {"checksum": checksum, "logprobs": logprobs.tolist()})
+    if cache is not None and current().is_main:
+        write_sealed(cache, {"checksum": checksum, "logprobs": logprobs.tolist()})
     return logprobs
+
+
+def _stored(cache: Path) -> dict[str, Any] | None:
+    if not cache.exists():
+        return None
+    return read_sealed(cache, remedy="Delete this file: the same command then computes it again")[0]
 
 
 @torch.no_grad()
