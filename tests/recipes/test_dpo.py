@@ -15,6 +15,7 @@ import pytest
 import poise
 from poise.errors import ConfigError, DataError
 from poise.files import read_json, read_jsonl_tolerant
+from poise.pipeline import preferences as pipeline_preferences
 from poise.recipes import _preferences as preferences
 from poise.recipes.dpo import LossName
 from poise.train import preference
@@ -85,7 +86,7 @@ def test_a_run_stopped_in_training_ends_as_one_that_was_not(
         return step_at(self, index)
 
     monkeypatch.setattr(preference.PreferenceTrainer, "step_at", stopped)
-    monkeypatch.setattr(preferences, "fit", every_step_saved(preferences.fit))
+    monkeypatch.setattr(pipeline_preferences, "fit", every_step_saved(pipeline_preferences.fit))
     with pytest.raises(KeyboardInterrupt):
         quick(tmp_path / "run", loss="constrained")
     monkeypatch.undo()
@@ -134,3 +135,52 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
     with pytest.raises((ConfigError, DataError), match=message):
         poise.dpo(**({"quick": True, "folder": str(tmp_path / "run")} | arguments))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()  # before anything was trained
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "mine.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def pairs(chosen: str = "chosen", rejected: str = "rejected", **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"Bread {i}?", chosen: f"Bake it {i}.", rejected: "No."} | more for i in range(40)]
+
+
+def test_plain_preferences_are_learned_and_measured_on_what_is_held_out(tmp_path: Path, capfd: Any) -> None:
+    data = written(tmp_path, [*pairs(), {"prompt": 3, "chosen": "a", "rejected": "b"}])
+    folder, printed = quick(tmp_path / "run", data=data, criterion="helpful")
+    summary = json.loads(printed.splitlines()[-1])
+    accuracy = summary["reward_accuracy"]
+    assert 1 < accuracy["n"] < 20
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert not [name for name in summary if "harm" in name or "refusal" in name]
+    page = (folder / "report.html").read_text("utf-8")
+    assert "No answers were sampled or judged" in page
+    assert "1 of 41 rows cannot be read" in capfd.readouterr().err
+    assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_file_named_train_is_held_out_from_too(tmp_path: Path) -> None:
+    _, printed = quick(tmp_path / "run", data=written(tmp_path, pairs(), "train.jsonl"), criterion="helpful")
+    assert json.loads(printed.splitlines()[-1])["reward_accuracy"]["n"] > 1
+
+
+def test_unpaired_verdicts_are_learned_by_kto_and_refused_by_losses_of_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Bread {i}?", "completion": "Bake." if i % 2 else "No.", "label": i % 2 > 0} for i in range(40)]
+    data = written(tmp_path, rows)
+    folder, printed = quick(tmp_path / "run", data=data, loss="kto")
+    assert json.loads(printed.splitlines()[-1])["reward_accuracy"]["n"] > 1
+    (*_, last) = (row for row in read_jsonl_tolerant(folder / "metrics.jsonl") if row["stage"] == "policy")
+    assert last["chosen_drift"] > last["rejected_drift"]
+    with pytest.raises(DataError, match="judged one by one there, which --loss kto learns from"):
+        quick(tmp_path / "pairs", data=data)
+
+
+def test_columns_of_other_names_and_losses_with_a_reward_model_need_no_feedback_on_harm(tmp_path: Path) -> None:
+    data = written(tmp_path, pairs("better", "worse", score=3))
+    columns = "chosen=better,rejected=worse,ignore=score"
+    _, printed = quick(tmp_path / "run", data=data, columns=columns, loss="mmpo", criterion="helpful")
+    assert json.loads(printed.splitlines()[-1])["reward_accuracy"]["n"] > 1
+    with pytest.raises(DataError, match="needs comparisons under safe or safety labels"):
+        quick(tmp_path / "other", data=data, columns=columns, loss="constrained")

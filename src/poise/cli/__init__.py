@@ -147,11 +147,14 @@ def data_lint(
     name: Annotated[str, typer.Argument(help="A data set's name or a path.")],
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quarantine: Annotated[Path | None, typer.Option(help="Write rows that cannot be read to this file.")] = None,
+    columns: Annotated[
+        str, typer.Option(help="Names of your columns: prompt=question,chosen=better,ignore=score.")
+    ] = "",
 ) -> None:
     """Check a data set: contradictions, duplicates, leaks between splits, label and length statistics."""
     from poise.cli.datasets import lint_lines
 
-    for line in lint_lines(name, as_json=json, quarantine=quarantine):
+    for line in lint_lines(name, as_json=json, quarantine=quarantine, columns=columns):
         say(line)
 
 

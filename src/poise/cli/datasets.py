@@ -14,11 +14,11 @@ def describe_all() -> Iterator[str]:
     yield from describe()
 
 
-def lint_lines(name: str, *, as_json: bool, quarantine: Path | None) -> Iterator[str]:
+def lint_lines(name: str, *, as_json: bool, quarantine: Path | None, columns: str = "") -> Iterator[str]:
     """The lines of a data set's lint report, or one JSON text."""
     from poise.data.sources import load
 
-    dataset = load(name, quarantine=quarantine)
+    dataset = load(name, columns=columns, quarantine=quarantine, most_bad=1.0)  # to show bad rows is what it is for
 
     from poise.data.lint import lint
 

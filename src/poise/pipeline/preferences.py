@@ -29,7 +29,7 @@ def optimise_preferences(
 ) -> Policy:
     """Fit a policy to preferences by a loss, and return it trained.
 
-    feedback  what `method.feedback(policy, comparisons, labels)` made of the data
+    feedback  what `method.feedback(policy, comparisons, labels, verdicts)` made of the data
     labels    how sure each comparison is; as judged, where not given
 
     The stage's folder holds the policy, in a form that peft (or transformers, trained whole) loads as it is.

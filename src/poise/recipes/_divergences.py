@@ -59,12 +59,13 @@ class DivergenceSettings(RatedSettings):
     """The resolved arguments of a run of the recipe `f-dpo`."""
 
     data: str
+    columns: str
     betas: tuple[float, ...]
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> DivergenceSettings:
         """Take a recipe's arguments and check them."""
-        settings = taken(cls, arguments, QUICK | {"data": "starter", "betas": (0.1,)})
+        settings = taken(cls, arguments, QUICK | {"data": "starter", "columns": "", "betas": (0.1,)})
         if not settings.betas or min(settings.betas) <= 0 or len(set(settings.betas)) < len(settings.betas):
             raise ConfigError(f"betas are {settings.betas}: give at least one above 0, and none twice")
         return settings
@@ -77,7 +78,7 @@ class DivergenceSettings(RatedSettings):
 
 def measure(run: Run, settings: DivergenceSettings) -> tuple[Results, Estimate]:
     """Every divergence at every strength from every seed; a stage for each, so that a stopped run goes on."""
-    study = RatedStudy(run, settings, settings.data)
+    study = RatedStudy(run, settings, settings.data, columns=settings.columns)
     found: dict[str, list[Outcome]] = {arm: [] for arm in settings.arms}
     for seed in settings.seeds:
         for arm, (name, beta) in settings.arms.items():
@@ -93,7 +94,7 @@ def measure(run: Run, settings: DivergenceSettings) -> tuple[Results, Estimate]:
 
 def report(run: Run, settings: DivergenceSettings, results: Results, judge: Estimate, *, target: str) -> None:
     """Print the page, write it with its pictures, and sum up."""
-    study = RatedStudy(run, settings, settings.data)
+    study = RatedStudy(run, settings, settings.data, columns=settings.columns)
     page = Page(
         name="f-dpo",
         title="DPO under other divergences",

@@ -12,7 +12,7 @@ from poise.data import load, split_by_prompt
 from poise.errors import ConfigError
 from poise.plan.costs import Costs
 from poise.recipes._imitation import IMITATED_PER_STEP
-from poise.recipes._stages import ALGORITHMS, ANSWERS, SHARES, Settings
+from poise.recipes._stages import ALGORITHMS, ANSWERS, SHARES, Settings, StudySettings
 from poise.types import Dataset
 
 FILLED = 0.85  # of the longest response: what sampled responses had in the demo
@@ -75,7 +75,7 @@ def arguments_of(recipe: Callable[..., Any], given: Mapping[str, Any]) -> dict[s
 
 def _safe_rlhf(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[StagePlan]:
     settings = Settings.of(arguments)
-    rows = _rows_by_split(settings.data, settings.seed, tokens)
+    rows = _rows_by_split(settings, tokens)
     evaluated = partial(_evaluation, test=rows["test"], response_tokens=settings.response_tokens, costs=costs)
     found = [
         _loading(costs),
@@ -105,7 +105,7 @@ def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[Sta
     from poise.recipes._preferences import LOSSES, PreferenceSettings
 
     settings = PreferenceSettings.of(arguments)
-    rows = _rows_by_split(settings.data, settings.seed, tokens)
+    rows = _rows_by_split(settings, tokens)
     train, test = rows["train"], rows["test"]
     found = [_loading(costs), _scores("judge", rows["judge"], test, 0.7, costs)]
     found.append(_evaluation("evaluate-start", test, settings.response_tokens, costs, is_trained=False))
@@ -133,13 +133,15 @@ def _dpo(arguments: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[Sta
 PLANS = {"safe-rlhf": _safe_rlhf, "dpo": _dpo}
 
 
-def _rows_by_split(data: str, seed: int, tokens: Tokens) -> dict[str, Rows]:
-    return {name: _rows(part, tokens) for name, part in split_by_prompt(load(data), SHARES, seed=seed).items()}
+def _rows_by_split(settings: StudySettings, tokens: Tokens) -> dict[str, Rows]:
+    parts = split_by_prompt(load(settings.data, columns=settings.columns), SHARES, seed=settings.seed)
+    return {name: _rows(part, tokens) for name, part in parts.items()}
 
 
 def _rows(part: Dataset, tokens: Tokens) -> Rows:
     texts = {(c.prompt.id, text) for c in part.comparisons for text in c.responses}
     texts |= {(label.prompt.id, label.response) for label in part.labels}
+    texts |= {(verdict.prompt.id, verdict.response) for verdict in part.verdicts}
     return Rows(
         prompts=len(part.prompts),
         responses=len(texts),

@@ -19,13 +19,14 @@ from poise.models.policy import Policy
 from poise.pipeline import TrainedScoreModel, optimise_preferences
 from poise.recipes import _report
 from poise.recipes._arms import publish
+from poise.recipes._held_out import judges_harm
 from poise.recipes._real_report import estimate_text, markdown_table
 from poise.recipes._stages import QUICK, Study, StudySettings, taken
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.objectives import Limit, ProjectedAscent
 from poise.train.preference import evaluate_preferences
-from poise.train.preference_feedback import Feedback
+from poise.train.preference_feedback import Feedback, PairFeedback
 from poise.train.preference_methods import (
     AsJudged,
     ConstrainedLabels,
@@ -44,7 +45,7 @@ from poise.train.preference_methods import (
     with_supervised,
 )
 from poise.train.spread import spread_engine
-from poise.types import Dataset, Estimate, Sampling
+from poise.types import Comparison, Dataset, Estimate, SafetyLabel, Sampling, Verdict
 
 CRITERIA = {"helpful": ("helpful",), "safe": ("safe",), "both": ("helpful", "safe")}
 CURVES = (
@@ -168,16 +169,41 @@ def learn_preferences(run: Run, study: Study[PreferenceSettings], scorer: Traine
 def measure_pairs(
     run: Run, study: Study[PreferenceSettings], policy: Policy, scorer: TrainedScoreModel | None
 ) -> dict[str, dict[str, Estimate]]:
-    """The method's own view of held-out comparisons: of those it was trained for, and of each criterion alone."""
-    settings, stage = study.settings, run.stage("held-out-pairs")
+    """The method's own view of held-out feedback: of what it was trained for, and of each criterion alone."""
+    settings, stage, test = study.settings, run.stage("held-out-pairs"), study.splits["test"]
     if not stage.finished:
         found = {}
         for name in (settings.criterion, *(n for n in ("helpful", "safe") if n != settings.criterion)):
-            if any(c.criterion in CRITERIA[name] for c in study.splits["test"].comparisons):
-                feedback = _feedback(study, policy, study.splits["test"], CRITERIA[name], scorer)
+            rows = Rows.of(test, CRITERIA[name], settings.method)
+            if rows.comparisons or (name == settings.criterion and rows.num_prompts > 1):
+                feedback = _feedback(study, policy, test, CRITERIA[name], scorer)
                 found[name] = evaluate_preferences(policy, settings.method, feedback)
         stage.finish(found)
     return {name: {key: Estimate(**value) for key, value in row.items()} for name, row in stage.result.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What a method can learn from in a data set under some criteria."""
+
+    comparisons: tuple[Comparison, ...]
+    labels: tuple[SafetyLabel, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+
+    @classmethod
+    def of(cls, data: Dataset, criteria: tuple[str, ...], method: PreferenceMethod) -> Rows:
+        """Comparisons; for a method of single responses verdicts, and safety labels where there are no comparisons."""
+        comparisons = select(data, criterion=criteria).comparisons
+        if method.feedback is PairFeedback:
+            return cls(comparisons=comparisons)
+        labels = () if data.comparisons or "safe" not in criteria else data.labels
+        return cls(comparisons=comparisons, labels=labels, verdicts=data.verdicts)
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts with any of them."""
+        prompts = [row.prompt for row in self.comparisons] + [row.prompt for row in self.labels]
+        return len({prompt.id for prompt in prompts + [row.prompt for row in self.verdicts]})
 
 
 def _feedback(
@@ -187,13 +213,28 @@ def _feedback(
     criteria: tuple[str, ...],
     scorer: TrainedScoreModel | None,
 ) -> Feedback:
-    """Comparisons under the criteria; safety labels stand in where a set has no comparisons at all."""
-    comparisons = select(data, criterion=criteria).comparisons
-    labels = () if data.comparisons else data.labels
-    if not comparisons and not labels:
-        raise DataError(f"{study.settings.data}: no comparisons under {' or '.join(criteria)} in split {data.name!r}")
+    """What the method reads of the data, as its feedback."""
+    method = study.settings.method
+    rows = Rows.of(data, criteria, method)
+    if not rows.num_prompts:
+        alone = len(data.verdicts) + len(data.labels)
+        hint = f"; {alone} responses are judged one by one there, which --loss kto learns from" if alone else ""
+        raise DataError(
+            f"{study.settings.data}: no comparisons under {' or '.join(criteria)} in {data.name!r}"
+            + (hint if method.feedback is PairFeedback else "")
+        )
     model = None if scorer is None else scorer.model
-    return study.settings.method.feedback(policy, comparisons, labels, scorer=model)
+    return method.feedback(policy, rows.comparisons, rows.labels, rows.verdicts, scorer=model)
+
+
+def require_scorable(settings: PreferenceSettings, data: Dataset) -> None:
+    """Raise DataError if a loss asks a score model that has nothing to learn from."""
+    if LOSSES[settings.loss].is_scored and not any(each.criterion == "helpful" for each in data.comparisons):
+        raise DataError(f"--loss {settings.loss} needs comparisons under helpful, and {settings.data} has none")
+    if LOSSES[settings.loss].labels is under_limit and not judges_harm(data):
+        raise DataError(
+            f"--loss {settings.loss} needs comparisons under safe or safety labels, and {settings.data} has neither"
+        )
 
 
 def report(
@@ -214,35 +255,59 @@ def report(
     settings = study.settings
     versus = compare(before.rollouts, after.rollouts)
     publish(run, page_text(settings, judge, before, after, versus, pairs), run.path / "dpo.md", target)
-    steps = run.metrics("policy")
     page = _report.shared_page(run, study, judge, before, after, versus) | {
         "title": "Preference optimisation",
         "subtitle": f"{settings.model} on {settings.data}, loss {settings.loss}, seed {settings.seed}",
-        "curves": _report.curves(steps, CURVES),
-        "learned": [
-            {"label": f"Reward accuracy, held-out {name} pairs", "value": row["reward_accuracy"], "note": ""}
-            for name, row in pairs.items()
-            if "reward_accuracy" in row
-        ]
-        + ([] if scorer is None else _report.learned(scorer)),
+        "curves": _report.curves(run.metrics("policy"), CURVES),
+        "learned": accuracy_rows(pairs) + ([] if scorer is None else _report.learned(scorer)),
         "notes": _report.notes(
             study, "Drifts are log-ratios to the start model; where both fall, the policy moves to other text."
         ),
     }
     write_report(run.path, page)
+    return run.finish(pair_summary(run, settings, pairs) | _report.outcome_summary(study, before, after, versus))
+
+
+def pair_summary(run: Run, settings: PreferenceSettings, pairs: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    """What the method says of held-out feedback, and where the last update stood."""
     main = pairs.get(settings.criterion, {})
     trends = {f"held_out_{name}": main.get(name) for name in ("reward_margin", "chosen_drift", "rejected_drift")}
     accuracies = {
         f"reward_accuracy_{name}": pairs[name].get("reward_accuracy") for name in ("helpful", "safe") if name in pairs
     }
-    last = {name: steps[-1].get(name) for name in ("chosen_drift", "rejected_drift", "multiplier") if name in steps[-1]}
-    return run.finish(
-        {"loss": settings.loss, "criterion": settings.criterion, "reward_accuracy": main.get("reward_accuracy")}
+    last = run.metrics("policy")[-1]
+    trained = {
+        f"trained_{name}": last[name] for name in ("chosen_drift", "rejected_drift", "multiplier") if name in last
+    }
+    accuracy = main.get("reward_accuracy")
+    return (
+        {"loss": settings.loss, "criterion": settings.criterion, "reward_accuracy": accuracy}
         | accuracies
         | trends
-        | {f"trained_{name}": value for name, value in last.items()}
-        | _report.outcome_summary(study, before, after, versus)
+        | trained
     )
+
+
+def accuracy_rows(pairs: Mapping[str, Mapping[str, Estimate]]) -> list[dict[str, Any]]:
+    """The accuracy on held-out feedback, for the page."""
+    return [
+        {"label": f"Reward accuracy, held-out {name} pairs", "value": row["reward_accuracy"], "note": ""}
+        for name, row in pairs.items()
+        if "reward_accuracy" in row
+    ]
+
+
+def held_out_table(pairs: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """The figures on held-out feedback as Markdown."""
+    rows = [
+        [
+            criterion,
+            *(estimate_text(found[name]) if name in found else "–" for name in PAIR_FIGURES),
+            str(found["loss"].n),
+        ]
+        for criterion, found in pairs.items()
+    ]
+    return markdown_table(["criterion", *(name.replace("_", " ") for name in PAIR_FIGURES), "n"], rows)
 
 
 def page_text(
@@ -264,11 +329,6 @@ def page_text(
         [name.replace("_", " "), estimate_text(value), str(value.n)]
         for name, value in {**versus, "KL, nats a sequence": new["sequence_kl"]}.items()
     ]
-    held_out = [
-        [criterion, *(estimate_text(found[name]) for name in PAIR_FIGURES), str(found["loss"].n)]
-        for criterion, found in pairs.items()
-        if set(PAIR_FIGURES) <= found.keys()
-    ]
     blocks = [
         "# Preference optimisation on decoupled comparisons",
         f"{settings.model} on {settings.data}: loss {settings.loss}, criterion {settings.criterion}, {settings.steps} "
@@ -277,7 +337,7 @@ def page_text(
         markdown_table(["by the held-out judge, test prompts", "before", "after", "n"], verdicts),
         markdown_table(["against the start model", "value", "n"], against),
         "## Held-out pairs\n\nRewards are those that the loss implies; drifts are log-ratios to the start in nats.",
-        markdown_table(["criterion", *(name.replace("_", " ") for name in PAIR_FIGURES), "n"], held_out),
+        held_out_table(pairs),
         "## What the judge is worth",
         markdown_table(["on prompts that it never saw", "value", "n"], [
             [name.replace("_", " "), estimate_text(value), str(value.n)] for name, value in judge.accuracy.items()

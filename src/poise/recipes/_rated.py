@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -88,9 +89,9 @@ def taken(kind: type[Told], arguments: Mapping[str, Any], quick: Mapping[str, An
     return settings
 
 
-def rated_pairs(name: str, *, pairs_per_prompt: int) -> Dataset:
+def rated_pairs(name: str, *, pairs_per_prompt: int, columns: str = "") -> Dataset:
     """Comparisons with margins; of each prompt so many, drawn by a hash of the texts."""
-    dataset = load(name)
+    dataset = load(name, columns=columns)
     rated = _starter_points() if name == "starter" else dataset.demonstrations
     comparisons = _paired(rated) or dataset.comparisons
     by_prompt: dict[str, list[Comparison]] = {}
@@ -147,14 +148,15 @@ def _cut(text: str) -> str:
 class RatedStudy:
     """One set of a run. Its model is only loaded if a stage still needs it."""
 
-    def __init__(self, run: Run, settings: RatedSettings, name: str):
-        self.run, self.settings, self.name = run, settings, name
+    def __init__(self, run: Run, settings: RatedSettings, data: str, *, columns: str = ""):
+        self.run, self.settings, self.data, self.columns = run, settings, data, columns
+        self.name = re.sub(r"\W+", "-", data).strip("-")  # of its stages; a path is no name of a folder
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
         """Comparisons by side; no prompt is on two."""
-        dataset = rated_pairs(self.name, pairs_per_prompt=self.settings.pairs_per_prompt)
-        self.run.record_data(self.name, dataset.provenance)
+        dataset = rated_pairs(self.data, pairs_per_prompt=self.settings.pairs_per_prompt, columns=self.columns)
+        self.run.record_data(self.data, dataset.provenance)
         bare = [replace(p, tags={k: v for k, v in p.tags.items() if k != "split"}) for p in dataset.prompts]
         known = {p.id: p for p in bare[: _QUICK_PROMPTS if self.settings.quick else len(bare)]}
         rows = [replace(c, prompt=known[c.prompt.id]) for c in dataset.comparisons if c.prompt.id in known]
@@ -163,7 +165,7 @@ class RatedStudy:
     @cached_property
     def backbone(self) -> Backbone:
         """The start model; beginnings of texts are continued, requests are answered."""
-        return start_model(self.run, self.settings.model, continues_text=self.name.startswith("odpo"))
+        return start_model(self.run, self.settings.model, continues_text=self.data.startswith("odpo"))
 
     @cached_property
     def judge(self) -> ScoreModel:

@@ -11,6 +11,7 @@ from poise.feedback.groups import may_harm
 from poise.functional.statistics import mean
 from poise.models.heads import COST, REWARD, ScoreModel
 from poise.pipeline import ScoreModelSpec, TrainedScoreModel, fit_scores
+from poise.recipes._held_out import judges_harm
 from poise.run import Run
 from poise.train.score_model import evaluate_scores
 from poise.types import Dataset, Estimate, Rollout
@@ -31,9 +32,10 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Train
     """
     is_judge = split == "judge"
     data = merge([study.splits[split], *([] if is_judge else study.gathered)], name=split)
+    cost = COST if is_judge else replace(COST, bound=COST_BOUND)
     spec = ScoreModelSpec(
         depth=0.7 if is_judge else 0.5,
-        channels=(REWARD, COST if is_judge else replace(COST, bound=COST_BOUND)),
+        channels=(REWARD, cost) if study.is_judged or judges_harm(data) else (REWARD,),
         seed=study.settings.seed + (1000 if is_judge else 0),
         reading={} if is_judge else {"pooling": "mean+last+prompt"},
     )

@@ -24,10 +24,13 @@ from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.pipeline import TrainedScoreModel, align, collect_comparisons, evaluate, feature_cache, start_model
 from poise.pipeline.evaluation import FurtherMetric
+from poise.ranks import current
+from poise.recipes._held_out import held_out, judges_harm
 from poise.recipes._imitation import ADAPTER, imitate, mixed_in
 from poise.recipes._scores import limited_cost
 from poise.rollout.named import check_engine_name
 from poise.run import Run, Stage
+from poise.text import say
 from poise.train.algorithms import PPO, RLOO
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
@@ -68,6 +71,7 @@ class StudySettings:
     rounds: int = 1
     engine: str = "native"
     answer_tokens: int = 0  # longest answer to a test prompt; 0: a fifth more than in training
+    columns: str = ""  # what the columns of a user's files are called
 
     def require(self, *, at_least_one: Sequence[str], above_zero: Sequence[str], not_negative: Sequence[str]) -> None:
         """Raise ConfigError that names the first number out of its range; None, where it is a default, passes."""
@@ -176,6 +180,7 @@ class Study(Generic[Told]):
     label: str = ""  # begins the names of its stages, where several studies share a run
     cache: FeatureCache | None = None
     answers: int = 1  # to each test prompt
+    is_judged: bool = True  # a held-out judge decides; False where the data say nothing of kinds or of harm
 
     def stage(self, run: Run, name: str) -> Stage:
         """The part of the run that this study calls `name`."""
@@ -205,22 +210,49 @@ def numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def prepare(run: Run, settings: Told) -> Study[Told]:
-    """Load the data and the model; bad rows go to quarantine.jsonl, checksums to run.json."""
-    dataset = load(settings.data, quarantine=run.path / "quarantine.jsonl")
-    run.record_data(dataset.name, dataset.provenance)
+def prepare(run: Run, settings: Told, *, needs_judge: bool = True) -> Study[Told]:
+    """Load the data and the model; bad rows go to quarantine.jsonl, checksums to run.json.
+
+    Without `needs_judge`, data that say nothing of kinds or of harm are divided in two, and nothing is judged.
+    """
+    dataset = read_data(run, settings)
     splits = split_by_prompt(dataset, SHARES, seed=settings.seed)
-    if settings.quick:
-        splits = {name: first_prompts(part, _QUICK_PROMPTS) for name, part in splits.items()}
-    if not any(prompt.tags.get("kind") in KINDS for prompt in splits["test"].prompts):
+    says_kinds = any(prompt.tags.get("kind") in KINDS for prompt in splits["test"].prompts)
+    is_judged = says_kinds and (needs_judge or judges_harm(splits["judge"]))
+    if not is_judged and not needs_judge:
+        splits = held_out(dataset, seed=settings.seed)
+    elif not is_judged:
         raise DataError(
             f"{dataset.name}: no test prompt says its kind, so that nothing can be evaluated. Give prompts a column "
-            f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{settings.data}"
+            f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{settings.data}. "
+            "Preferences alone, without kinds, are what `poise run dpo` can do with"
         )
+    if settings.quick:
+        splits = {name: first_prompts(part, _QUICK_PROMPTS) for name, part in splits.items()}
     torch.manual_seed(settings.seed)
-    answers = 1 if settings.quick else ANSWERS
-    backbone, cache = start_model(run, settings.model, seed=settings.seed), feature_cache(run)
-    return Study(settings=settings, backbone=backbone, splits=splits, cache=cache, answers=answers)
+    return Study(
+        settings=settings,
+        backbone=start_model(run, settings.model, seed=settings.seed),
+        splits=splits,
+        cache=feature_cache(run),
+        answers=1 if settings.quick else ANSWERS,
+        is_judged=is_judged,
+    )
+
+
+def read_data(run: Run, settings: StudySettings) -> Dataset:
+    """The data of a run, recorded in it; rows that were not read are counted aloud and kept in quarantine.jsonl."""
+    quarantine = run.path / "quarantine.jsonl"
+    dataset = load(settings.data, columns=settings.columns, quarantine=quarantine)
+    run.record_data(dataset.name, dataset.provenance)
+    if (bad := len(dataset.bad_rows)) and current().is_main:
+        first = dataset.bad_rows[0]
+        say(
+            f"{bad} of {dataset.provenance['rows_read']} rows cannot be read and are left out: {quarantine} has them "
+            f"and why. The first, {first.path}:{first.line}: {first.reason}",
+            error=True,
+        )
+    return dataset
 
 
 def objective_named(name: str, settings: Settings) -> Objective:

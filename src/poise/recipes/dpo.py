@@ -7,7 +7,8 @@ arXiv:2305.18290. The family by --loss: conservative and robust DPO, IPO, SimPO,
 and DPO with an offset (margins from a reward model), and constrained DPO (Liu et al., arXiv:2403.02475), which judges
 pairs by reward less the price of cost and moves the price until the mean cost is at the limit. The comparisons for
 help ignore harm and those for harm ignore help: on harmful prompts they contradict one another, and --criterion says
-which are learned from.
+which are learned from. Plain preferences, and verdicts on single responses (--loss kto), are learned from alike; where
+nothing says which prompts are harmful there is no judge, and what is held out is all that is measured.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def dpo(
     *,
     model: str = "smollm2-135m",
     data: str = "starter",
+    columns: str = "",
     loss: LossName = "dpo",
     criterion: Literal["helpful", "safe", "both"] = "both",
     beta: float | None = None,
@@ -63,6 +65,8 @@ def dpo(
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
         data: names or paths of feedback, joined by +.
+        columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
+            ignore=score.
         loss: the preference loss; constrained learns from reward and cost models of both criteria.
         criterion: which comparisons are learned from.
         beta: strength of the pull to the start model; by default what the loss needs (2 for simpo, 0.1 for the others).
@@ -83,17 +87,22 @@ def dpo(
     from poise.recipes import _stages as stages
     from poise.recipes._imitation import start_from_preferred
     from poise.recipes._scores import learn_scores
+    from poise.recipes._unjudged import report_unjudged
 
     settings = preferences.PreferenceSettings.of(locals())
     with Run.open(folder, recipe="dpo", arguments=settings.arguments) as run:
-        study = stages.prepare(run, settings)
+        study = stages.prepare(run, settings, needs_judge=False)
+        preferences.require_scorable(settings, study.splits["train"])
         start_from_preferred(run, study)
-        judge = learn_scores(run, study, "judge", split="judge")
-        before = stages.assess(run, study, judge, "start")
+        judge = learn_scores(run, study, "judge", split="judge") if study.is_judged else None
+        before = stages.assess(run, study, judge, "start") if judge else None
         is_scored = preferences.LOSSES[settings.loss].is_scored
         scorer = learn_scores(run, study, "scores", split="train") if is_scored else None
         policy = preferences.learn_preferences(run, study, scorer)
         pairs = preferences.measure_pairs(run, study, policy, scorer)
-        after = stages.assess(run, study, judge, "final", policy=policy, scorer=scorer)
-        preferences.report(run, study, judge, scorer, before, after, pairs, target=page)
+        if judge is None or before is None:
+            report_unjudged(run, study, scorer, pairs, target=page)
+        else:
+            after = stages.assess(run, study, judge, "final", policy=policy, scorer=scorer)
+            preferences.report(run, study, judge, scorer, before, after, pairs, target=page)
     return run

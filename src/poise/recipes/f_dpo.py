@@ -28,6 +28,7 @@ def f_dpo(
     *,
     model: str = "smollm2-135m",
     data: str = "odpo-sentiment",
+    columns: str = "",
     betas: tuple[float, ...] = (0.1, 0.5),
     steps: int = 12,
     prompts_per_step: int = 8,
@@ -43,7 +44,9 @@ def f_dpo(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
-        data: a set with margins: odpo-sentiment or tldr-ratings (POISE_DATA), or starter.
+        data: a set with margins: odpo-sentiment or tldr-ratings (POISE_DATA), starter, or a file of yours.
+        columns: what the columns of your file are called, as prompt=question,chosen=better, and which to leave out, as
+            ignore=score.
         betas: strengths of the pull to the start.
         steps: policy updates.
         prompts_per_step: prompts whose pairs are learned from in one update.

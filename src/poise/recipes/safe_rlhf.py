@@ -34,6 +34,7 @@ def safe_rlhf(
     *,
     model: str = "smollm2-135m",
     data: str = "starter",
+    columns: str = "",
     objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
     limit: float = -0.5,
@@ -62,6 +63,8 @@ def safe_rlhf(
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
         data: names or paths of feedback, joined by +.
+        columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
+            ignore=score.
         objective: what the policy is trained for; shaping, reward-only and cost-only are the paper's comparisons.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
         limit: largest mean cost of answers to prompts that may do harm, in spreads of the cost model and between -1

@@ -186,5 +186,5 @@ def _require_feedback(method: PreferenceMethod, feedback: Feedback) -> None:
     if not isinstance(feedback, method.feedback):
         raise ConfigError(
             f"this method reads {method.feedback.__name__}, not {type(feedback).__name__}: "
-            "make the feedback with method.feedback(policy, comparisons, labels)"
+            "make the feedback with method.feedback(policy, comparisons, labels, verdicts)"
         )

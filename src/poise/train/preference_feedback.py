@@ -13,7 +13,7 @@ from poise.errors import DataError
 from poise.functional.preference_losses import PreferenceLoss, ResponseLoss
 from poise.models.policy import Policy
 from poise.train.responses import Responses, ranked_pairs
-from poise.types import Comparison, Completion, PairBatch, ResponseBatch, SafetyLabel, Scorer
+from poise.types import Comparison, Completion, PairBatch, ResponseBatch, SafetyLabel, Scorer, Verdict
 
 Item = TypeVar("Item")
 
@@ -78,6 +78,7 @@ class PairFeedback(_Encoded):
         policy: Policy,
         comparisons: Sequence[Comparison],
         labels: Sequence[SafetyLabel] = (),  # say nothing about pairs
+        verdicts: Sequence[Verdict] = (),  # nor do these
         *,
         scorer: Scorer | None = None,
         max_tokens: int = 256,
@@ -157,7 +158,7 @@ class PairFeedback(_Encoded):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class JudgedResponse:
     """A numbered response that is desirable or not, and the number of another prompt's response read as an answer."""
 
     response: int
@@ -166,7 +167,7 @@ class Verdict:
 
 
 class ResponseFeedback(_Encoded):
-    """Responses judged one by one: safe ones of labels and winners of comparisons are desirable, the others not.
+    """Responses judged one by one: as verdicts say; safe ones of labels and winners of comparisons are desirable.
 
     Each is paired with a response to the next prompt, which measures what any text gains (see `kto_baseline`).
     """
@@ -176,20 +177,22 @@ class ResponseFeedback(_Encoded):
         policy: Policy,
         comparisons: Sequence[Comparison],
         labels: Sequence[SafetyLabel] = (),
+        verdicts: Sequence[Verdict] = (),
         *,
         scorer: Scorer | None = None,  # says nothing that unpaired losses read
         max_tokens: int = 256,
     ):
         super().__init__(policy, max_tokens)
         found = [(self.responses.number(label.prompt, label.response), label.safe) for label in labels]
-        found += [row for comparison in comparisons for row in self._verdicts(comparison)]
+        found += [(self.responses.number(each.prompt, each.response), each.desirable) for each in verdicts]
+        found += [row for comparison in comparisons for row in self._sides(comparison)]
         judged = self.responses.by_prompt(found, lambda row: row[0])
         if len(judged) < 2:
             raise DataError(f"{len(judged)} prompts with judged responses: two are needed, to measure one by the other")
         self.groups = [self._with_mismatched(group, judged[i - 1]) for i, group in enumerate(judged)]
         self.encode()
 
-    def _verdicts(self, comparison: Comparison) -> list[tuple[int, bool]]:
+    def _sides(self, comparison: Comparison) -> list[tuple[int, bool]]:
         found = []
         for best, other, probability in ranked_pairs(comparison):
             if probability != 0.5:
@@ -198,11 +201,11 @@ class ResponseFeedback(_Encoded):
                 found += [(numbers[0], won), (numbers[1], not won)]
         return found
 
-    def _with_mismatched(self, group: list[tuple[int, bool]], other: list[tuple[int, bool]]) -> list[Verdict]:
+    def _with_mismatched(self, group: list[tuple[int, bool]], other: list[tuple[int, bool]]) -> list[JudgedResponse]:
         prompt = self.responses.prompts[group[0][0]]
         texts = [self.responses.texts[number] for number, _ in other]
         return [
-            Verdict(
+            JudgedResponse(
                 response=number,
                 desirable=desirable,
                 mismatched=self.responses.number(prompt, texts[i % len(texts)]),
@@ -210,24 +213,24 @@ class ResponseFeedback(_Encoded):
             for i, (number, desirable) in enumerate(group)
         ]
 
-    def numbers(self, items: Sequence[Verdict]) -> list[int]:
+    def numbers(self, items: Sequence[JudgedResponse]) -> list[int]:
         """The judged responses."""
-        return sorted({verdict.response for verdict in items})
+        return sorted({item.response for item in items})
 
-    def mismatched(self, items: Sequence[Verdict]) -> list[int]:
+    def mismatched(self, items: Sequence[JudgedResponse]) -> list[int]:
         """A response to another prompt for each item."""
-        return [verdict.mismatched for verdict in items]
+        return [item.mismatched for item in items]
 
     def batch(
-        self, items: Sequence[Verdict], logprobs: Tensor, ref_logprobs: Tensor, baseline: Tensor
+        self, items: Sequence[JudgedResponse], logprobs: Tensor, ref_logprobs: Tensor, baseline: Tensor
     ) -> ResponseBatch:
         """The responses with their verdicts."""
-        numbers = self.indices([verdict.response for verdict in items])
+        numbers = self.indices([item.response for item in items])
         return ResponseBatch(
             logprobs=logprobs[numbers],
             ref_logprobs=ref_logprobs[numbers],
             tokens=self.tokens[numbers],
-            desirable=torch.tensor([verdict.desirable for verdict in items], device=self.device),
+            desirable=torch.tensor([item.desirable for item in items], device=self.device),
             baseline=baseline,
         )
 
