@@ -384,7 +384,6 @@ def test_every_recipe_has_a_card_and_a_command_line(name: str, capsys: pytest.Ca
     card = read_card(recipe_files()[name])
     assert card.title
     assert card.paper
-    assert card.shape
-    assert card.cost
+    assert card.method or (card.shape and card.cost)
     assert call("run", name, "--help") == 0
     assert "--quick" in capsys.readouterr().out

@@ -163,7 +163,7 @@ def test_run_json_tells_what_the_result_depends_on(tmp_path: Path) -> None:
     assert record["arguments"] == {"steps": 30, "seed": 7}
     assert record["seeds"] == {"seed": 7}
     assert set(record["versions"]) == {"torch", "transformers", "peft", "numpy", "poise"}
-    assert set(record["machine"]) == {"python", "platform", "cpu_count"}
+    assert set(record["machine"]) == {"python", "platform", "cpu", "cpu_count"}
     assert record["data"]["starter"]["licence"] == "Apache-2.0"
     assert record["argv"] == sys.argv
 

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -25,8 +26,23 @@ def package_versions(packages: Sequence[str] = ("torch", "transformers", "peft",
 
 
 def machine() -> dict[str, Any]:
-    """The Python version, the platform and the number of cores this process may use."""
-    return {"python": platform.python_version(), "platform": platform.platform(), "cpu_count": usable_cores()}
+    """The Python version, the platform, the processor and the number of cores this process may use."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "cpu_count": usable_cores(),
+    }
+
+
+def processor() -> str:
+    """What the processor calls itself, or its architecture where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def usable_cores() -> int:

@@ -240,6 +240,11 @@ class Run:
         return dict(self._record["arguments"])
 
     @property
+    def record(self) -> dict[str, Any]:
+        """All of run.json: what the run was given, and on what it depends besides."""
+        return dict(self._record)
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """What the run was finished with; None before."""
         path = self.path / _SUMMARY

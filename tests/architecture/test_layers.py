@@ -27,7 +27,10 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-STRANGERS = {frozenset({"rollout", "feedback"})}  # of one layer, and still never importing each other
+STRANGERS = {
+    frozenset({"rollout", "feedback"}),
+    frozenset({"pipeline", "experiment"}),
+}  # of one layer, and still never importing each other
 FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_names)
 # Packages that poise can do without: each has one file, and is imported when a function of it is called.
 OPTIONAL = {

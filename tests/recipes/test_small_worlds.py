@@ -12,7 +12,6 @@ from poise.recipes import _frontier as frontier
 from poise.recipes import _multi_limit as limits
 from poise.recipes import _observability as observability
 from poise.recipes import _physics as physics
-from poise.recipes import _zvp as zvp
 from poise.recipes._arms import Claim, Column, Outcome, Results
 from poise.run import Run
 from poise.types import Estimate
@@ -27,7 +26,6 @@ NAMES = (
     "partial-observability",
     "remax-physics",
     "reward-shaping-frontier",
-    "rl-zvp",
 )
 
 
@@ -133,12 +131,6 @@ def test_a_tenth_under_full_sight_closes_what_the_belief_leaves_open():
     blurred, sharp = (table[pairs[:, 0]] - table[pairs[:, 1]] for table in (seen, visits))
     assert observability.open_directions(blurred, visits) == 1
     assert observability.open_directions(np.concatenate([blurred, sharp]), visits) == 0
-
-
-def test_right_answers_alone_leaves_wrong_groups_to_the_base():
-    found = {arm: zvp.attempt(arm, 0, alpha=0.5, rollouts=256).curves["success"][-1] for arm in ("zvp", "grpo")}
-    assert found["zvp"] != found["grpo"]
-    assert zvp.attempt("zvp", 0, alpha=0.0, rollouts=256) == zvp.attempt("grpo", 0, alpha=0.0, rollouts=256)
 
 
 def test_the_reward_model_finds_what_most_pairs_prefer():

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import typer
 
 from poise.allocator import restart_with_huge_pages
 from poise.cli import running
-from poise.cli.recipes import RecipeCard, find_recipe, read_card, recipe_files
+from poise.cli.listing import card_text, cards_table
+from poise.cli.recipes import find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
 from poise.files import read_json
 from poise.text import say
@@ -33,11 +33,17 @@ app.add_typer(data_app, name="data")
 
 
 @app.command("list")
-def list_recipes() -> None:
-    """Show all recipes: paper, shape, cost and the last verified result."""
+def list_recipes(
+    cards: Annotated[bool, typer.Option("--cards", help="A table of methods by what they learn from and how.")] = False,
+) -> None:
+    """Show all recipes: paper, cost and the last published result."""
     width = min(120, shutil.get_terminal_size().columns)
-    for path in recipe_files().values():
-        say(_card_text(read_card(path), width) + "\n")
+    every = [read_card(path) for path in recipe_files().values()]
+    if cards:
+        say(cards_table(every))
+        return
+    for card in every:
+        say(card_text(card, width) + "\n")
     say("All options: poise run RECIPE --help. Your own copy: poise copy RECIPE FILE")
 
 
@@ -85,6 +91,17 @@ def copy_recipe(recipe: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, file)
     say(f"Wrote {file}. Change it, then: poise run {file}")
+
+
+@app.command("render")
+def render(
+    root: Annotated[Path, typer.Argument(help="A folder with results/, README.md and docs/.")] = Path(),
+) -> None:
+    """Write every page of docs/results/ and every generated table again from results/*.json and the recipes' cards."""
+    from poise.cli.listing import render_all
+
+    for path in render_all(root):
+        say(f"Wrote {path}")
 
 
 @app.command("report")
@@ -190,28 +207,3 @@ def _give_up(message: str, error: Exception, debug: bool) -> None:
         raise error
     say(f"Error: {message}", error=True, red=True)
     sys.exit(2)
-
-
-def _card_text(card: RecipeCard, width: int) -> str:
-    """What a recipe says of itself, wrapped under its labels."""
-    found = dict(card.expected or {})
-    where = ", ".join(str(found.pop(name)) for name in ("hardware", "date") if name in found)
-    claimed = found.pop("paper", "")
-    rows = {
-        "paper": card.paper,
-        "shape": card.shape,
-        "cost": card.cost,
-        "claimed": claimed if claimed != card.paper else "",
-        "verified": "; ".join(str(value) if name == "ours" else f"{name} {value}" for name, value in found.items()),
-        "": where,
-    }
-    if card.expected is None:
-        rows["verified"] = "not yet"
-    title = textwrap.fill(f"{card.name}: {card.title}", width, subsequent_indent="  ")
-    return "\n".join([title, *(_row_text(name, str(text), width) for name, text in rows.items() if text)])
-
-
-def _row_text(label: str, text: str, width: int) -> str:
-    return textwrap.fill(
-        text, width, initial_indent=f"  {label:<10}", subsequent_indent=12 * " ", break_on_hyphens=False
-    )

@@ -29,6 +29,7 @@ class RecipeCard:
     shape: str = ""
     cost: str = ""
     expected: Mapping[str, Any] | None = None
+    method: Mapping[str, str] | None = None  # the MethodCard of a recipe that is a study
 
 
 def recipe_files() -> dict[str, Path]:
@@ -65,6 +66,8 @@ def read_card(path: Path) -> RecipeCard:
     }
     title = (ast.get_docstring(tree) or "").partition("\n")[0]
     fields = {name.lower(): value for name, value in constants.items()}
+    if (method := _method_card(tree, path)) is not None:
+        fields |= {"method": method, "paper": method["paper"]}
     return RecipeCard(name=path.stem.replace("_", "-"), path=path, title=title, **fields)
 
 
@@ -77,13 +80,15 @@ def load_recipe(path: Path) -> Recipe:
 
 def _recipe_function(module: ModuleType, path: Path) -> Recipe:
     """The function with the file's own name; in a renamed copy the only one that takes a run folder."""
-    if callable(function := getattr(module, path.stem, None)):
+    function = getattr(module, path.stem, None)
+    if callable(function) and getattr(function, "__module__", "") == module.__name__:
         return function
     candidates = [
         value
         for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and value.__module__ == module.__name__
+        if callable(value)
+        and not isinstance(value, type)
+        and getattr(value, "__module__", "") == module.__name__
         and not name.startswith("_")
         and "folder" in inspect.signature(value).parameters
     ]
@@ -104,6 +109,14 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _method_card(tree: ast.Module, path: Path) -> dict[str, str] | None:
+    """The arguments of the first `MethodCard(...)` of a file; None if it has none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "MethodCard":
+            return {each.arg: _literal(path, each.arg, each.value) for each in node.keywords if each.arg}
+    return None
 
 
 def _assignments(tree: ast.Module) -> list[tuple[str, ast.expr]]:

@@ -1,0 +1,154 @@
+"""Pages from results: a page of every results/NAME.json, with its pictures, and the lists of all recipes.
+
+A page holds what its JSON holds and nothing else, so that the two cannot differ without a test noticing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from poise.files import atomic_write, read_json
+from poise.types import Estimate
+
+Document = Mapping[str, Any]  # what `Results.document` gave, and when, where and by what it was made
+
+
+def results_folder() -> Path:
+    """Where published results are: results/ of the repository, which an installed package carries along."""
+    package = Path(__file__).parents[1]
+    carried = package / "results"
+    return carried if carried.is_dir() else package.parents[1] / "results"
+
+
+def published(name: str) -> dict[str, Any] | None:
+    """The published results of a recipe; None if there are none yet."""
+    path = results_folder() / f"{name}.json"
+    return read_json(path) if path.is_file() else None
+
+
+def page_text(document: Document, *, stem: str = "", is_published: bool = False) -> str:
+    """The page of some results as Markdown; pictures are files named after `stem`."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("poise.experiment", "templates")
+    templates = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    text = templates.get_template("study.md.j2").render(
+        **{**document, "claims": [_claim_cells(claim) for claim in document["claims"]]},
+        published=is_published,
+        options=_options(document["given"]),
+        commit=_commit(document["made"]),
+        hardware=hardware(document["made"]),
+        tables=list(_tables(document)),
+        pictures=list(zip([plot["title"] for plot in document["plots"]], _files(document, stem), strict=True)),
+    )
+    return text.rstrip() + "\n"
+
+
+def write_page(document: Document, path: Path, *, is_published: bool = False) -> str:
+    """Write a page and, beside it, its pictures; returns the page."""
+    from poise.evaluate.figures import Series, charts
+
+    text = page_text(document, stem=path.stem, is_published=is_published)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text)
+    for plot, file in zip(document["plots"], _files(document, path.stem), strict=True):
+        panels = {name or plot["title"]: [Series(**each) for each in every] for name, every in plot["panels"].items()}
+        atomic_write(path.with_name(file), charts(panels, across=plot["across"], up=plot["up"]))
+    return text
+
+
+def render(root: Path) -> Iterator[Path]:
+    """Write docs/results/NAME.md again from every results/NAME.json below `root`, and yield what was written."""
+    for path in sorted((root / "results").glob("*.json")):
+        target = root / "docs" / "results" / f"{path.stem}.md"
+        write_page(json.loads(path.read_text("utf-8")), target, is_published=True)
+        yield target
+
+
+def hardware(made: Mapping[str, Any]) -> str:
+    """The machine of some results in words."""
+    machine = made["machine"]
+    return f"{machine['cpu_count']} cores ({machine.get('cpu') or machine['platform']})"
+
+
+def verdicts(document: Document) -> str:
+    """How many claims held, were contradicted or were not shown, over how many seeds."""
+    found = [claim["outcome"] for claim in document["claims"]]
+    counts = [f"{found.count(kind)} {kind}" for kind in ("holds", "not shown", "contradicted") if kind in found]
+    return f"{', '.join(counts) or 'no claims'} (n = {len(document['seeds'])} seeds)"
+
+
+def _tables(document: Document) -> Iterator[dict[str, Any]]:
+    """The tables of a page: metrics by heading, and of each the arms that have some of them."""
+    headings = list(dict.fromkeys(metric["table"] for metric in document["metrics"]))
+    for heading in headings:
+        metrics = [metric for metric in document["metrics"] if metric["table"] == heading]
+        rows, methods = [], dict[str, None]()
+        for arm, label in document["arms"].items():
+            found = document["estimates"][arm]
+            if heading and not any(metric["name"] in found for metric in metrics):
+                continue
+            estimates = [Estimate(**found[each["name"]]) if each["name"] in found else None for each in metrics]
+            methods |= dict.fromkeys(each.method for each in estimates if each)
+            rows.append((label, [f"{each:bare}" if each else "–" for each in estimates]))
+        head = [metric["label"] for metric in metrics]
+        if not rows:
+            continue
+        yield {"heading": heading, "head": head, "rows": rows, "methods": _explained(methods, document)}
+
+
+def _explained(methods: Mapping[str, None], document: Document) -> str:
+    """One sentence on what stands in a table."""
+    seeds = len(document["seeds"])
+    said = {
+        "Student": f"means over {seeds} seeds, in brackets Student's 95 % intervals",
+        "no interval: one value": "one seed",
+    }
+    text = "; ".join(dict.fromkeys(said.get(method, method) for method in methods if method))
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
+    difference = Estimate(**claim["difference"])
+    size = claim["detectable"]
+    least = "–" if size is None else f"{Estimate(value=size, n=difference.n, unit=difference.unit):bare}"
+    return {
+        "text": claim["text"],
+        "by": {"paper": "the paper", "ours": "us"}[claim["source"]],
+        "difference": f"{difference:bare}, {_power(claim)}",
+        "detectable": least,
+        "verdict": claim["outcome"] if claim["outcome"] != "contradicted" else "**contradicted**",
+    }
+
+
+def _power(claim: Mapping[str, Any]) -> str:
+    prompts = f", {claim['prompts']} prompts" if claim["prompts"] else ""
+    return f"{claim['seeds']} seed{'s' if claim['seeds'] != 1 else ''}{prompts}"
+
+
+def _files(document: Document, stem: str) -> list[str]:
+    stem = stem or document["recipe"]
+    return [f"{stem}{'' if i == 0 else f'-{i + 1}'}.svg" for i in range(len(document["plots"]))]
+
+
+def _options(given: Mapping[str, Any]) -> str:
+    """The options of a command line that are not the defaults."""
+    words: list[str] = []
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return f" {shlex.join(words)}" if words else ""
+
+
+def _commit(made: Mapping[str, Any]) -> str:
+    commit = made["commit"]
+    if commit is None:
+        return "unknown"
+    return f"`{commit['commit'][:9]}`" + (" with changes" if commit["dirty"] else "")

@@ -1,0 +1,219 @@
+"""What a study found: an estimate of every metric, claims with their verdicts and the power they had, one document.
+
+Intervals are Student's over seeds, or those of `poise.functional.intervals` over whole prompts. A claim holds if the
+whole interval of its paired difference lies above 0, and is contradicted if the whole interval lies below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+from poise.errors import DataError
+from poise.evaluate.figures import Series
+from poise.experiment.study import Claim, Metric, Study, Trial
+from poise.functional.intervals import mean, paired_difference, student_mean
+from poise.types import PER_CENT, Estimate
+
+Outcome = Literal["holds", "not shown", "contradicted"]
+ENOUGH_SIGNS = 6  # seeds that all differ by the very same, whose sign alone then has p <= 2 / 2^6 < 0.05
+POWER = 0.8  # how often a difference of the size that is reported as detectable would be shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a claim, and what the test of it could have shown."""
+
+    text: str
+    source: str
+    metric: str
+    higher: str | float
+    lower: str | float
+    difference: Estimate
+    outcome: Outcome
+    seeds: int
+    prompts: int = 0  # 0 where the interval is over seeds
+    detectable: float | None = None  # smallest true difference that would be shown in 4 of 5 repetitions; None: unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """The trials of every arm, in the order of the seeds."""
+
+    study: Study
+    seeds: tuple[int, ...]
+    trials: Mapping[str, Sequence[Trial]]
+
+    def values(self, arm: str, metric: str) -> np.ndarray:
+        """The metric of every seed [N]; of one that has a value for each prompt, their mean."""
+        return np.array([_value(trial, metric) for trial in self.trials[arm]])
+
+    def has(self, arm: str, metric: str) -> bool:
+        """Whether the arm's trials report the metric."""
+        return all(metric in trial.metrics or metric in trial.by_prompt for trial in self.trials[arm])
+
+    def estimate(self, arm: str, metric: Metric) -> Estimate:
+        """What the metric is for an arm, with its interval."""
+        if metric.over == "prompts":
+            rows = self._prompt_rows(arm, metric.name)
+            prompts = [prompt for _, prompt in rows]
+            return mean(list(rows.values()), prompts, unit=metric.unit)
+        values = self.values(arm, metric.name)
+        if metric.summary != "mean":
+            extreme = values.min() if metric.summary == "smallest" else values.max()
+            method = f"{metric.summary} of {len(values)} seeds"
+            return Estimate(value=float(extreme), n=len(values), unit=metric.unit, method=method)
+        return student_mean(values, unit=metric.unit)
+
+    def verdict(self, claim: Claim) -> Verdict:
+        """The paired difference of a claim, and whether its whole interval lies on one side of 0."""
+        metric = self._metric(claim.metric)
+        difference, prompts = self._difference(claim, metric)
+        low, high = difference.low, difference.high
+        if low is high is None and not prompts and len(self.seeds) >= ENOUGH_SIGNS:
+            low = high = difference.value if difference.method.endswith("nothing varies") else None
+        outcome: Outcome = "not shown"
+        if low is not None and low > 0:
+            outcome = "holds"
+        elif high is not None and high < 0:
+            outcome = "contradicted"
+        return Verdict(
+            text=claim.text,
+            source=claim.source,
+            metric=metric.label,
+            higher=claim.higher,
+            lower=claim.lower,
+            difference=difference,
+            outcome=outcome,
+            seeds=len(self.seeds),
+            prompts=prompts,
+            detectable=detectable(difference, prompts or len(self.seeds)),
+        )
+
+    def series(self, arm: str, x: str, y: str) -> Series:
+        """A curve as a line with the band of its seeds' intervals."""
+        every = [student_mean(row) for row in np.array([trial.curves[y] for trial in self.trials[arm]]).T]
+        return _with_intervals(self.study.label(arm), self.mean_curve(arm, x).tolist(), every, is_line=True)
+
+    def points(self, at: Mapping[str, float], metric: str) -> Series:
+        """A metric of arms over the number that each has in `at`, with whiskers; arms not run are left out."""
+        there = {arm: x for arm, x in at.items() if arm in self.trials}
+        every = [student_mean(self.values(arm, metric)) for arm in there]
+        return _with_intervals(self._metric(metric).label, list(there.values()), every, is_line=False)
+
+    def mean_curve(self, arm: str, name: str) -> np.ndarray:
+        """A curve averaged over seeds [T]."""
+        return np.mean([trial.curves[name] for trial in self.trials[arm]], axis=0)
+
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Every metric of every arm that has it."""
+        return {
+            arm: {each.name: self.estimate(arm, each) for each in self.study.metrics if self.has(arm, each.name)}
+            for arm in self.trials
+        }
+
+    def document(self) -> dict[str, Any]:
+        """All that pages show, to be kept as results/NAME.json; `poise.experiment.pages` renders it."""
+        study = self.study
+        return {
+            "seeds": list(self.seeds),
+            "arms": {arm: study.label(arm) for arm in self.trials},
+            "metrics": list(study.metrics),
+            "trials": {
+                arm: [
+                    {"seed": seed, "metrics": trial.metrics, "paths": trial.paths}
+                    for seed, trial in zip(self.seeds, trials, strict=True)
+                ]
+                for arm, trials in self.trials.items()
+            },
+            "estimates": self.estimates(),
+            "claims": [self.verdict(claim) for claim in study.claims],
+            "plots": [
+                {"title": plot.title, "across": plot.across, "up": plot.up, "panels": plot.draw(self)}
+                for plot in study.plots
+            ],
+            "notes": study.notes.strip(),
+            "discussion": study.discussion.strip(),
+            "pilots": list(study.pilots),
+        }
+
+    def _metric(self, name: str) -> Metric:
+        return next(metric for metric in self.study.metrics if metric.name == name)
+
+    def _difference(self, claim: Claim, metric: Metric) -> tuple[Estimate, int]:
+        """The difference with its interval, and over how many prompts that is; shares differ by percentage points."""
+        second = claim.lower_metric or claim.metric
+        if metric.over == "prompts":
+            high, low = self._prompt_side(claim.higher, claim.metric), self._prompt_side(claim.lower, second)
+            keys = _paired(high, low, claim)
+            prompts = [prompt for _, prompt in keys]
+            below, above = ([_at(side, key) for key in keys] for side in (low, high))
+            return paired_difference(below, above, prompts, unit=metric.unit), len(set(prompts))
+        scale, unit = (100.0, "percentage points") if metric.unit in PER_CENT else (1.0, metric.unit)
+        difference = self._side(claim.higher, claim.metric) - self._side(claim.lower, second)
+        return student_mean(np.broadcast_to(scale * difference, len(self.seeds)), unit=unit), 0
+
+    def _side(self, side: str | float, metric: str) -> Any:
+        return self.values(side, metric) if isinstance(side, str) else float(side)
+
+    def _prompt_side(self, side: str | float, metric: str) -> dict[tuple[int, str], float] | float:
+        return self._prompt_rows(side, metric) if isinstance(side, str) else float(side)
+
+    def _prompt_rows(self, arm: str, metric: str) -> dict[tuple[int, str], float]:
+        """The metric of every seed and prompt."""
+        every = zip(self.seeds, self.trials[arm], strict=True)
+        return {(seed, prompt): x for seed, trial in every for prompt, x in trial.by_prompt[metric].items()}
+
+
+def detectable(difference: Estimate, n: int) -> float | None:
+    """The smallest true difference whose interval would lie above 0 in 4 of 5 repetitions; None without an interval.
+
+        half * (1 + q_0.8 / q),   half = q * standard error,   q the quantile of the interval
+
+    q is Student's over n seeds and the normal one over prompts. With no spread at all it is 0.
+
+    >>> round(detectable(Estimate(value=0.0, n=5, low=-1.0, high=1.0, method="Student"), n=5), 2)
+    1.34
+    """
+    if difference.low is None or difference.high is None:
+        return None
+    half, side = (difference.high - difference.low) / 2, (1 + difference.level) / 2
+    if difference.method == "Student":
+        return half * (1 + float(stdtrit(n - 1, POWER)) / float(stdtrit(n - 1, side)))
+    return half * (1 + float(ndtri(POWER)) / float(ndtri(side)))
+
+
+def _value(trial: Trial, metric: str) -> float:
+    if metric in trial.metrics:
+        return float(trial.metrics[metric])
+    return float(np.mean(list(trial.by_prompt[metric].values())))
+
+
+def _paired(high: Any, low: Any, claim: Claim) -> list[tuple[int, str]]:
+    """The seeds and prompts of both sides. Raises DataError where they are not the same."""
+    sides = [set(side) for side in (high, low) if isinstance(side, dict)]
+    if any(side != sides[0] for side in sides):
+        raise DataError(
+            f"claim {claim.text!r} pairs by seed and prompt, and {claim.higher} has {len(sides[0])} of them, "
+            f"{claim.lower} {len(sides[-1])}, not the same ones: evaluate both on the same prompts"
+        )
+    return sorted(sides[0])
+
+
+def _at(side: Any, key: tuple[int, str]) -> float:
+    return float(side[key]) if isinstance(side, dict) else float(side)
+
+
+def _with_intervals(label: str, x: Sequence[float], every: Sequence[Estimate], *, is_line: bool) -> Series:
+    return Series(
+        label=label,
+        x=x,
+        y=[each.value for each in every],
+        low=[each.value if each.low is None else each.low for each in every],
+        high=[each.value if each.high is None else each.high for each in every],
+        is_line=is_line,
+    )

@@ -1,0 +1,160 @@
+"""What a recipe says: the arms that it compares, one trial of an arm, and what is read off the trials.
+
+    Study -> runner: every arm from every seed -> Trials -> Results: estimates, claims, pictures -> results/NAME.json
+
+A recipe is a pure function from its arguments to a `Study`. Seeds, processes, folders and pages belong to the runner.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from poise.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from poise.evaluate.figures import Series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCard:
+    """What a method is, by the axes of the survey "Reinforcement Learning Enhanced LLMs" (arXiv:2412.10400).
+
+    Give literals: `poise list` reads the card without importing the recipe.
+    """
+
+    title: str
+    paper: str  # "arXiv:2310.12773", or what else the recipe is after
+    reported: str = ""  # what the paper found, with its model
+    feedback: str = "none"  # who judges: people, an AI judge, a verifier, exact gold
+    form: str = "none"  # of the feedback: comparisons, scores, labels, demonstrations
+    signal: str = "none"  # what is learned from: a reward model, the comparisons themselves, the verifier
+    optimiser: str = "none"
+    regulariser: str = "none"
+    constraint: str = "none"
+    model: str = ""  # what is trained
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A column of a table: a name in `Trial.metrics` or `Trial.by_prompt`, its label and its unit.
+
+    over     what its interval is over: seeds (Student's), or whole prompts (see `poise.functional.intervals`)
+    summary  what stands for all seeds: their mean, or the smallest or largest value, which has no interval
+    table    heading of the table in which it stands; the first table has none
+    """
+
+    name: str
+    label: str
+    unit: str = ""  # "share", of a whole, and "ratio", to what it may exceed, print as per cent
+    over: Literal["seeds", "prompts"] = "seeds"
+    summary: Literal["mean", "smallest", "largest"] = "mean"
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A direction that is tested, and that can fail: on `metric`, `higher` lies above `lower`.
+
+    Either side is an arm, or a number that is known. The difference is paired by seed, or by seed and prompt where the
+    metric is over prompts. `lower_metric` compares with another metric, such as that of the same arm before training.
+    """
+
+    text: str
+    metric: str
+    higher: str | float
+    lower: str | float
+    lower_metric: str = ""
+    source: Literal["paper", "ours"] = "paper"
+
+    @property
+    def arms(self) -> set[str]:
+        """The arms that it speaks of."""
+        return {side for side in (self.higher, self.lower) if isinstance(side, str)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What one arm came to from one seed.
+
+    >>> Trial(metrics={"reward": float("nan")})
+    Traceback (most recent call last):
+    ...
+    poise.errors.DataError: a trial's metrics must be finite numbers: reward is nan
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  # for pictures: as long in every seed
+    by_prompt: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metric -> prompt id -> its value
+    paths: Mapping[str, str] = field(default_factory=dict)  # what it made: policies, score models, rollouts
+
+    def __post_init__(self) -> None:
+        rows = [(name, value) for name, values in self.by_prompt.items() for value in values.values()]
+        lost = [f"{name} is {x}" for name, x in (*self.metrics.items(), *rows) if not math.isfinite(float(x))]
+        if lost:
+            raise DataError(f"a trial's metrics must be finite numbers: {', '.join(lost[:5])}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A picture: `draw` gives its panels, by title; `curves`, `clouds` and `over` make the usual ones."""
+
+    title: str
+    across: str  # label of the horizontal axis, with its unit
+    up: str
+    draw: Callable[[Any], Mapping[str, Sequence[Series]]]  # of the `Results`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Arms that are compared, one trial of an arm, and what is read off.
+
+    trial    from (the arm's value, a seed) or, for a long one, from (the arm's value, a seed, a part of the run of its
+             own), in which its stages are kept, so that a stopped trial goes on with the next stage
+    threads  of a trial: tables are small, so that threads only wait for one another; None leaves it to the process
+
+    Raises ConfigError for an arm that cannot name a folder, or a claim about an arm or a metric that is not there.
+    """
+
+    arms: Mapping[str, Any]
+    trial: Callable[..., Trial]
+    metrics: Sequence[Metric]
+    claims: Sequence[Claim] = ()
+    plots: Sequence[Plot] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)  # arm -> what tables call it
+    notes: str = ""  # Markdown before the table: what was run, and how it departs from the paper
+    discussion: str = ""  # Markdown after the claims
+    pilots: Sequence[str] = ()  # settings that were tried before, and what they gave
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        if bad := [arm for arm in self.arms if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", arm)]:
+            raise ConfigError(f"arm {bad[0]!r} names a folder: use letters, digits, '.', '_' and '-'")
+        names = {metric.name for metric in self.metrics}
+        for claim in self.claims:
+            unknown = (claim.arms - set(self.arms)) | ({claim.metric, claim.lower_metric or claim.metric} - names)
+            if unknown:
+                raise ConfigError(f"claim {claim.text!r} speaks of {', '.join(sorted(unknown))}, which is not there")
+
+    def label(self, arm: str) -> str:
+        """What tables call an arm."""
+        return self.labels.get(arm, arm)
+
+    def only(self, arms: Sequence[str]) -> Study:
+        """The study of some arms, with the claims that these can test; of none named, all of it.
+
+        Upper and lower case, and - and _, are alike. Raises ConfigError that lists the arms for one that is not there.
+        """
+        known = {_plain_name(arm): arm for arm in self.arms}
+        if strangers := [arm for arm in arms if _plain_name(arm) not in known]:
+            raise ConfigError(f"no arm {', '.join(strangers)}: there are {', '.join(self.arms)}")
+        kept = {known[_plain_name(arm)]: self.arms[known[_plain_name(arm)]] for arm in arms} or dict(self.arms)
+        return replace(self, arms=kept, claims=[claim for claim in self.claims if claim.arms <= set(kept)])
+
+
+def _plain_name(arm: str) -> str:
+    return arm.strip().lower().replace("_", "-")
