@@ -97,8 +97,7 @@ class Stage:
         self.run.require_open()
         recorded: dict[str, Any] = plain(result)
         if current().is_main:
-            facts = {"files": facts_below(self.path, but=_NOT_READ_AGAIN), "logged": self.run.logs.logged(self.name)}
-            write_sealed(self.path / _RESULT, recorded, **facts)
+            seal_stage(self.path, recorded, logged=self.run.logs.logged(self.name))
         self.run.results[self.name] = json.loads(json.dumps(recorded))
         self.run.save()
         current().wait()
@@ -126,6 +125,15 @@ class Stage:
         require_facts(self.path, seal["files"], remedy=remedy)
         self.run.logs.require(self.name, seal["logged"], remedy=remedy, and_more=False)
         return result
+
+
+def seal_stage(folder: Path, result: Mapping[str, Any], *, logged: Mapping[str, Any] | None = None) -> None:
+    """Record the result of a stage and the checksums of its files: in whichever process did the stage's work.
+
+    logged  the lines that the run has of the stage; a process beside the one that holds the run writes none
+    """
+    facts = {"files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
+    write_sealed(folder / _RESULT, plain(result), **facts)
 
 
 class Run:

@@ -23,7 +23,7 @@ from poise.experiment.results import Results
 from poise.experiment.study import Study, Trial
 from poise.files import atomic_write, plain, write_json
 from poise.ranks import current
-from poise.run import RECIPE_FILE, Run
+from poise.run import RECIPE_FILE, Run, seal_stage
 from poise.text import say
 
 
@@ -105,7 +105,8 @@ def _attempt(study: Study, job: Job) -> float:
         trial = study.trial(arm, job.seed, part) if wants_part else study.trial(arm, job.seed)
         seconds = time.monotonic() - begin
     # The process that tried it records it: no trial is lost that had finished when another one failed.
-    write_json(Path(job.folder) / job.name / "stage.json", plain({"trial": trial, "seconds": seconds}))
+    if current().is_main:
+        seal_stage(Path(job.folder) / job.name, {"trial": trial, "seconds": seconds})
     current().wait()
     return seconds
 
