@@ -128,10 +128,22 @@ def test_chunked_is_plain_log_softmax_in_value_gradient_and_entropy(chunk, tempe
     torch.testing.assert_close(*gradients)
 
 
-def test_chunked_passes_gradcheck():
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_capped_logits_give_log_softmax_of_the_capped(chunk):
+    (hidden, weight, bias), ids = head()
+    found = chunked_token_logprobs(hidden, weight, ids, chunk, bias, 0.7, cap=0.5)
+    capped = 0.5 * torch.tanh((hidden @ weight.T + bias) / 0.5)
+    expected = F.log_softmax(capped / 0.7, -1).gather(-1, ids[:, None])[:, 0]
+    torch.testing.assert_close(found.logprobs, expected)
+    gradients = [torch.autograd.grad(out.square().sum(), (hidden, weight, bias)) for out in (found.logprobs, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_chunked_passes_gradcheck(cap):
     (hidden, weight, bias), ids = head()
     assert torch.autograd.gradcheck(
-        lambda h, w, b: chunked_token_logprobs(h, w, ids, 3, b, 0.7).logprobs, (hidden, weight, bias)
+        lambda h, w, b: chunked_token_logprobs(h, w, ids, 3, b, 0.7, cap).logprobs, (hidden, weight, bias)
     )
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import Gemma2Config
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention
 
 from poise.models.attention import LONGEST, BatchedAttention, attention
 
@@ -91,10 +93,14 @@ def test_long_rows_are_left_to_torch(monkeypatch, size):
     assert is_batched(monkeypatch, query, key, value, mask) == (size <= LONGEST)
 
 
-def test_what_only_transformers_knows_is_left_to_it():
+def test_scores_that_are_bounded_are_left_to_the_function_of_the_family():
+    config = Gemma2Config(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, head_dim=4, num_hidden_layers=1)
     query, key, value = rows()
-    with pytest.raises(ValueError, match="softcap"):
-        attention(Module(), query, key, value, None, softcap=5.0)
+    found, _ = attention(Gemma2Attention(config, 0), query, key, value, None, softcap=0.5, scaling=1.0)
+    scores = 0.5 * torch.tanh(query @ key.repeat_interleave(3, 1).transpose(2, 3) / 0.5)
+    scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    expected = scores.softmax(-1) @ value.repeat_interleave(3, 1)
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_in_bf16_it_is_as_near_as_torch_s():

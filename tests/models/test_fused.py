@@ -73,7 +73,7 @@ def test_packed_products_are_the_plain_ones_up_to_the_rounding_of_bf16():
 
 
 def test_families_and_settings_that_it_does_not_compute_are_left_to_transformers(policy):
-    assert fuses(policy.trunk)
-    assert not fuses(load_backbone("random:gpt2").trunk)
+    assert fuses(policy.trunk, 512)
+    assert not fuses(load_backbone("random:gpt2").trunk, 512)
     policy.trunk.config.hidden_act = "gelu"
-    assert not fuses(policy.trunk)
+    assert not fuses(policy.trunk, 512)

@@ -4,27 +4,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from families import CONTEXT, FEATURES, model_with
 from poise.errors import ModelError
-from poise.models.trunk import LEARNED_POSITION_FAMILIES, ROTARY_FAMILIES, Trunk, pad_rows
+from poise.models.trunk import Trunk, pad_rows
 
 
-@pytest.fixture(params=ROTARY_FAMILIES + LEARNED_POSITION_FAMILIES)
+@pytest.fixture(params=["llama", "gemma3_text", "granite", "phi", "gpt_neox", "gpt2"])
 def model(request):
-    config = AutoConfig.for_model(
-        request.param,
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        bos_token_id=1,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    features = FEATURES[request.param]
+    return model_with(request.param, features | ({"sliding_window": CONTEXT} if "sliding_window" in features else {}))
 
 
 @pytest.fixture

@@ -133,8 +133,8 @@ def test_steps_of_few_shapes_draw_the_same(model, prompts, monkeypatch):
         shapes.add((span, width))
         look(self, span, width, masked=masked)
 
-    def static(self, trunk, columns):
-        return StaticForward(trunk, adapter=policy.adapter, dtype=policy.backbone.dtype, columns=columns)
+    def static(self, trunk, columns, dtype):
+        return StaticForward(trunk, adapter=policy.adapter, dtype=dtype, columns=columns)
 
     monkeypatch.setattr(RowCache, "look", recording)
     monkeypatch.setattr(NativeEngine, "_forward", static)

@@ -60,10 +60,11 @@ def chunked_token_logprobs(
     chunk: int = 256,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    cap: float | None = None,
 ) -> TokenLogprobs:
     """Take token log-probabilities from hidden states through the LM head, `chunk` rows of logits at a time.
 
-        log softmax((hidden W^T + bias) / temperature)[id]
+        log softmax((hidden W^T + bias) / temperature)[id]; with a cap c, of c tanh((hidden W^T + bias) / c)
 
     The N x V logits never exist at once unless N <= chunk: then they are kept for the backward pass, which otherwise
     computes each chunk again. The matrix product runs in
@@ -76,6 +77,7 @@ def chunked_token_logprobs(
     chunk        rows of logits held at once
     bias         [V] or None
     temperature  > 0; the one that was sampled with, so that the log-probabilities belong to the sampler
+    cap          > 0, the bound of the logits (Gemma 2), or None
     returns      (logprobs [N] nats, entropy [N] nats)
 
     >>> result = chunked_token_logprobs(torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor([0, 1, 2]), chunk=2)
@@ -91,7 +93,7 @@ def chunked_token_logprobs(
             f"hidden has shape {tuple(hidden.shape)} and ids {tuple(ids.shape)}: "
             "flatten them to [N, H] and [N] first, for example with hidden[mask] and ids[mask]"
         )
-    return TokenLogprobs(*_ChunkedTokenLogprobs.apply(hidden, weight, bias, ids, chunk, temperature))
+    return TokenLogprobs(*_ChunkedTokenLogprobs.apply(hidden, weight, bias, ids, chunk, temperature, cap))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -143,20 +145,27 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, chunk: int, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        chunk: int,
+        temperature: float,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         normaliser, logprobs, entropy = torch.empty(
             (3, len(ids)), dtype=_wide(weight.dtype), device=hidden.device
         ).unbind()
         logits = None
         for rows in _blocks(len(ids), chunk):
-            logits = _chunk_of_logits(hidden[rows], weight, bias)
+            logits = _chunk_of_logits(hidden[rows], weight, bias, cap)
             logprobs[rows], entropy[rows], normaliser[rows] = _read_chunk(
                 logits, ids[rows], temperature, masked=bias is not None
             )
         kept = logits if len(ids) <= chunk and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, weight, bias, ids, normaliser, kept)
-        ctx.chunk, ctx.temperature = chunk, temperature
+        ctx.chunk, ctx.temperature, ctx.cap = chunk, temperature, cap
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -170,11 +179,10 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=wide) if for_bias else None
         for rows in _blocks(len(ids), ctx.chunk if kept is None else min(ctx.chunk, _KEPT_ROWS)):
             # kept logits may be asked for again: they are read, never written
-            logits = _chunk_of_logits(hidden[rows], weight, bias) if kept is None else kept[rows]
+            logits = _chunk_of_logits(hidden[rows], weight, bias, ctx.cap) if kept is None else kept[rows]
             slopes = torch.empty_like(logits) if kept is not None else logits
-            _read_chunk_backward(
-                grads[0][rows], logits, ids[rows], normaliser[rows], ctx.temperature, slopes=slopes, bias_grad=bias_grad
-            )
+            facts = grads[0][rows], logits, ids[rows], normaliser[rows], ctx.temperature, ctx.cap
+            _read_chunk_backward(*facts, slopes=slopes, bias_grad=bias_grad)
             with _no_autocast(hidden):
                 if hidden_grad is not None:
                     hidden_grad[rows] = (slopes @ weight).to(hidden.dtype)
@@ -184,6 +192,7 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
+            None,
             None,
             None,
             None,
@@ -216,18 +225,24 @@ def _read_chunk_backward(
     ids: Tensor,
     normaliser: Tensor,
     temperature: float,
+    cap: float | None,
     *,
     slopes: Tensor,
     bias_grad: Tensor | None,
 ) -> None:
-    """Write the gradient of a chunk of logits, which `slopes` may be itself, and add that of the bias."""
-    if bias_grad is None and kernels.fit(logits):
+    """Write the gradient of a chunk of logits before their cap, which `slopes` may be itself, and add that of the bias.
+
+    The slope of c tanh(x / c) is 1 - tanh^2(x / c).
+    """
+    if bias_grad is None and cap is None and kernels.fit(logits):
         kernels.read_logits_backward(grad.contiguous(), logits, ids.contiguous(), normaliser, temperature, out=slopes)
         return
     per_token = grad[:, None] / temperature
     for block in _blocks(len(logits), _rows_per_block(logits)):
         part = _widened(logits[block], temperature).sub_(normaliser[block, None])
         part.exp_().mul_(-per_token[block]).scatter_add_(-1, ids[block, None], per_token[block])
+        if cap is not None:
+            part.mul_(1 - (logits[block].to(part.dtype) / cap).square_())
         slopes[block] = part
         if bias_grad is not None:
             bias_grad += part.sum(0)
@@ -241,10 +256,11 @@ def _add_over_tokens(slopes: Tensor, hidden: Tensor, weight_grad: Tensor) -> Non
         weight_grad += slopes.t() @ hidden
 
 
-def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _chunk_of_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     """Logits of some rows in the dtype of the weight, in a tensor that may be overwritten."""
     with _no_autocast(hidden):
-        return F.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+        logits = F.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def _widened(logits: Tensor, temperature: float) -> Tensor:

@@ -23,6 +23,7 @@ from poise.ranks import by_main
 
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj", "c_fc",
+    "qkv_proj", "gate_up_proj", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2",
 )  # fmt: skip
 ADAPTER_CARD = "poise_adapter.json"
 

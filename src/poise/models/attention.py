@@ -6,6 +6,7 @@ hundred tokens, bf16). Longer rows and other devices use torch's. Registered wit
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 NAME = "poise"
 LONGEST = 1024  # keys; beyond it the scores of a batch take too much memory
 _BLOCK = 1 << 19  # weights that are computed at once
-_NOT_OURS = ("softcap", "position_bias", "cache", "output_attentions")  # of what transformers may ask for
+_NOT_OURS = ("position_bias", "cache", "output_attentions")  # of what transformers may ask for
+_FAMILYS_OWN = ("softcap", "s_aux")  # scores that are bounded, sinks: only the family's own functions compute them
 
 
 class BatchedAttention(torch.autograd.Function):
@@ -96,6 +98,8 @@ def attention(
     batch, heads, length, width = query.shape
     key_heads, size = key.shape[1:3]
     is_square = attention_mask is None and length == size and is_causal is not False
+    if any(rest.get(name) is not None for name in _FAMILYS_OWN):
+        return _by_family(module, query, key, value, attention_mask, dropout, scaling, **rest)
     is_plain = dropout == 0 and all(rest.get(name) is None for name in _NOT_OURS)
     is_short = query.device.type == "cpu" and size <= LONGEST
     if not (is_short and is_plain and (is_square or _fits(attention_mask, batch))):
@@ -114,6 +118,26 @@ def attention(
             bias_of(_causal(length, query) if attention_mask is None else attention_mask, like=value),
         )
     return attended.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+def _by_family(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Attended values by the plain function that the module's family defines, which knows all that it asks for."""
+    compute = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    seen = _causal(query.shape[2], query) if mask is None and query.shape[2] > 1 else mask
+    bias = None if seen is None else bias_of(seen, like=value)
+    kind = value.dtype
+    with torch.autocast(query.device.type, enabled=False):
+        found = compute(module, query.to(kind), key.to(kind), value, bias, scaling=scaling, dropout=dropout, **rest)
+    return found[0], None
 
 
 def _fits(mask: Tensor | None, batch: int) -> bool:

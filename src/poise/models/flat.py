@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 def runs_flat(trunk: Trunk, rows: SharedRows) -> bool:
     """Whether `FlatLayers` computes these rows: a known family, whole on a CPU, and rows of moderate length."""
-    is_short = rows.prompt_ids.shape[1] + rows.width <= LONGEST
-    return trunk.head.weight.device.type == "cpu" and is_short and not current().is_sharded and fuses(trunk)
+    columns = rows.prompt_ids.shape[1] + rows.width
+    is_here = trunk.head.weight.device.type == "cpu" and not current().is_sharded
+    return is_here and columns <= LONGEST and fuses(trunk, columns)
 
 
 class FlatLayers:
@@ -56,7 +57,7 @@ class FlatLayers:
     def rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors [N, 1, D] of a head and of its halves exchanged, at every token's position."""
         extra = self.trunk.position_inputs(like[None], self.layout.positions[None])
-        cos, sin = (part[0] for part in extra["position_embeddings"])
+        cos, sin = (part[0] for part in extra[0]["position_embeddings"])
         half = self.head_dim // 2
         return cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], -1)[:, None]
 

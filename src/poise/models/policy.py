@@ -123,8 +123,11 @@ class Policy:
             states, ids = above.predicting()[inside], above.response_ids[inside]
             spare = missing_rows(len(ids), ids.device)
             states, ids = trunk.final_norm(F.pad(states, (0, 0, 0, spare))), F.pad(ids, (0, spare))
-            weight = trunk.head.weight.to(states.dtype)
-            return chunked_token_logprobs(states, weight, ids, chunk=_CHUNK, temperature=temperature)
+            weight, rule = trunk.head.weight.to(states.dtype), trunk.logit_rule
+            cooled = temperature / rule.scale  # scaled logits are logits at another temperature
+            return chunked_token_logprobs(
+                states, weight, ids, chunk=_CHUNK, bias=trunk.head.bias, temperature=cooled, cap=rule.cap
+            )
 
         computing = self.reference if reference else self.acting
         with computing() as trunk:

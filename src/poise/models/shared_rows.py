@@ -6,7 +6,7 @@ those of the prompts and those of the responses; a response attends to its promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -272,14 +272,28 @@ def run_shared(
     inside that context: the one that says which adapter is on.
     """
     stop = trunk.depth if stop is None else stop
-    if rows.states is None:
-        prompts, responses = trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, rows.positions())
-    else:
-        prompts, responses = rows.states.prompts, rows.states.responses
+    prompts, responses = _states_below(trunk, rows)
     run = _run_flat if runs_flat(trunk, rows) else _run_padded
     again = recompute_in if torch.is_grad_enabled() else None
     prompts, responses = run(trunk, rows, prompts, responses, stop, again)
     return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
+
+
+def run_every_way(trunk: Trunk, rows: SharedRows) -> Iterator[tuple[str, SharedRows]]:
+    """The rows with their states after all layers, by each way that `run_shared` may choose, with its name."""
+    ways = [("on shared prompts", _run_padded)]
+    if runs_flat(trunk, rows):
+        ways.append(("without padding", _run_flat))
+    for name, run in ways:
+        prompts, responses = run(trunk, rows, *_states_below(trunk, rows), trunk.depth, None)
+        yield name, replace(rows, states=States(prompts=prompts, responses=responses), depth=trunk.depth)
+
+
+def _states_below(trunk: Trunk, rows: SharedRows) -> tuple[Tensor, Tensor]:
+    """States of prompts and responses where they are now: those known, or the embedded tokens."""
+    if rows.states is not None:
+        return rows.states.prompts, rows.states.responses
+    return trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, rows.positions())
 
 
 def _run_flat(
@@ -302,14 +316,17 @@ def _run_padded(
     trunk: Trunk, rows: SharedRows, prompts: Tensor, responses: Tensor, stop: int, recompute_in: Recomputation
 ) -> tuple[Tensor, Tensor]:
     for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, rows.positions())
-    mask = rows.attention_mask()
+    places = torch.arange(prompts.shape[1], device=prompts.device)[None]
+    of_keys = torch.cat([places.expand(len(rows.owner), -1), rows.positions()], 1)
+    prompt_masks = trunk.masks(None, places)
+    masks = trunk.masks(rows.attention_mask(), rows.positions(), of_keys)
 
     def layer(index: int, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
         keys = _PromptKeys(rows.owner)
         with recompute_in() if recompute_in else nullcontext():
-            prompts = trunk.layer(index, prompts, for_prompts, cache=keys)
+            prompts = trunk.layer(index, prompts, for_prompts, masks=prompt_masks, cache=keys)
             if rows.width:
-                responses = trunk.layer(index, responses, for_responses, mask=mask, cache=keys)
+                responses = trunk.layer(index, responses, for_responses, masks=masks, cache=keys)
         return prompts, responses
 
     for index in range(rows.depth, stop):

@@ -202,3 +202,14 @@ class LayerCache:
             self.rows.fill(layer, self.begin, torch.stack([keys, values]), self.copies)
             return keys, values
         return self.rows.store(layer, torch.cat([keys, values], 1)[:, :, 0])
+
+
+class KeyShape:
+    """What stands where a cache would, to see how many heads of keys a layer has and how wide they are."""
+
+    shape: tuple[int, int]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        """Note the shape of keys [B, heads, L, D] and return both as they are."""
+        self.shape = keys.shape[1], keys.shape[3]
+        return keys, values

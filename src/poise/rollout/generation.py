@@ -14,7 +14,7 @@ from torch import Tensor
 from poise import kernels
 from poise.models.fused import FusedTrunk
 from poise.models.trunk import Trunk, pad_rows
-from poise.rollout.cache import LayerCache, PromptCache, RowCache, attend_step
+from poise.rollout.cache import KeyShape, LayerCache, PromptCache, RowCache, attend_step
 from poise.rollout.sampling import sample_tokens
 from poise.types import Finish, Sampling
 
@@ -39,6 +39,7 @@ class Forward(Protocol):
     """A trunk as generation needs it."""
 
     shares_prompts: bool  # whether rows of one prompt attend to one copy of it
+    cache_shape: tuple[int, int, int]  # layers, heads of keys and entries of a key
 
     def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
         """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
@@ -77,6 +78,7 @@ class FusedForward:
 
     def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype, columns: int):
         self.trunk = FusedTrunk(trunk, adapter=adapter, dtype=dtype)
+        self.cache_shape = trunk.depth, self.trunk.key_heads, self.trunk.head_dim
         self.cos, self.sin = self.trunk.rotation(columns)
 
     def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
@@ -183,6 +185,10 @@ class LayerForward:
 
     def __init__(self, trunk: Trunk):
         self.trunk = trunk
+        device = trunk.head.weight.device
+        measured = KeyShape()  # a configuration may name heads that its family does not read
+        trunk.run(trunk.embed(torch.zeros(1, 1, dtype=torch.long, device=device)), stop=1, cache=measured)
+        self.cache_shape = trunk.depth, *measured.shape
 
     def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
         """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
@@ -194,8 +200,10 @@ class LayerForward:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
         caches.begin_step()
         at, cache = positions[:, None], LayerCache(caches.rows)
+        columns = torch.arange(caches.rows.width, device=tokens.device)[None]  # which are positions in the rows
         hidden = self.trunk.embed(tokens[:, None], at)
-        return self.trunk.logits(self.trunk.run(hidden, positions=at, mask=caches.rows.mask, cache=cache)[:, 0])
+        hidden = self.trunk.run(hidden, positions=at, mask=caches.rows.mask, key_positions=columns, cache=cache)
+        return self.trunk.logits(hidden[:, 0])
 
 
 class Generation:
@@ -214,22 +222,18 @@ class Generation:
         sampling: Sampling,
         ends: Callable[[Row], bool],
         batch_rows: int,
-        fill: int,
-        config: Any,
         dtype: torch.dtype,
         device: torch.device,
     ):
         self.forward, self.prompts, self.rows, self.sampling, self.ends = forward, prompts, rows, sampling, ends
-        self.fill, self.device, self.samples = fill, device, sampling.samples
+        self.device, self.samples = device, sampling.samples
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
         self.active: list[Row] = []  # by slot
         capacity = min(max(batch_rows, self.samples), len(rows))
-        self.caches = self._caches(capacity, config, dtype)
+        self.caches = self._caches(capacity, dtype)
 
-    def _caches(self, capacity: int, config: Any, dtype: torch.dtype) -> Caches:
-        layers, heads = config.num_hidden_layers, config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
+    def _caches(self, capacity: int, dtype: torch.dtype) -> Caches:
+        layers, key_heads, width = self.forward.cache_shape
         longest, own = max(map(len, self.prompts)), max(1, self.sampling.max_tokens - 1)
         prompts = None
         if self.forward.shares_prompts and self.samples > 1:
@@ -271,7 +275,7 @@ class Generation:
 
     def _enter(self, chosen: list[int]) -> None:
         """Prefill the chosen prompts, give their samples rows and draw each one's first token."""
-        ids, lengths = pad_rows([self.prompts[i] for i in chosen], self.fill, self.device)
+        ids, lengths = pad_rows([self.prompts[i] for i in chosen], device=self.device)
         rows, prompts, begin = self.caches.rows, self.caches.prompts, self.caches.rows.count
         slots = [] if prompts is None else prompts.free_slots()[: len(chosen)]
         if prompts is not None:

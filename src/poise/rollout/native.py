@@ -17,6 +17,7 @@ from poise.models.trunk import Trunk, pad_rows
 from poise.rollout.engine import check_completions, check_sampling
 from poise.rollout.generation import Forward, FusedForward, Generation, LayerForward, Row, StaticForward
 from poise.rollout.sampling import stop_position, uniform_stream
+from poise.rollout.verified import verify_generation
 from poise.types import Completion, Prompt, Sampling
 
 _GRAPHS = "POISE_GRAPHS"  # 1: decoding steps on a GPU are captured as CUDA graphs
@@ -57,6 +58,7 @@ class NativeEngine:
         check_sampling(sampling)
         encoded = [self.renderer.prompt_ids(prompt.messages)[0] for prompt in prompts]
         self._check_context(encoded, sampling)
+        verify_generation(self.policy.model, self._forward, adapter=self._adapter)
         version = 0 if self.reference else self.policy.version
         with self.policy.reference() if self.reference else self.policy.acting() as trunk:
             if sampling.choices:
@@ -75,7 +77,7 @@ class NativeEngine:
 
     def _check_context(self, encoded: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest, context = max(map(len, encoded), default=0), self.policy.backbone.context
-        if context is not None and not sampling.choices and longest + sampling.max_tokens > context:
+        if not sampling.choices and longest + sampling.max_tokens > context:
             raise ConfigError(
                 f"a prompt of {longest} tokens and max_tokens={sampling.max_tokens} exceed the model's context of "
                 f"{context} tokens: lower max_tokens or the engine's max_prompt_tokens"
@@ -95,28 +97,31 @@ class NativeEngine:
         if rows:
             backbone = self.policy.backbone
             longest = max(map(len, encoded)) + sampling.max_tokens
-            with torch.autocast(backbone.device.type, enabled=False) if fuses(trunk) else nullcontext():
+            forward = self._forward(trunk, longest, backbone.dtype)
+            fused = isinstance(forward, FusedForward)
+            with torch.autocast(backbone.device.type, enabled=False) if fused else nullcontext():
                 Generation(
-                    self._forward(trunk, longest),
+                    forward,
                     encoded,
                     rows,
                     sampling=sampling,
                     ends=lambda row: self._ends(row, sampling),
                     batch_rows=self.batch_size,
-                    fill=self.renderer.fill,
-                    config=trunk.config,
                     dtype=backbone.dtype,
                     device=backbone.device,
                 ).run()
         return rows
 
-    def _forward(self, trunk: Trunk, columns: int) -> Forward:
-        if not fuses(trunk):
+    @property
+    def _adapter(self) -> str | None:
+        return self.policy.adapter if self.policy.lora and not self.reference else None
+
+    def _forward(self, trunk: Trunk, columns: int, dtype: torch.dtype) -> Forward:
+        if not fuses(trunk, columns):
             return LayerForward(trunk)
-        adapter = self.policy.adapter if self.policy.lora and not self.reference else None
         captures = self.policy.backbone.device.type == "cuda" and os.environ.get(_GRAPHS) == "1"
         kind = StaticForward if captures else FusedForward
-        return kind(trunk, adapter=adapter, dtype=self.policy.backbone.dtype, columns=columns)
+        return kind(trunk, adapter=self._adapter, dtype=dtype, columns=columns)
 
     def _completion(self, prompt: Prompt, sample: int, row: Row, sampling: Sampling) -> Completion:
         text = self.renderer.decode(row.tokens)
@@ -141,7 +146,7 @@ class NativeEngine:
         rows = [ids + self.renderer.response_ids(choice, finished=False)[0] for choice in sampling.choices]
         if any(len(row) == len(ids) for row in rows):
             raise EngineError(f"choices {sampling.choices!r}: an empty choice has no tokens to weigh")
-        batch, lengths = pad_rows(rows, self.renderer.fill, self.policy.backbone.device)
+        batch, lengths = pad_rows(rows, device=self.policy.backbone.device)
         logits = trunk.logits(trunk.run(trunk.embed(batch))[:, len(ids) - 1 : -1]).float().log_softmax(-1)
         picked = logits.gather(-1, batch[:, len(ids) :, None])[..., 0]
         inside = torch.arange(picked.shape[1], device=picked.device)[None] < (lengths - len(ids))[:, None]

@@ -67,7 +67,7 @@ def encode_rollouts(rollouts: Sequence[Rollout], renderer: ChatRenderer, device:
     """Pad rollouts to tensors; a response without token ids is encoded from its text."""
     heads = [renderer.prompt_ids(rollout.prompt.messages)[0] for rollout in rollouts]
     tails = [_response_ids(rollout.completion, renderer) for rollout in rollouts]
-    token_ids, lengths = pad_rows([head + tail for head, tail in zip(heads, tails, strict=True)], renderer.fill, device)
+    token_ids, lengths = pad_rows([head + tail for head, tail in zip(heads, tails, strict=True)], device=device)
     sizes = torch.tensor([len(tail) for tail in tails])
     mask = torch.arange(int(sizes.max())) < sizes[:, None]
     sampled = [rollout.completion.token_logprobs for rollout in rollouts]
