@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import poise
 from poise.errors import ModelError, RunError
 from poise.files import atomic_write, cache_folder
 from poise.models.shared_rows import SharedRows, run_every_way
@@ -156,7 +155,7 @@ def _fingerprint(model: Any, what: str) -> str:
 @cache
 def _code() -> str:
     """A checksum of the source that computes passes."""
-    digest, root = hashlib.sha256(), Path(poise.__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for name in _CODE:
         paths = [root / name] if name.endswith(".py") else sorted((root / name).glob("*.[pc]*"))
         for path in paths:
