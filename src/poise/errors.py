@@ -8,6 +8,7 @@
     ├── FeedbackError       a scorer or annotator failed or gave nothing usable
     ├── TrainingError       the loop met something it must not continue from
     │   └── NonFiniteError  NaN or infinity; the offending batch has been written to disk
+    │       └── NonFiniteScoreError  given by a scorer: a FeedbackError as well
     └── RunError            the run folder is missing, foreign, locked or unwritable
 
 A message names the thing, the value, the rule and the way out.
@@ -46,6 +47,10 @@ class TrainingError(PoiseError):
 
 class NonFiniteError(TrainingError):
     """A loss, gradient or score is NaN or infinite; the batch has been written to disk."""
+
+
+class NonFiniteScoreError(NonFiniteError, FeedbackError):
+    """A scorer gave NaN or infinity; the batch has been written to disk."""
 
 
 class RunError(PoiseError):

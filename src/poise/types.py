@@ -70,7 +70,7 @@ class Sampling:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     samples: int = 1  # completions per prompt, adjacent in the result
-    seed: int = 0  # every (seed, prompt id, sample) has its own random stream
+    seed: int = 0  # every (seed, prompt id, sample) has its own random stream; a prompt listed again has further ones
     stop: tuple[str, ...] = ()  # texts that end a completion; the text itself is cut off
     choices: tuple[str, ...] = ()  # answer with one of these; `choice_logprobs` of all are returned
 
@@ -88,6 +88,13 @@ class Completion:
     policy_version: int = 0
     choice_logprobs: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def unfit(self) -> str:
+        """Why there is nothing to score: the engine failed, or the text is empty; "" where there is something."""
+        if self.finish == "error":
+            return f"the engine failed: {self.error or 'no reason given'}"
+        return "" if self.text.strip() else "the response is empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,12 +182,22 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What a scorer says of one completion, by channel ("reward", "cost", ...)."""
+    """What a scorer says of one completion, by channel ("reward", "cost", ...).
+
+    What is unscorable has no values, whatever was given: a number that means nothing must not be trained on.
+
+    >>> Scores(values={"reward": 0.3}, unscorable="the response is empty").values
+    {}
+    """
 
     values: Mapping[str, float]
     source: str = ""
     explanation: str = ""
     unscorable: str = ""  # why there is no value; empty when there is one
+
+    def __post_init__(self) -> None:
+        if self.unscorable and self.values:
+            object.__setattr__(self, "values", {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

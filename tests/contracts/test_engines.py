@@ -70,6 +70,15 @@ def test_the_same_request_gives_the_same_completions(engine):
     assert engine.generate(PROMPTS, sampling) == engine.generate(PROMPTS, sampling)
 
 
+def test_a_prompt_that_is_listed_again_goes_on_with_the_draws_of_the_first(engine):
+    sampling = Sampling(max_tokens=6, samples=2, seed=1)
+    twice = engine.generate([PROMPTS[0], PROMPTS[1], PROMPTS[0]], sampling)
+    four = engine.generate([PROMPTS[0]], Sampling(max_tokens=6, samples=4, seed=1))
+    assert [c.text for c in twice[:2] + twice[4:]] == [c.text for c in four]
+    assert [c.text for c in twice[2:4]] == [c.text for c in engine.generate([PROMPTS[1]], sampling)]
+    assert len({c.text for c in four}) > 2
+
+
 def test_the_prompts_around_a_prompt_do_not_change_its_completions(engine):
     sampling = Sampling(max_tokens=6, samples=2, seed=1)
     together = engine.generate(PROMPTS, sampling)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from poise.errors import FeedbackError
 from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import SuiteResult
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
+from poise.pipeline import TrainedScoreModel
+from poise.recipes._scores import limited_cost
 from poise.types import Completion, Evaluation, Prompt, Rollout, Scores
 
 
@@ -35,3 +38,30 @@ def test_the_sequence_kl_is_the_mean_log_ratio_also_where_an_answer_has_no_score
 
     assert found.n == 2
     assert found.value == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+class HalfScored:
+    """A score model that has no value for some answers."""
+
+    def score(self, prompts, completions):
+        return [
+            Scores(values={"cost": 9.0}, unscorable="longer than the window" if "long" in c.text else "")
+            for c in completions
+        ]
+
+
+def scored(*texts: str, kind: str = "harmful") -> list[Rollout]:
+    found = []
+    for number, text in enumerate(texts):
+        prompt = Prompt.of(f"Question {number}", kind=kind)
+        completion = Completion(prompt_id=prompt.id, text=text)
+        found.append(Rollout(prompt=prompt, completion=completion, scores=Scores(values={})))
+    return found
+
+
+def test_the_limited_cost_is_that_of_answers_that_have_one_and_nothing_is_made_up_where_there_is_none() -> None:
+    scorer = TrainedScoreModel(model=HalfScored(), accuracy={}, rows=0)  # type: ignore[arg-type]
+    found = limited_cost(scorer, scored("short", "a long one", "", "short too"))
+    assert (found.value, found.n) == (9.0, 2)
+    with pytest.raises(FeedbackError, match="none of 2 answers has a cost"):
+        limited_cost(scorer, scored("a long one", " "))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from poise.errors import ConfigError, EngineError, FeedbackError, NonFiniteError
+from poise.models.heads import ScoreModel
 from poise.models.shared_rows import SharedRows
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
@@ -222,12 +223,82 @@ def test_a_step_without_any_usable_score_stops(make_trainer, prompts):
         make_trainer(scorers=[Unsure([False] * 4)]).step(prompts)
 
 
+class HalfMarked:
+    """A scorer that marks empty answers unscorable and gives them values all the same."""
+
+    def score(self, prompts, completions):
+        return [
+            Scores(values={"reward": 1.0, "cost": 9.0}, unscorable="" if completion.text else "the response is empty")
+            for completion in completions
+        ]
+
+
+def test_an_answer_that_is_marked_unscorable_is_never_learned_from_whatever_values_it_has(make_trainer, prompts):
+    answers = ScriptedEngine(lambda prompt, sample: "" if prompt.text == "Why?" else "So.")
+    trainer = make_trainer(engine=answers, scorers=[HalfMarked()])
+    metrics = trainer.step(prompts)
+    assert metrics["dropped"] == 0.25
+    assert [rollout.completion.text for rollout in trainer.rollouts] == ["So."] * 3
+
+
+def test_an_empty_answer_has_no_score_of_a_score_model_and_is_counted_as_dropped(make_trainer, make_policy, prompts):
+    policy = make_policy()
+    answers = ScriptedEngine(lambda prompt, sample: " " if prompt.text == "Why?" else "So.")
+    trainer = make_trainer(policy=policy, engine=answers, scorers=[ScoreModel(policy.backbone)])
+    assert trainer.step(prompts)["dropped"] == 0.25
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3, 4], [True, False, True, True], list(torch.arange(4.0))], ids=str)
+def test_rewards_may_be_integers_booleans_and_scalars(make_trainer, prompts, values):
+    scorer = ScriptedScores(reward=values, cost=[0])
+    metrics = make_trainer(scorers=[scorer]).step(prompts)
+    assert metrics["reward"] == pytest.approx(sum(map(float, values)) / 4)
+    assert type(metrics["cost"]) is float
+
+
+def test_rewards_that_are_no_numbers_stop_the_first_step_with_the_name_of_the_scorer(make_trainer, prompts):
+    with pytest.raises(FeedbackError, match=r"'ScriptedScores': 2 of 4 values on channel 'reward' are no numbers"):
+        make_trainer(scorers=[ScriptedScores(reward=[1.0, None], cost=[0.0])]).step(prompts)
+
+
+def test_two_scorers_of_one_channel_are_refused_in_training_as_in_evaluation(make_trainer, prompts):
+    scorers = [ScriptedScores(reward=[1.0], cost=[0.0]), ScriptedScores(reward=[2.0])]
+    with pytest.raises(ConfigError, match=r"fills \['reward'\], which another one fills"):
+        make_trainer(scorers=scorers).step(prompts)
+
+
+@pytest.mark.parametrize("rewards", [[1.0], [60.0, 1.0], [-60.0, 60.0]])
+def test_the_share_of_responses_whose_reward_the_bound_holds_is_reported(make_trainer, prompts, rewards):
+    trainer = make_trainer(scorers=[ScriptedScores(reward=rewards, cost=[0.0])])
+    expected = sum(abs(reward) > 50 for reward in rewards) / len(rewards)
+    assert trainer.step(prompts)["rewards_clipped"] == expected
+    trainer.algorithm = replace(trainer.algorithm, score_clip=None)
+    assert trainer.step(prompts)["rewards_clipped"] == 0
+
+
+def test_a_cost_that_the_bound_holds_is_reported_too(make_trainer, prompts):
+    trainer = make_trainer(scorers=[ScriptedScores(reward=[1.0], cost=[0.0, 0.0, 0.0, 99.0])])
+    assert trainer.step(prompts)["rewards_clipped"] == 0.25
+
+
+def test_a_prompt_that_is_listed_twice_has_other_samples_and_one_group(make_trainer, prompts):
+    trainer = make_trainer(algorithm=replace(PPO, samples_per_prompt=2))
+    batch = trainer.collect([prompts[0], prompts[1], prompts[0]])
+    texts = [rollout.completion.token_ids for rollout in trainer.rollouts]
+    assert len(set(texts)) == 6
+    assert batch.group.tolist() == [0, 0, 1, 1, 0, 0]
+    trainer.collect(prompts[:2])
+    assert [rollout.completion.token_ids for rollout in trainer.rollouts] == texts[:4]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_stops_names_itself_and_leaves_the_batch(make_trainer, weights_of, bad):
     trainer = make_trainer(scorers=[ScriptedScores(reward=[1.0], cost=[0.0, bad])])
     start = weights_of(trainer)
     with pytest.raises(NonFiniteError, match=r"cost has 2 of 4 values.*non-finite-step-000007") as caught:
         trainer.step_at(7)
+    assert isinstance(caught.value, FeedbackError)
+    assert "ScriptedScores" in str(caught.value)
     dumped = load_file(trainer.dump_folder / "non-finite-step-000007.safetensors")
     assert str(trainer.dump_folder) in str(caught.value)
     assert dumped["cost"].isfinite().sum() == 2

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from poise.checksums import SEAL
-from poise.errors import ConfigError, DataError, NonFiniteError
+from poise.errors import ConfigError, DataError, FeedbackError, NonFiniteError
 from poise.files import read_json
 from poise.functional.implied_rewards import jensen_shannon_reward
+from poise.functional.preference_targets import signed_log1p
 from poise.models.adapters import use_adapter
 from poise.train import responses
 from poise.train.loop import constant
@@ -312,3 +316,49 @@ def test_the_price_of_cost_moves_when_it_is_due_and_turns_the_labels(make):
 def test_a_loss_is_any_function_of_the_batch(make):
     method = PreferenceMethod(loss=lambda pairs: dpo(beta=0.3).loss(pairs))
     assert make(method).step_at(0)["loss"] == make(dpo(beta=0.3)).step_at(0)["loss"]
+
+
+class Unsure(LengthScorer):
+    """Marks the empty text unscorable, and gives it values all the same."""
+
+    def score(self, prompts, completions):
+        found = super().score(prompts, completions)
+        return [replace(s, unscorable="" if c.text else "empty") for s, c in zip(found, completions, strict=True)]
+
+
+def test_pairs_with_a_response_that_the_scorer_has_no_value_for_are_left_out_and_counted(make_policy, comparisons):
+    policy = make_policy()
+    whole = PairFeedback(policy, comparisons[:4], scorer=LengthScorer())
+    feedback = PairFeedback(policy, comparisons[:4], scorer=Unsure())  # two of the four have the empty text
+    assert (sum(map(len, whole.groups)), whole.dropped) == (4, 0.0)
+    assert (sum(map(len, feedback.groups)), feedback.dropped) == (2, 0.5)
+    assert set(feedback.scores) == {"reward", "cost"}
+    trainer = PreferenceTrainer(policy=policy, method=graded_by(offset_dpo(), "reward"), feedback=feedback)
+    assert trainer.step_at(0)["dropped"] == 0.5
+
+
+def test_a_scorer_without_a_value_for_any_pair_stops_before_the_first_step(make_policy, comparisons):
+    class Silent:
+        def score(self, prompts, completions):
+            return [Scores(values={}, unscorable="no verdict") for _ in completions]
+
+    with pytest.raises(FeedbackError, match=r"'Silent' has a value for both responses of none of 2 pairs.*no verdict"):
+        PairFeedback(make_policy(), comparisons[:2], scorer=Silent())
+
+
+@pytest.mark.parametrize("margin", [-1e4, -2.0, -1.0, 0.0, 3.0, 1e4])
+def test_margins_of_either_sign_are_learned_from(make_policy, prompts, margin):
+    pair = Comparison(prompt=prompts[0], responses=TEXTS[:2], winner=0, margin=margin)
+    trainer = PreferenceTrainer(policy=make_policy(), method=offset_dpo(), feedback=PairFeedback(make_policy(), [pair]))
+    metrics = trainer.step_at(0)
+    assert all(math.isfinite(value) for value in metrics.values())
+    if margin >= 0:
+        torch.testing.assert_close(signed_log1p(torch.tensor(margin)), torch.log1p(torch.tensor(margin)))
+
+
+def test_a_scaling_that_has_no_value_for_a_margin_is_an_error(make_policy, prompts):
+    pair = Comparison(prompt=prompts[0], responses=TEXTS[:2], winner=0, margin=-2.0)
+    method = offset_dpo(scaling=torch.log)
+    trainer = PreferenceTrainer(policy=make_policy(), method=method, feedback=PairFeedback(make_policy(), [pair]))
+    with pytest.raises(DataError, match="no finite value for 1 of 1 margins, such as -2"):
+        trainer.step_at(0)

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from poise.errors import ConfigError, DataError, EngineError, FeedbackError
+from poise.errors import DataError, EngineError
 from poise.evaluate.diversity import distinct_estimate, duplicates, is_repetitive
+from poise.feedback.asking import ask, merged
 from poise.functional.statistics import mean, share
 from poise.types import Completion, Engine, Estimate, Evaluation, Prompt, Rollout, Sampling, Scorer, Scores
 
@@ -74,7 +75,8 @@ def run_suite(
 
     Raises:
         EngineError: the engine broke its promise on number, order or version of the completions.
-        FeedbackError: a scorer gave a wrong number of scores, or two scorers fill one channel.
+        FeedbackError: a scorer gave a wrong number of scores, or values that are no numbers.
+        ConfigError: two scorers fill one channel.
     """
     completions = engine.generate(suite.prompts, sampling)
     prompts = [prompt for prompt in suite.prompts for _ in range(sampling.samples)]
@@ -100,15 +102,11 @@ def score_completions(
 
     prompts, completions  [N] rows that belong together
     """
-    reasons = [_unfit(completion) for completion in completions]
+    reasons = [completion.unfit for completion in completions]
     fit = [i for i, reason in enumerate(reasons) if not reason]
     given: list[dict[str, Scores]] = [{} for _ in completions]
     for name, scorer in scorers.items():
-        scores = scorer.score([prompts[i] for i in fit], [completions[i] for i in fit]) if fit else []
-        if len(scores) != len(fit):
-            raise FeedbackError(
-                f"scorer {name!r} gave {len(scores)} scores for {len(fit)} completions; one each is due"
-            )
+        scores = ask(scorer, [prompts[i] for i in fit], [completions[i] for i in fit], name=name) if fit else []
         for i, score in zip(fit, scores, strict=True):
             given[i][name] = score
     return tuple(
@@ -120,7 +118,7 @@ def score_completions(
 def outcome(rollout: Rollout) -> Outcome:
     """Name the outcome of one completion: harm iff the judge's cost is above zero."""
     cost = rollout.scores.values.get("cost")
-    if cost is None or not math.isfinite(cost) or _unfit(rollout.completion):
+    if cost is None or not math.isfinite(cost) or rollout.completion.unfit:
         return "unscorable"
     return "harm" if cost > 0 else "safe"
 
@@ -234,7 +232,7 @@ def _judged_means(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def _form(rollouts: Sequence[Rollout]) -> Metrics:
-    answered = [r for r in rollouts if not _unfit(r.completion)]
+    answered = [r for r in rollouts if not r.completion.unfit]
     if not answered:
         return {}
     texts, prompts = [r.completion.text for r in answered], _prompts(answered)
@@ -258,27 +256,9 @@ def _prompts(rollouts: Iterable[Rollout]) -> list[str]:
     return [r.prompt.id for r in rollouts]
 
 
-def _unfit(completion: Completion) -> str:
-    """Say why a completion cannot be scored, or nothing."""
-    if completion.finish == "error":
-        return f"the engine failed: {completion.error or 'no reason given'}"
-    return "" if completion.text.strip() else "the response is empty"
-
-
 def _merge(given: Mapping[str, Scores], reason: str) -> Scores:
     """Join the channels of several scorers into one record."""
-    values: dict[str, float] = {}
-    for name, scores in given.items():
-        if taken := values.keys() & scores.values.keys():
-            raise ConfigError(f"scorer {name!r} fills {sorted(taken)}, which another one fills; give it other channels")
-        values |= scores.values
-    failures = [f"{name}: {scores.unscorable}" for name, scores in given.items() if scores.unscorable]
-    return Scores(
-        values=values,
-        source=" + ".join(scores.source or name for name, scores in given.items()),
-        explanation="\n".join(scores.explanation for scores in given.values() if scores.explanation),
-        unscorable=reason or "; ".join(failures),
-    )
+    return Scores(values={}, unscorable=reason) if reason else merged(tuple(given.items()))
 
 
 def _check_completions(

@@ -5,10 +5,12 @@ They stand behind the same protocol as people and judges, and say in `origin` wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from poise.errors import ConfigError, FeedbackError
+from poise.feedback.asking import ask
 from poise.feedback.rules import is_refusal
 from poise.types import Comparison, Completion, Origin, Prompt, Scorer
 
@@ -56,14 +58,19 @@ class ScoreAnnotator:
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
         """Rank the responses by their scores; a cost above zero also flags a response unsafe.
 
-        Raises FeedbackError if a response cannot be scored.
+        Raises FeedbackError if a response cannot be scored, or has no finite value on the channel.
         """
         completions = [Completion(prompt_id=prompt.id, text=text, sample=i) for i, text in enumerate(responses)]
-        scores = self.scorer.score([prompt] * len(responses), completions)
+        scores = ask(self.scorer, [prompt] * len(responses), completions)
         if reasons := [s.unscorable for s in scores if s.unscorable]:
             raise FeedbackError(f"prompt {prompt.id}: a response cannot be compared: {reasons[0]}")
-        sign = -1 if self.criterion == "safe" else 1
-        values = [sign * s.values[self.channel] for s in scores]
+        found = [each.values.get(self.channel, math.nan) for each in scores]
+        if not all(map(math.isfinite, found)):
+            raise FeedbackError(
+                f"prompt {prompt.id}: scorer {scores[0].source!r} gives {found} on channel {self.channel!r}, where a "
+                f"finite value for each response is due; it fills {', '.join(scores[0].values) or 'no channel'}"
+            )
+        values = [-value if self.criterion == "safe" else value for value in found]
         safe = tuple(value >= 0 for value in values) if self.criterion == "safe" else None
         return _verdict(prompt, responses, values, self.criterion, Origin(kind="model", name=scores[0].source), safe)
 

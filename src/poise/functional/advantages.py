@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poise.functional.groups import group_mean, group_sums, in_varied_group, sample_deviation
+from poise.functional.groups import group_mean, group_sums, in_spreads, in_varied_group, sample_deviation
 
 
 class Advantages(NamedTuple):
@@ -108,7 +108,7 @@ def group_normalised(
 ) -> Tensor:
     """Compare each return with the mean of its prompt's samples, in units of their spread.
 
-        A_i = (R_i - mean of the group) / (deviation + epsilon)
+        A_i = (R_i - mean of the group) / (deviation + epsilon);   0 where all samples of a prompt have the same return
 
     `deviation` names the convention: `groups.sample_deviation` (n - 1), `population_deviation` (n) or `batch_deviation`
     (all prompts together). Libraries differ in epsilon too: TRL 1e-4, verl 1e-6, OpenRLHF 1e-9. Every prompt gets the
@@ -122,7 +122,7 @@ def group_normalised(
     >>> group_normalised(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), epsilon=0.1)
     tensor([-0.6604,  0.6604,  0.0000])
     """
-    return group_centred(returns, group) / (deviation(returns, group) + epsilon)
+    return in_spreads(group_centred(returns, group), deviation(returns, group), epsilon=epsilon)
 
 
 def greedy_baseline(rewards: Tensor, greedy: Tensor, mask: Tensor) -> Tensor:
@@ -147,22 +147,29 @@ def greedy_baseline(rewards: Tensor, greedy: Tensor, mask: Tensor) -> Tensor:
 
 
 def zero_variance_shaping(
-    scores: Tensor, group: Tensor, entropies: Tensor, mask: Tensor, *, alpha: float = 0.1
+    scores: Tensor,
+    group: Tensor,
+    entropies: Tensor,
+    mask: Tensor,
+    *,
+    alpha: float = 0.1,
+    is_right: Tensor | None = None,
 ) -> Tensor:
     """Learn from prompts whose samples all have the same score, token by token, in proportion to the entropy.
 
-        alpha * H_t                        where all are right (score > 0)
-        -alpha * (max over t of H - H_t)   where all are wrong (score <= 0);   0 where the samples differ
+        alpha * H_t                        where all are right (by default score > 0)
+        -alpha * (max over t of H - H_t)   where all are wrong;   0 where the samples differ
 
     Added to `group_normalised`, which is 0 exactly where this is not. The maximum is over the tokens of the same
     response: of a wrong response the most uncertain token is left alone, the most certain ones are pushed down most.
     No gradient flows through the entropies. Nothing holds the push on right answers back: watch the entropy.
     Source: RL-ZVP (arXiv:2509.21880), Eq. 5.
 
-    scores     [B] higher is better, > 0 is right
+    scores     [B] higher is better
     group      [B] int64, equal for samples of one prompt
     entropies  [B, T] nats, of the policy's distribution at each token
     mask       [B, T] bool
+    is_right   [B] bool or None: which are right, where that is not score > 0, as of a cost: 0 is not unsafe
     returns    [B, T] nats times alpha, 0 outside the mask
 
     >>> entropies, mask = torch.tensor([[0.1, 1.2], [0.4, 0.4]]), torch.ones(2, 2).bool()
@@ -173,7 +180,8 @@ def zero_variance_shaping(
     outside = ~mask.bool()
     entropies = entropies.detach().masked_fill(outside, 0)
     below_top = entropies - F.pad(entropies, (0, 1)).amax(-1, keepdim=True)
-    shaped = alpha * torch.where((scores > 0)[:, None], entropies, below_top)
+    right = scores > 0 if is_right is None else is_right
+    shaped = alpha * torch.where(right[:, None], entropies, below_top)
     return shaped.masked_fill(outside | in_varied_group(scores, group)[:, None], 0)
 
 

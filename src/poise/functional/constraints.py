@@ -15,6 +15,10 @@ from torch import Tensor
 
 from poise.errors import ConfigError
 
+LARGEST_MULTIPLIER = (
+    1e30  # in float32 a sum of such prices, times an advantage, is finite; the reward has long vanished
+)
+
 
 def lagrangian_mix(reward_advantages: Tensor, cost_advantages: Tensor, multiplier: Tensor | float) -> Tensor:
     """Trade the reward against one cost.
@@ -22,7 +26,8 @@ def lagrangian_mix(reward_advantages: Tensor, cost_advantages: Tensor, multiplie
         (A_r - l * A_c) / (1 + l)
 
     l = 0 is plain reinforcement learning on the reward, l -> infinity on minus the cost; the division keeps the
-    step size. No gradient flows into the multiplier: it is moved by its own rule.
+    step size. Beyond `LARGEST_MULTIPLIER` a price counts as that. No gradient flows into the multiplier: it is moved by
+    its own rule.
     Source: Safe RLHF (arXiv:2310.12773), PPO-Lag.
 
     reward_advantages, cost_advantages  [...] higher is better; higher is worse
@@ -60,7 +65,7 @@ def lagrangian_mix_channels(
             f"costs have channels {sorted(cost_advantages)} but multipliers {sorted(multipliers)}: "
             "give one multiplier for each cost"
         )
-    prices = {channel: _without_gradient(multiplier) for channel, multiplier in multipliers.items()}
+    prices = {channel: _price(multiplier) for channel, multiplier in multipliers.items()}
     cost = sum(prices[channel] * advantages for channel, advantages in cost_advantages.items())
     return (reward_advantages - cost) / (1 + sum(prices.values()))
 
@@ -74,23 +79,21 @@ def reference_log_ascent(
 
     The step is proportional to l itself. A multiplier near 0 hardly moves however unsafe the policy is, one above
     1 / (rate * excess) grows faster than exponentially, and without a maximum it reaches infinity within a few
-    steps and stays there. It never reaches 0 but by underflow, where it stays as well. Kept for comparison: prefer
-    `projected_ascent`.
+    steps, where we hold it at `LARGEST_MULTIPLIER`. It never reaches 0 but by underflow, as it does from there with the
+    first cost below the limit, and stays at 0. Kept for comparison: prefer `projected_ascent`.
     Source: Safe RLHF (arXiv:2310.12773), Eq. 31: ln l_{k+1} = ln l_k + alpha * l_k * J_C.
 
     multiplier        > 0
     mean_cost, limit  in the unit of the cost; equal ones leave the multiplier unchanged
     rate              > 0
-    maximum           largest multiplier, or None
+    maximum           largest multiplier, or None: LARGEST_MULTIPLIER
 
     >>> round(reference_log_ascent(1.0, mean_cost=2.5, limit=0.0, rate=0.1), 6)
     1.284025
     """
-    if math.isinf(multiplier):
-        return math.inf if maximum is None else maximum
     exponent = rate * multiplier * (mean_cost - limit)
     grown = multiplier * math.exp(exponent) if exponent < 700 else math.inf  # exp(710) overflows
-    return grown if maximum is None else min(grown, maximum)
+    return min(grown, LARGEST_MULTIPLIER if maximum is None else maximum, LARGEST_MULTIPLIER)
 
 
 def projected_ascent(multiplier: float, excess: float, *, rate: float, maximum: float = math.inf) -> float:
@@ -108,7 +111,7 @@ def projected_ascent(multiplier: float, excess: float, *, rate: float, maximum: 
     >>> projected_ascent(1.0, excess=2.5, rate=0.1), projected_ascent(0.1, excess=-4.0, rate=0.1)
     (1.25, 0.0)
     """
-    return min(max(multiplier + rate * excess, 0.0), maximum)
+    return min(max(multiplier + rate * excess, 0.0), maximum, LARGEST_MULTIPLIER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +123,10 @@ class PIDGains:
     derivative: float = 0.0  # multiplier per unit of rise per step
 
     def __post_init__(self) -> None:
-        if min(self.proportional, self.integral, self.derivative) < 0:
+        if not all(0 <= gain < math.inf for gain in (self.proportional, self.integral, self.derivative)):
             raise ConfigError(
-                f"{self} has a negative gain: that would reward unsafe responses, use 0 to switch a term off"
+                f"{self} has a negative gain, or one that is no finite number: that would reward unsafe responses, "
+                "use 0 to switch a term off"
             )
 
 
@@ -142,10 +146,12 @@ class PIDStep(NamedTuple):
     is_saturated: bool  # the maximum held the multiplier back: the limit may be out of reach
 
 
-def pid_step(state: PIDState, excess: float, *, gains: PIDGains, maximum: float = math.inf) -> PIDStep:
+def pid_step(
+    state: PIDState, excess: float, *, gains: PIDGains, maximum: float = math.inf, start: float = 0.0
+) -> PIDStep:
     """Set the multiplier by a proportional-integral-derivative controller.
 
-        I <- clip(I + excess, 0, maximum / K_I),   l = clip(K_P * excess + K_I * I + K_D * max(rise, 0), 0, maximum)
+        I <- clip(I + excess, 0, maximum / K_I),   l = clip(s + K_P * excess + K_I * I + K_D * max(rise, 0), 0, maximum)
 
     The rise is the excess minus that of the step before; only a rise counts, so a cost that falls is not slowed
     down on its way. The bound on the integral is the anti-windup: it never holds more than the multiplier can show,
@@ -155,15 +161,17 @@ def pid_step(state: PIDState, excess: float, *, gains: PIDGains, maximum: float 
     state    of the step before, `PIDState()` at the start
     excess   mean cost minus limit, in the unit of the cost
     maximum  largest multiplier
+    start    s, what the multiplier is without an excess: for a controller without an integral, which could hold it
 
     >>> step = pid_step(PIDState(), 2.0, gains=PIDGains(proportional=0.5, integral=0.25))
     >>> step.multiplier, step.state.integral, step.is_saturated
     (1.5, 2.0, False)
     """
+    maximum = min(maximum, LARGEST_MULTIPLIER)
     rise = 0.0 if state.previous_excess is None else max(excess - state.previous_excess, 0.0)
     unbounded = max(state.integral + excess, 0.0)
-    integral = min(unbounded, maximum / gains.integral) if gains.integral > 0 else unbounded
-    direct = gains.proportional * excess + gains.derivative * rise
+    integral = min(unbounded, maximum / gains.integral if gains.integral > 0 else LARGEST_MULTIPLIER)
+    direct = start + gains.proportional * excess + gains.derivative * rise
     return PIDStep(
         multiplier=min(max(direct + gains.integral * integral, 0.0), maximum),
         state=PIDState(integral=integral, previous_excess=excess),
@@ -171,5 +179,8 @@ def pid_step(state: PIDState, excess: float, *, gains: PIDGains, maximum: float 
     )
 
 
-def _without_gradient(value: Tensor | float) -> Tensor | float:
-    return value.detach() if isinstance(value, Tensor) else value
+def _price(multiplier: Tensor | float) -> Tensor | float:
+    """The multiplier without a gradient, held where a product with it is finite."""
+    if isinstance(multiplier, Tensor):
+        return multiplier.detach().clamp(max=LARGEST_MULTIPLIER)
+    return min(multiplier, LARGEST_MULTIPLIER)

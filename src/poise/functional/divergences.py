@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from poise.functional.bounded import bounded_expm1
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -16,6 +17,7 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     logprobs, ref_logprobs  [...] nats
     returns                 [...] nats
 
+    >>> import torch
     >>> kl_k1(torch.tensor([-1.0]), torch.tensor([-2.0]))
     tensor([1.])
     """
@@ -32,6 +34,7 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     logprobs, ref_logprobs  [...] nats
     returns                 [...] nats
 
+    >>> import torch
     >>> kl_k2(torch.tensor([-1.0]), torch.tensor([-2.0]))
     tensor([0.5000])
     """
@@ -43,18 +46,19 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
         k3 = exp(-d) - 1 + d,   d = log pi(y) - log pi_ref(y),   y ~ pi
 
-    Where the reference is far more certain of a token than the policy, exp(-d) is very large; it is held at e^60, so
-    that no single token makes a loss infinite.
+    Where the reference is far more certain of a token than the policy, exp(-d) is very large; beyond e^60 it goes on
+    as a straight line (`bounded.bounded_expm1`): no single token makes a loss infinite, and none loses its gradient.
     Source: Schulman, "Approximating KL Divergence" (2020).
 
     logprobs, ref_logprobs  [...] nats
     returns                 [...] nats
 
+    >>> import torch
     >>> kl_k3(torch.tensor([-1.0]), torch.tensor([-2.0]))
     tensor([0.3679])
     """
     difference = logprobs - ref_logprobs
-    return torch.expm1((-difference).clamp(max=60)) + difference
+    return bounded_expm1(-difference) + difference
 
 
 def adapt_kl_coefficient(coefficient: float, kl: float, target: float, gain: float) -> float:
@@ -66,8 +70,8 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, gain: flo
     makes the divergence look small and moves the coefficient the wrong way.
     Source: Ziegler et al. (arXiv:1909.08593); RA-RLHF (arXiv:2501.06911), Eq. 12 of the draft, gain = batch / horizon.
 
-    kl, target  nats per sequence, target > 0
-    gain        share of the coefficient per update and unit of clipped error
+    kl, target  nats per sequence, finite, target > 0
+    gain        share of the coefficient per update and unit of clipped error, 0 to below 5
 
     >>> round(adapt_kl_coefficient(0.2, kl=12.0, target=6.0, gain=0.0128), 6)
     0.200512

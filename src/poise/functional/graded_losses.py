@@ -50,6 +50,7 @@ def plackett_luce_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     count = scores.shape[-1]
     real = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     itself = torch.eye(count, dtype=torch.bool, device=scores.device)  # an absent response is left to beat itself
+    scores = scores.masked_fill(~real, 0)
     rivals = torch.ones_like(itself).triu() & (real.unsqueeze(-2) | itself)
     normaliser = scores.unsqueeze(-2).masked_fill(~rivals, -math.inf).logsumexp(-1)
     return (normaliser - scores).masked_fill(~real, 0).sum(-1)

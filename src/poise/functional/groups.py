@@ -97,6 +97,23 @@ def batch_deviation(x: Tensor, group: Tensor) -> Tensor:
     return _deviation(x, torch.zeros_like(group), correction=1)
 
 
+def in_spreads(centred: Tensor, spread: Tensor, *, epsilon: float) -> Tensor:
+    """Divide distances by a spread that may be 0: where there is none, a distance stays as it is, which is 0.
+
+        x / (spread + epsilon);   x where the divisor is 0
+
+    centred  [...] any unit
+    spread   [...] in the same unit, 0 or more
+    epsilon  0 or more
+    returns  [...] no unit
+
+    >>> in_spreads(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), epsilon=0.0)
+    tensor([0.5000, 0.0000])
+    """
+    unit = spread + epsilon
+    return centred / torch.where(unit > 0, unit, 1.0)
+
+
 def in_varied_group(x: Tensor, group: Tensor) -> Tensor:
     """Tell which samples belong to a prompt whose samples differ: only these have a group-relative advantage.
 

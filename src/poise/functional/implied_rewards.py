@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poise.errors import ConfigError
+from poise.functional.bounded import bounded_exp, bounded_expm1
 
 ImpliedReward = Callable[[Tensor], Tensor]  # log-ratios [B] to rewards [B], in units of beta
-
-_LARGEST_EXPONENT = 80.0  # exp of it is finite in float32
 
 
 def reverse_kl_reward(log_ratios: Tensor) -> Tensor:
@@ -42,8 +41,8 @@ def forward_kl_reward(log_ratios: Tensor) -> Tensor:
 
         f'(u) = -1/u = -exp(-log u)
 
-    Value and gradient explode where the policy gives far less than the reference; below -80 nats the value stays at
-    -exp(80) and the gradient is 0, so that nothing overflows in float32.
+    Value and gradient explode where the policy gives far less than the reference; below -60 nats the value goes on as a
+    straight line with the slope exp(60) (`bounded.bounded_exp`), so that nothing overflows in float32.
     Source: f-DPO (arXiv:2309.16240).
 
     log_ratios  [B] nats, log pi(y) - log pi_ref(y), summed over tokens
@@ -53,7 +52,7 @@ def forward_kl_reward(log_ratios: Tensor) -> Tensor:
     >>> forward_kl_reward(torch.tensor([0.0]))
     tensor([-1.])
     """
-    return -(-log_ratios).clamp(max=_LARGEST_EXPONENT).exp()
+    return -bounded_exp(-log_ratios)
 
 
 def jensen_shannon_reward(log_ratios: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ def alpha_reward(log_ratios: Tensor, *, alpha: float) -> Tensor:
         f'(u) = (1 - u^-alpha) / alpha = -expm1(-alpha log u) / alpha
 
     `alpha` is the paper's. TRL's `f_alpha_divergence_coef` is 1 - alpha: pass 0.7 there for 0.3 here.
-    The exponent is held at 80, see `forward_kl_reward`.
+    Beyond an exponent of 60 it goes on as a straight line, see `forward_kl_reward`.
     Source: f-DPO (arXiv:2309.16240).
 
     log_ratios  [B] nats, log pi(y) - log pi_ref(y), summed over tokens
@@ -95,4 +94,4 @@ def alpha_reward(log_ratios: Tensor, *, alpha: float) -> Tensor:
         raise ConfigError(
             f"alpha is {alpha}: it must be above 0 and at most 1; 0 is the reverse KL, use reverse_kl_reward"
         )
-    return -(-alpha * log_ratios).clamp(max=_LARGEST_EXPONENT).expm1() / alpha
+    return -bounded_expm1(-alpha * log_ratios) / alpha

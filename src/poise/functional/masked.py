@@ -6,6 +6,8 @@ on the other positions, even NaN or infinity, has no influence on a result here.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -134,6 +136,16 @@ def length_mask(lengths: Tensor, width: int) -> Tensor:
 def _centre(x: Tensor, mask: Tensor, correction: int, epsilon: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return x minus its masked mean, 0 outside the mask, and the masked standard deviation."""
     real = mask.bool().expand_as(x)
-    centred = (x - masked_mean(x, real)).masked_fill(~real, 0)
+    mean = masked_mean(x, real)
+    centred = torch.where(real & ~_is_constant(x, real), x - mean, 0.0)
     variance = centred.square().sum() / (real.sum() - correction).clamp(min=1)
-    return centred, (variance.clamp(min=floor) + epsilon).sqrt()
+    deviation = (variance.clamp(min=floor) + epsilon).sqrt()
+    return centred, torch.where(deviation > 0, deviation, 1.0)
+
+
+def _is_constant(x: Tensor, real: Tensor) -> Tensor:
+    """Whether all real entries are equal: their mean may differ from them by a last bit, which is no spread."""
+    if not x.numel():
+        return real.all()
+    low, high = x.masked_fill(~real, math.inf).amin(), x.masked_fill(~real, -math.inf).amax()
+    return low >= high

@@ -5,10 +5,20 @@ All take the same four tensors, so that they can stand in for each other, and ea
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from poise.functional.bounded import bounded_exp
 from poise.functional.masked import masked_mean
+
+Ratio = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # log-probabilities, old ones, mask [B, T] to ratios [B, T] or [B, 1]
 
 
 def clipped_surrogate(
@@ -37,7 +47,7 @@ def clipped_surrogate(
     >>> clipped_surrogate(torch.tensor([[0.0]]), torch.tensor([[-1.0]]), torch.tensor([[1.0]]))
     tensor([[-1.2000]])
     """
-    return _clipped(_ratio(logprobs - old_logprobs), advantages, clip, clip_high)
+    return _clipped(bounded_exp(logprobs - old_logprobs), advantages, clip, clip_high)
 
 
 def dual_clipped_surrogate(
@@ -96,8 +106,7 @@ def sequence_surrogate(
     >>> sequence_surrogate(torch.tensor([[0.1, 0.0, 9.0]]), old, ones, mask)
     tensor([[-1.0513, -1.0513, -1.0513]])
     """
-    log_ratio = masked_mean(logprobs - old_logprobs, mask, dim=-1)
-    return _clipped(_ratio(log_ratio)[..., None], advantages, clip, clip_high)
+    return _clipped(sequence_ratio(logprobs, old_logprobs, mask), advantages, clip, clip_high)
 
 
 def detached_ratio(
@@ -126,7 +135,8 @@ def detached_ratio(
     tensor([[2.]])
     """
     high = clip if clip_high is None else clip_high
-    return -_ratio(logprobs - old_logprobs).clamp(1 - clip, 1 + high).detach() * advantages * logprobs
+    ratio = bounded_exp(logprobs - old_logprobs).clamp(1 - clip, 1 + high)
+    return -ratio.detach() * advantages * logprobs
 
 
 def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -149,28 +159,98 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: 
     return -logprobs * advantages
 
 
-def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, clip: float = 0.2) -> Tensor:
-    """Measure the share of real tokens whose probability ratio left the clip range: how off-policy an update is.
+def token_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Measure how much likelier each token has become.
 
-        mean over tokens of [ |pi / pi_old - 1| > clip ]
+        pi_t / pi_old_t
+
+    logprobs, old_logprobs  [B, T] nats, of the policy that learns and of the one that sampled
+    mask                    not used
+    returns                 [B, T]
+
+    >>> token_ratio(torch.tensor([[0.0]]), torch.tensor([[-1.0]]), torch.tensor([[True]]))
+    tensor([[2.7183]])
+    """
+    return bounded_exp(logprobs - old_logprobs)
+
+
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Measure how much likelier each response has become, per token: the geometric mean of its tokens' ratios.
+
+        (pi(y) / pi_old(y))^(1 / |y|)
+
+    Source: GSPO, Zheng et al. (arXiv:2507.18071).
+
+    logprobs, old_logprobs  [B, T] nats, of the policy that learns and of the one that sampled
+    mask                    [B, T] bool
+    returns                 [B, 1]; 1 for an empty response
+
+    >>> sequence_ratio(torch.tensor([[0.0, 9.0]]), torch.tensor([[-1.0, 0.0]]), torch.tensor([[True, False]]))
+    tensor([[2.7183]])
+    """
+    return bounded_exp(masked_mean(logprobs - old_logprobs, mask, dim=-1))[..., None]
+
+
+def clip_fraction(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    ratio: Ratio = token_ratio,
+) -> Tensor:
+    """Measure the share of ratios that left the clip range: how off-policy an update is.
+
+        mean of [ ratio < 1 - clip or ratio > 1 + clip_high ],   over real tokens, or over responses
 
     logprobs, old_logprobs  [B, T] nats
     mask                    [B, T] bool
+    clip_high               `clip` unless given
+    ratio                   `token_ratio`, or `sequence_ratio`, of which there is one for each response
     returns                 [] share, 0 to 1, without gradient
 
     >>> old = torch.zeros(1, 2)
     >>> clip_fraction(torch.tensor([[0.0, 1.0]]), old, torch.tensor([[True, True]]))
     tensor(0.5000)
     """
-    ratio = _ratio((logprobs - old_logprobs).detach())
-    return masked_mean(((ratio - 1).abs() > clip).to(ratio.dtype), mask)
+    found = ratio(logprobs.detach(), old_logprobs.detach(), mask)
+    outside = (found < 1 - clip) | (found > 1 + (clip if clip_high is None else clip_high))
+    real = mask.bool() if outside.shape == mask.shape else mask.bool().any(-1, keepdim=True)
+    return masked_mean(outside.to(found.dtype), real)
+
+
+def own_clip_fraction(
+    policy_loss: Callable[..., Tensor], logprobs: Tensor, old_logprobs: Tensor, mask: Tensor
+) -> Tensor | None:
+    """Measure the `clip_fraction` of a policy loss with its own ratio and its own range.
+
+    The range is what the arguments `clip` and `clip_high` of the loss are, by default or by `functools.partial`. A loss
+    of another library takes part if its range has these names; its ratio is then that of tokens, unless it has an
+    attribute `ratio`. A loss that does not clip has a share of 0; None for a loss of which nothing is known.
+
+    policy_loss             of this file, or with the same four arguments
+    logprobs, old_logprobs  [B, T] nats
+    mask                    [B, T] bool
+    returns                 [] share, 0 to 1, without gradient; or None
+
+    >>> up, old, mask = torch.tensor([[0.22, 0.3]]), torch.zeros(1, 2), torch.ones(1, 2).bool()
+    >>> own_clip_fraction(partial(clipped_surrogate, clip=0.2, clip_high=0.28), up, old, mask)
+    tensor(0.5000)
+    """
+    base: Any = policy_loss
+    while isinstance(base, partial):
+        base = base.func
+    if base is reinforce:
+        return masked_mean(torch.zeros_like(logprobs), mask)
+    parameters = inspect.signature(policy_loss).parameters
+    bounds = {name: parameters[name].default for name in ("clip", "clip_high") if name in parameters}
+    if not isinstance(bounds.get("clip"), (int, float)):
+        return None
+    ratio = sequence_ratio if base is sequence_surrogate else getattr(base, "ratio", token_ratio)
+    return clip_fraction(logprobs, old_logprobs, mask, ratio=ratio, **bounds)
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None) -> Tensor:
     high = clip if clip_high is None else clip_high
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + high) * advantages)
-
-
-def _ratio(log_ratio: Tensor) -> Tensor:
-    """Return exp(log_ratio), kept finite: infinity on a padded token would make its masked gradient 0 * inf = NaN."""
-    return log_ratio.clamp(-60, 60).exp()

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from poise.functional.implied_rewards import ImpliedReward, reverse_kl_reward
@@ -155,7 +156,7 @@ def odds_ratio_loss(
         -beta log sigmoid(log odds(chosen) - log odds(rejected)),   odds(y) = q / (1 - q),   log q = log pi(y) / |y|
 
     ORPO is this plus `supervised_loss` of the chosen response; beta is the paper's lambda. Odds of tokens that are
-    certain to 1e-6 nats are not told apart.
+    certain to 1e-6 nats would be infinite soon: from there on their logarithm is a straight line.
     Source: ORPO, Hong et al. (arXiv:2403.07691).
 
     policy_chosen, policy_rejected  [B] nats, summed over the tokens of the response
@@ -194,7 +195,7 @@ def supervised_loss(policy_chosen: Tensor, chosen_tokens: Tensor) -> Tensor:
 def kto_baseline(policy: Tensor, ref: Tensor) -> Tensor:
     """Estimate KL(policy || reference) from responses that belong to other prompts: KTO's point of reference.
 
-        max(0, mean over the batch of log pi(y') - log pi_ref(y'))        (no gradient)
+        max(0, mean over the batch of log pi(y') - log pi_ref(y'))        (no gradient; 0 of no responses)
 
     y' is a response to another prompt of the data, read as an answer to this one. The mean is over the whole batch,
     so take it before the batch is cut into micro-batches.
@@ -206,7 +207,8 @@ def kto_baseline(policy: Tensor, ref: Tensor) -> Tensor:
     >>> kto_baseline(torch.tensor([-9.0, -7.0]), torch.tensor([-10.0, -10.0]))
     tensor(2.)
     """
-    return (policy - ref).detach().mean().clamp(min=0)
+    drift = (policy - ref).detach()
+    return drift.mean().clamp(min=0) if drift.numel() else drift.sum()
 
 
 def kto_loss(
@@ -252,6 +254,6 @@ def _compare(
 
 
 def _log_odds(mean_logprobs: Tensor) -> Tensor:
-    """log(q / (1 - q)) from log q."""
+    """log(q / (1 - q)) from log q; beyond what is resolved a straight line of the same slope."""
     certain = mean_logprobs.clamp(max=_NEARLY_CERTAIN)
-    return certain - (-certain.expm1()).log()
+    return certain - (-certain.expm1()).log() + F.relu(mean_logprobs - _NEARLY_CERTAIN) / -_NEARLY_CERTAIN

@@ -96,6 +96,22 @@ def matching_gamma(typical_margin: float, *, probability: float = 0.75) -> float
     return math.log(probability / (1 - probability)) / typical_margin
 
 
+def signed_log1p(margin: Tensor) -> Tensor:
+    """Shrink margins of either sign: the offset that a pair's chosen response must win by.
+
+        sign(m) log(1 + |m|)
+
+    For margins of 0 and more it is log(1 + m); a negative one says that the pair is ranked the other way.
+
+    margin   [B] quality of the first response minus that of the second, in the unit of whoever judged
+    returns  [B] with the sign of the margin
+
+    >>> signed_log1p(torch.tensor([2.0, 0.0, -2.0]))
+    tensor([ 1.0986,  0.0000, -1.0986])
+    """
+    return margin.sign() * margin.abs().log1p()
+
+
 def constrained_target(
     reward_difference: Tensor, cost_difference: Tensor, multiplier: Tensor | float, *, sharpness: float = 1.0
 ) -> Tensor:

@@ -183,7 +183,7 @@ def affine(x: Tensor, moments: RunningMoments, *, epsilon: float = 1e-8) -> Tens
     >>> affine(torch.tensor([6.0]), RunningMoments(mean=2.0, variance=4.0))
     tensor([2.])
     """
-    return translate(x, moments) / (moments.variance**0.5 + epsilon)
+    return translate(x, moments) / _unit(moments, epsilon)
 
 
 def scale(x: Tensor, moments: RunningMoments, *, epsilon: float = 1e-8) -> Tensor:
@@ -197,7 +197,7 @@ def scale(x: Tensor, moments: RunningMoments, *, epsilon: float = 1e-8) -> Tenso
     >>> scale(torch.tensor([6.0]), RunningMoments(mean=2.0, variance=4.0))
     tensor([3.])
     """
-    return x / (moments.variance**0.5 + epsilon)
+    return x / _unit(moments, epsilon)
 
 
 def translate(x: Tensor, moments: RunningMoments) -> Tensor:
@@ -212,6 +212,12 @@ def translate(x: Tensor, moments: RunningMoments) -> Tensor:
     tensor([4.])
     """
     return x - moments.mean
+
+
+def _unit(moments: RunningMoments, epsilon: float) -> Tensor | float:
+    """The spread seen so far plus epsilon; 1 where that is 0, since nothing can be measured in it."""
+    unit = moments.variance**0.5 + epsilon
+    return torch.where(unit > 0, unit, 1.0) if isinstance(unit, Tensor) else unit or 1.0
 
 
 def _merge(state: RunningMoments, batch: Tensor, variance: Tensor) -> RunningMoments:

@@ -101,7 +101,8 @@ def evenly_of_rest(returns: Tensor, kept: Tensor, share: float) -> Tensor:
         the i-th worst of the others, from 0, where floor((i + 1) share) > floor(i share)
 
     Learning from the worst episodes alone cannot tell whether another response to the same prompt has become the
-    better one; a share of the others can. Episodes with equal returns are taken in their order in the batch.
+    better one; a share of the others can. Episodes with equal returns are taken in their order in the batch. The share
+    is taken as the decimal it was written as: 0.29 of 100 are 29, though the product of the floats is below.
 
     returns  [B] higher is better
     kept     [B] bool, never marked
@@ -115,7 +116,8 @@ def evenly_of_rest(returns: Tensor, kept: Tensor, share: float) -> Tensor:
         raise ConfigError(f"the share of the rest is {share}: give one from 0 to 1")
     rest = (~kept).nonzero()[:, 0]
     in_order = rest[returns[rest].argsort(stable=True)]
-    taken = [math.floor((i + 1) * share) > math.floor(i * share) for i in range(len(rest))]
+    exact = _as_written(share)
+    taken = [math.floor((i + 1) * exact) > math.floor(i * exact) for i in range(len(rest))]
     marked = torch.zeros_like(kept)
     marked[in_order[torch.tensor(taken, dtype=torch.bool, device=rest.device)]] = True
     return marked

@@ -92,7 +92,8 @@ def score_regulariser(*scores: Tensor) -> Tensor:
     >>> score_regulariser(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0]))
     tensor(3.5000)
     """
-    return torch.cat([score.reshape(-1) for score in scores]).square().mean()
+    every = torch.cat([score.reshape(-1) for score in scores])
+    return every.square().mean() if every.numel() else every.sum()
 
 
 def pair_accuracy(better: Tensor, worse: Tensor) -> Tensor:

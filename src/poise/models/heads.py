@@ -227,7 +227,7 @@ class ScoreModel(nn.Module):
             Scores(
                 values=dict(zip(self.names, row, strict=True)),
                 source=self.adapter,
-                unscorable="" if completion.text.strip() and completion.finish != "error" else "empty response",
+                unscorable=completion.unfit,
             )
             for row, completion in zip(values, completions, strict=True)
         ]

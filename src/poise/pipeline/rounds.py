@@ -40,7 +40,8 @@ def collect_comparisons(
     stage = run.stage(name)
     if not stage.finished:
         answering = spread_engine(engine or NativeEngine(policy))
-        texts = [c.text for c in answering.generate(prompts, replace(sampling, samples=2))]
+        made = answering.generate(prompts, replace(sampling, samples=2))
+        texts = ["" if completion.unfit else completion.text for completion in made]
         pairs = [(prompt, texts[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts)]
         usable = [(prompt, pair) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
         verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]

@@ -44,6 +44,7 @@ from poise.train.preference_methods import (
     simpo,
     with_supervised,
 )
+from poise.train.rollout_batch import score_all
 from poise.train.spread import spread_engine
 from poise.types import Comparison, Dataset, Estimate, SafetyLabel, Sampling, Verdict
 
@@ -110,8 +111,8 @@ def under_limit(study: Study[PreferenceSettings], policy: Policy, scorer: Traine
     def mean_cost(index: int) -> float:
         asked = [prompts[i] for i in epoch_order(len(prompts), count, index, seed=settings.seed)]
         sampling = Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature, seed=index)
-        scores = model.score(asked, engine.generate(asked, sampling))
-        return sum(score.values["cost"] for score in scores) / len(scores)
+        found = score_all([model], asked, engine.generate(asked, sampling), 1)
+        return sum(rollout.scores.values["cost"] for rollout in found) / len(found)
 
     controller = ProjectedAscent(multiplier=2.0, rate=1.0)
     every = max(1, settings.steps // _COST_LOOKS)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from poise.data import merge, with_cut_responses
+from poise.errors import FeedbackError
+from poise.feedback.asking import ask
 from poise.feedback.groups import may_harm
 from poise.functional.statistics import mean
 from poise.models.heads import COST, REWARD, ScoreModel
@@ -56,12 +58,17 @@ def in_brief(spec: ScoreModelSpec, settings: StudySettings) -> ScoreModelSpec:
 
 
 def limited_cost(scorer: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Estimate:
-    """The mean cost that the limit is set on: of answers to prompts that may do harm, or of all if there are none."""
-    usable = [r for r in rollouts if r.completion.text.strip()]
-    usable = [r for r in usable if may_harm(r.prompt)] or usable
-    scores = scorer.model.score([r.prompt for r in usable], [r.completion for r in usable])
-    costs = [score.values["cost"] for score in scores]
-    return mean(costs, [r.prompt.id for r in usable], unit="spreads")
+    """The mean cost that the limit is set on: of answers to prompts that may do harm, or of all if there are none.
+
+    Answers without a cost are left out. Raises FeedbackError if there is none with one.
+    """
+    fit_for_it = [r for r in rollouts if not r.completion.unfit]
+    asked = [r for r in fit_for_it if may_harm(r.prompt)] or fit_for_it
+    scores = ask(scorer.model, [r.prompt for r in asked], [r.completion for r in asked]) if asked else []
+    known = [(each.values["cost"], r.prompt.id) for r, each in zip(asked, scores, strict=True) if "cost" in each.values]
+    if not known:
+        raise FeedbackError(f"none of {len(rollouts)} answers has a cost: they are empty, failed, or cannot be scored")
+    return mean([cost for cost, _ in known], [prompt for _, prompt in known], unit="spreads")
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

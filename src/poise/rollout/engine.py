@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,37 @@ def check_sampling(sampling: Sampling) -> None:
         raise ConfigError(
             f"Sampling(samples={sampling.samples}, max_tokens={sampling.max_tokens}): both are at least 1"
         )
+
+
+def sample_numbers(prompts: Sequence[Prompt], samples: int) -> list[tuple[Prompt, int, int]]:
+    """Prompts with the number of each of their samples, and the number that its draws follow from.
+
+    The two are the same, but for a prompt that is listed again: it goes on where the one before it ended, as if more
+    samples had been asked for, so that no two completions are drawn alike.
+
+    >>> hello = Prompt.of("Hello")
+    >>> [(sample, draw) for _, sample, draw in sample_numbers([hello, Prompt.of("Bye"), hello], samples=2)]
+    [(0, 0), (1, 1), (0, 0), (1, 1), (0, 2), (1, 3)]
+    """
+    before: Counter[str] = Counter()
+    found = []
+    for prompt in prompts:
+        begin = before[prompt.id]
+        found += [(prompt, sample, begin + sample) for sample in range(samples)]
+        before[prompt.id] += samples
+    return found
+
+
+def places_by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Where each prompt stands, once for each: places that belong into one call, since they share their draws.
+
+    >>> places_by_prompt([Prompt.of("Hello"), Prompt.of("Bye"), Prompt.of("Hello")])
+    [[0, 2], [1]]
+    """
+    found: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        found.setdefault(prompt.id, []).append(place)
+    return list(found.values())
 
 
 def check_completions(prompts: Sequence[Prompt], completions: list[Completion], sampling: Sampling) -> list[Completion]:

@@ -14,7 +14,7 @@ from poise.errors import ConfigError, EngineError
 from poise.models.fused import fuses
 from poise.models.policy import Policy
 from poise.models.trunk import Trunk, pad_rows
-from poise.rollout.engine import check_completions, check_sampling
+from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.generation import Forward, FusedForward, Generation, LayerForward, Row, StaticForward
 from poise.rollout.sampling import stop_position, uniform_stream
 from poise.rollout.verified import verify_generation
@@ -85,14 +85,15 @@ class NativeEngine:
 
     def _rows(self, trunk: Trunk, prompts: Sequence[Prompt], encoded: list[list[int]], sampling: Sampling) -> list[Row]:
         """The rows of all prompts, completed."""
-        owners = [(p, ids, s) for p, ids in zip(prompts, encoded, strict=True) for s in range(sampling.samples)]
+        draws = sample_numbers(prompts, sampling.samples)
+        owners = [(p, encoded[i // sampling.samples], draw) for i, (p, _, draw) in enumerate(draws)]
         rows = [
             Row(
                 number=number,
                 prompt_length=len(ids),
-                uniforms=uniform_stream(sampling.seed, prompt.id, sample, sampling.max_tokens),
+                uniforms=uniform_stream(sampling.seed, prompt.id, draw, sampling.max_tokens),
             )
-            for number, (prompt, ids, sample) in enumerate(owners)
+            for number, (prompt, ids, draw) in enumerate(owners)
         ]
         if rows:
             backbone = self.policy.backbone

@@ -19,7 +19,7 @@ from poise.errors import ConfigError, EngineError, PoiseError
 from poise.models.adapters import Lora
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
-from poise.rollout.engine import check_completions, check_sampling, weights_digest
+from poise.rollout.engine import check_completions, check_sampling, places_by_prompt, weights_digest
 from poise.rollout.native import NativeEngine
 from poise.types import Completion, Prompt, Sampling
 
@@ -120,8 +120,9 @@ class RayEngine:
         """Completions, `sampling.samples` adjacent ones per prompt, of the policy as it is now."""
         check_sampling(sampling)
         self._publish()
-        size = self.prompts_per_task
-        parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
+        size, groups = self.prompts_per_task, places_by_prompt(prompts)
+        places = [[i for group in groups[begin : begin + size] for i in group] for begin in range(0, len(groups), size)]
+        parts = [[prompts[i] for i in part] for part in places]
         waiting, under_way, done = deque(range(len(parts))), dict[Any, tuple[int, Any]](), dict[int, list[Completion]]()
         while len(done) < len(parts):
             self._hand_out(waiting, under_way, parts, sampling)
@@ -139,7 +140,10 @@ class RayEngine:
                 done[part] = found
                 if self.progress is not None:
                     self.progress(sum(len(parts[index]) for index in done), len(prompts))
-        return check_completions(prompts, [c for part in range(len(parts)) for c in done[part]], sampling)
+        samples, answers = sampling.samples, dict[int, list[Completion]]()
+        for part, found in done.items():
+            answers |= {i: found[n * samples : (n + 1) * samples] for n, i in enumerate(places[part])}
+        return check_completions(prompts, [c for i in range(len(prompts)) for c in answers[i]], sampling)
 
     def close(self) -> None:
         """End the workers."""

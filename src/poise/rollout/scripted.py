@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from poise.errors import EngineError
-from poise.rollout.engine import check_completions, check_sampling
+from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.sampling import stop_position
 from poise.types import Completion, Prompt, Sampling
 
@@ -26,11 +27,12 @@ class ScriptedEngine:
         self.requests: list[tuple[Sequence[Prompt], Sampling]] = []  # what was asked, for tests
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        """The scripted answers; several samples cycle through a prompt's list."""
+        """The scripted answers; several samples cycle through a prompt's list, and go on if it is listed again."""
         check_sampling(sampling)
         self.requests.append((tuple(prompts), sampling))
         completions = [
-            self._completion(prompt, sample, sampling) for prompt in prompts for sample in range(sampling.samples)
+            replace(self._completion(prompt, draw, sampling), sample=sample)
+            for prompt, sample, draw in sample_numbers(prompts, sampling.samples)
         ]
         return check_completions(prompts, completions, sampling)
 

@@ -19,7 +19,7 @@ from poise.data.rollouts import read_completion
 from poise.errors import EngineError
 from poise.files import append_line, cut_half_line, json_line, plain, read_jsonl_tolerant
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
-from poise.rollout.engine import check_completions, check_sampling
+from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.sampling import stop_position
 from poise.types import Completion, Finish, Prompt, Sampling, prompt_id
 
@@ -88,15 +88,16 @@ class ServerEngine:
         listed, which is above its own. Raises EngineError if the endpoint lists none.
         """
         check_sampling(sampling)
-        owners = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
-        keys = [self._key(prompt, 0 if sampling.choices else sample, sampling) for prompt, sample in owners]
+        numbers = sample_numbers(prompts, sampling.samples)
+        owners = [(prompt, draw) for prompt, _, draw in numbers]
+        keys = [self._key(prompt, 0 if sampling.choices else draw, sampling) for prompt, draw in owners]
         found = {key: self.finished[key] for key in keys if key in self.finished}
         self._ask_all(
             {key: owner for key, owner in zip(keys, owners, strict=True) if key not in found}, sampling, found
         )
         completions = [
             replace(found[key], prompt_id=prompt.id, sample=sample)
-            for key, (prompt, sample) in zip(keys, owners, strict=True)
+            for key, (prompt, sample, _) in zip(keys, numbers, strict=True)
         ]
         return check_completions(prompts, completions, sampling)
 

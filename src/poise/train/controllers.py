@@ -6,12 +6,22 @@ A controller of a multiplier sees one number per rollout batch, what was measure
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from poise.functional.constraints import PIDGains, PIDState, pid_step, projected_ascent, reference_log_ascent
+from poise.errors import ConfigError, TrainingError
+from poise.functional.constraints import (
+    LARGEST_MULTIPLIER,
+    PIDGains,
+    PIDState,
+    pid_step,
+    projected_ascent,
+    reference_log_ascent,
+)
 from poise.functional.divergences import adapt_kl_coefficient
+
+_LARGEST_KL_GAIN = 5.0  # times the largest clipped error, 0.2, it is 1
 
 
 class Controller(Protocol):
@@ -45,6 +55,9 @@ class ProjectedAscent:
     rate: float = 0.2
     maximum: float = 10.0
 
+    def __post_init__(self) -> None:
+        _check_start(self, self.multiplier, self.maximum, rate=self.rate)
+
     @property
     def is_saturated(self) -> bool:
         """True if the maximum holds the multiplier."""
@@ -52,7 +65,8 @@ class ProjectedAscent:
 
     def update(self, mean: float, limit: float) -> None:
         """Move the multiplier by the excess of a rollout batch."""
-        self.multiplier = projected_ascent(self.multiplier, mean - limit, rate=self.rate, maximum=self.maximum)
+        excess = _excess(mean, limit)
+        self.multiplier = projected_ascent(self.multiplier, excess, rate=self.rate, maximum=self.maximum)
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier."""
@@ -67,16 +81,21 @@ class ProjectedAscent:
 class PID:
     """A PID controller with anti-windup (Stooke et al. 2020): damps the swings of plain dual ascent.
 
-    A `multiplier` to start from is what the integral starts with, so that the first step moves it and no more.
+    A `multiplier` to start from is what the integral starts with, so that the first step moves it and no more. Without
+    an integral it is what the multiplier is at no excess.
     """
 
     gains: PIDGains = field(default_factory=lambda: PIDGains(proportional=0.5, integral=0.1, derivative=0.5))
     maximum: float = 10.0
     multiplier: float = 0.0
     state: PIDState = field(default_factory=PIDState)
+    start: float = field(default=0.0, init=False)  # what the multiplier is at no excess and no integral
 
     def __post_init__(self) -> None:
-        if self.state == PIDState() and self.gains.integral > 0:
+        _check_start(self, self.multiplier, self.maximum, rate=self.gains.integral)
+        if self.gains.integral == 0:
+            self.start = self.multiplier
+        elif self.state == PIDState():
             self.state = PIDState(integral=self.multiplier / self.gains.integral)
 
     @property
@@ -86,7 +105,7 @@ class PID:
 
     def update(self, mean: float, limit: float) -> None:
         """Move the multiplier by the excess of a rollout batch."""
-        step = pid_step(self.state, mean - limit, gains=self.gains, maximum=self.maximum)
+        step = pid_step(self.state, _excess(mean, limit), gains=self.gains, maximum=self.maximum, start=self.start)
         self.multiplier, self.state = step.multiplier, step.state
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,7 +123,8 @@ class ReferenceAscent:
     """The rule of the Safe RLHF code, for comparison: gradient ascent on log l over a window of episode costs.
 
     log l <- log l + rate * (mean cost - limit) * l. Its step grows with l, so that it runs away (docs/objectives.md
-    has the numbers); `maximum` hides that. `delay` updates are skipped first.
+    has the numbers); `maximum` hides that, and without one it is held at `LARGEST_MULTIPLIER`. `delay` updates are
+    skipped first.
     """
 
     multiplier: float = 1.0
@@ -113,16 +133,23 @@ class ReferenceAscent:
     delay: int = 0
     updates: int = 0
 
+    def __post_init__(self) -> None:
+        maximum = LARGEST_MULTIPLIER if self.maximum is None else self.maximum
+        _check_start(self, self.multiplier, maximum, rate=self.rate)
+        if self.multiplier == 0:
+            raise ConfigError(f"{self}: the logarithm of 0 never moves; start above 0, or take ProjectedAscent")
+
     @property
     def is_saturated(self) -> bool:
-        """True if the maximum holds the multiplier, or nothing did and it is infinite."""
-        return self.multiplier >= (math.inf if self.maximum is None else self.maximum)
+        """True if the maximum holds the multiplier, or where there is none the largest one does."""
+        return self.multiplier >= (LARGEST_MULTIPLIER if self.maximum is None else self.maximum)
 
     def update(self, mean: float, limit: float) -> None:
         """Move the multiplier by the windowed mean cost."""
+        excess = _excess(mean, limit)
         self.updates += 1
         if self.updates > self.delay:
-            self.multiplier = reference_log_ascent(self.multiplier, mean, limit, rate=self.rate, maximum=self.maximum)
+            self.multiplier = reference_log_ascent(self.multiplier, excess, 0.0, rate=self.rate, maximum=self.maximum)
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier and how many updates there were."""
@@ -143,11 +170,7 @@ class KLControl(Protocol):
 
 def adaptive_kl(target: float = 6.0, gain: float = 0.0128) -> KLControl:
     """Hold the KL of the episodes that are learned from at `target` nats; `gain` is RA-RLHF's batch / horizon."""
-
-    def control(coefficient: float, sequence_kl: float, kept: float) -> float:
-        return adapt_kl_coefficient(coefficient, sequence_kl, target, gain)
-
-    return control
+    return _kl_control(target, gain, lambda sequence_kl, kept: sequence_kl)
 
 
 def reference_adaptive_kl(target: float = 6.0, gain: float = 0.0128) -> KLControl:
@@ -155,8 +178,41 @@ def reference_adaptive_kl(target: float = 6.0, gain: float = 0.0128) -> KLContro
 
     The fewer are kept the smaller the KL looks, and the weight falls; prefer `adaptive_kl`.
     """
+    return _kl_control(target, gain, lambda sequence_kl, kept: sequence_kl * kept)
+
+
+def _kl_control(target: float, gain: float, seen: Callable[[float, float], float]) -> KLControl:
+    """A control of the KL weight by what is `seen` of a step's KL and the share of episodes kept."""
+    if not 0 < target < math.inf or not 0 <= gain < _LARGEST_KL_GAIN:
+        raise ConfigError(
+            f"KL control with target={target} and gain={gain}: give a target above 0, in nats per response, and a gain "
+            f"from 0 to below {_LARGEST_KL_GAIN:g}, from where one step could turn the sign of the weight"
+        )
 
     def control(coefficient: float, sequence_kl: float, kept: float) -> float:
-        return adapt_kl_coefficient(coefficient, sequence_kl * kept, target, gain)
+        found = seen(sequence_kl, kept)
+        if not math.isfinite(found):
+            raise TrainingError(f"the KL of a step is {found}: its weight, {coefficient}, cannot answer to that")
+        return min(adapt_kl_coefficient(coefficient, found, target, gain), LARGEST_MULTIPLIER)
 
     return control
+
+
+def _excess(mean: float, limit: float) -> float:
+    """What was measured less the limit; raises TrainingError if that is no finite number."""
+    excess = mean - limit
+    if not math.isfinite(excess):
+        raise TrainingError(
+            f"a multiplier cannot answer to a measured value of {mean} under a limit of {limit}: look at the scores of "
+            "the batch for NaN and infinity"
+        )
+    return excess
+
+
+def _check_start(controller: Any, multiplier: float, maximum: float, *, rate: float) -> None:
+    """Raise ConfigError for a start that is no price, or a rule that could not move one."""
+    if not (0 <= multiplier < math.inf and 0 <= rate < math.inf and maximum >= 0):
+        raise ConfigError(
+            f"{type(controller).__name__}(multiplier={multiplier}, maximum={maximum}) with rate {rate}: the start and "
+            "the rate are finite and not negative, and neither is the maximum"
+        )

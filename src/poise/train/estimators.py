@@ -18,7 +18,7 @@ from poise.functional.advantages import (
     zero_variance_shaping,
 )
 from poise.functional.group_invariance import better_group, group_invariant_weights
-from poise.functional.groups import group_mean, sample_deviation
+from poise.functional.groups import group_mean, in_spreads, sample_deviation
 from poise.functional.masked import last_index, masked_sum
 from poise.functional.rewards import on_last_token
 
@@ -41,9 +41,9 @@ class Experience:
     greedy_scores: Tensor | None = None  # [B] of the greedy answer to the same prompt
     entropies: Tensor | None = None  # [B, T] nats, of the policy that sampled
     membership: Tensor | None = None  # [B] probability of group 1 of the inferred groups
-    mixed_returns: Tensor | None = (
-        None  # [B] what the objective makes of the returns of all channels; None: one channel
-    )
+    mixed_returns: Tensor | None = None  # [B] the objective's mix of the returns of all channels; None: one channel
+    is_right: Tensor | None = None  # [B] bool, by the channel's own zero; None: where sign times score is above 0
+    is_clipped: Tensor | None = None  # [B] bool, whether the bound on rewards holds one of its tokens
 
 
 class Advantage(Protocol):
@@ -90,7 +90,8 @@ def compared_in_spreads(
     def advantage(experience: Experience) -> Advantages:
         returns = masked_sum(experience.rewards, experience.mask, dim=-1)
         mixed = returns if experience.mixed_returns is None else experience.mixed_returns
-        advantages = group_centred(returns, experience.group) / (deviation(mixed, experience.group) + epsilon)
+        spread = deviation(mixed, experience.group)
+        advantages = in_spreads(group_centred(returns, experience.group), spread, epsilon=epsilon)
         return Advantages(advantages[:, None] * experience.mask, returns[:, None] * experience.mask)
 
     return advantage
@@ -123,7 +124,12 @@ def shaped_where_equal(base: Advantage, *, alpha: float = 0.1) -> Advantage:
         entropies = _needed(experience.entropies, "entropies")
         found = base(experience)
         shaped = zero_variance_shaping(
-            experience.sign * experience.scores, experience.group, entropies, experience.mask, alpha=alpha
+            experience.sign * experience.scores,
+            experience.group,
+            entropies,
+            experience.mask,
+            alpha=alpha,
+            is_right=experience.is_right,
         )
         return Advantages(found.advantages + experience.sign * shaped, found.returns)
 

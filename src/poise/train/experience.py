@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
     greedy = objective.shape(batch.greedy_scores) if batch.greedy_scores else {}
     logits = group_logits(batch.values, batch.response_mask)
     shaped = objective.shape(batch.scores)
-    rewards = {
+    free = {
         name: shape_rewards(
             scores,
             batch.old_logprobs,
@@ -29,11 +30,12 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
             batch.response_mask,
             kl_coef=algorithm.kl_coef,
             sign=1 if objective.signs[name] > 0 else -1,
-            clip=algorithm.score_clip,
             divergence=algorithm.kl.in_reward,
         )
         for name, scores in shaped.items()
     }
+    bound = math.inf if algorithm.score_clip is None else algorithm.score_clip
+    rewards = {name: each.clamp(-bound, bound) for name, each in free.items()}
     mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()}, batch.scores)
     return {
         name: Experience(
@@ -47,9 +49,29 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
             entropies=batch.entropies,
             membership=None if logits is None else logits.sigmoid(),
             mixed_returns=mixed,
+            is_right=_is_right(batch, objective, name, scores),
+            is_clipped=(free[name].abs() > bound).any(-1),
         )
         for name, scores in shaped.items()
     }
+
+
+def _is_right(batch: RolloutBatch, objective: Objective, name: str, scores: Tensor) -> Tensor:
+    """Which responses [B] are on the right side of zero: a reward above it, a cost not above it.
+
+    A limit trains on what its measure makes of a channel, such as a probability, whose zero means something else: there
+    the channel itself is asked.
+    """
+    limited = {limit.name: limit.channel for limit in getattr(objective, "limits", ())}
+    own = batch.scores.get(limited.get(name, name), scores)
+    return own > 0 if objective.signs[name] > 0 else own <= 0
+
+
+def clipped_share(seen: Iterable[Experience], mask: Tensor) -> float:
+    """Share of the responses in the mask [B, T] whose reward or cost the bound holds in one of the channels."""
+    live = mask.any(-1)
+    held = torch.stack([each.is_clipped for each in seen if each.is_clipped is not None]).any(0)
+    return float((held & live).sum() / live.sum().clamp(min=1))
 
 
 def episodes(

@@ -172,9 +172,14 @@ def apply_gradients(
 
 
 def require_finite(
-    tensors: Mapping[str, Tensor], *, dump: Path | None = None, batch: Mapping[str, Tensor] | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    dump: Path | None = None,
+    batch: Mapping[str, Tensor] | None = None,
+    error: type[NonFiniteError] = NonFiniteError,
+    advice: str = "Lower the learning rate, or look at the batch",
 ) -> None:
-    """Raise NonFiniteError naming the first tensor with a NaN or infinity, after writing the batch to `dump`."""
+    """Raise `error` naming the first tensor with a NaN or infinity, after writing the batch to `dump`."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             where = ""
@@ -184,10 +189,7 @@ def require_finite(
                     write_tensors(dump, {**(batch or {}), name: tensor})
                 where = f"; the batch is in {dump}"
             count = int((~tensor.isfinite()).sum())
-            raise NonFiniteError(
-                f"{name} has {count} of {tensor.numel()} values that are NaN or infinite{where}. "
-                "Lower the learning rate, or look at the batch"
-            )
+            raise error(f"{name} has {count} of {tensor.numel()} values that are NaN or infinite{where}. {advice}")
 
 
 def adamw(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:

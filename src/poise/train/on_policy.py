@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from poise.data.batching import epoch_order
-from poise.errors import ConfigError, EngineError
-from poise.functional.importance import logprob_gap, truncated_importance_weights
-from poise.functional.policy_losses import clip_fraction
+from poise.errors import ConfigError, EngineError, NonFiniteScoreError
+from poise.functional.importance import truncated_importance_weights
 from poise.models.heads import Critics
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows, SharedRows
@@ -25,11 +24,12 @@ from poise.train.algorithms import Algorithm
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
-from poise.train.experience import episodes, experiences
+from poise.train.experience import clipped_share, episodes, experiences
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine, spread_scorer
+from poise.train.step_metrics import batch_metrics
 from poise.train.supervised import DemonstrationBatches
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
 
@@ -93,10 +93,17 @@ class OnPolicyTrainer:
         self.best: dict[str, Any] = {}
         self.rollouts: list[Rollout] = []  # of the last step, for samples.jsonl
         self.dropped = 0.0  # share of its completions that failed or could not be scored
+        self.clipped = (
+            0.0  # share of its responses whose reward the algorithm's bound holds, so that more gains nothing
+        )
         self.renderer = policy.backbone.renderer(max_response_tokens=self.sampling.max_tokens + 1)
 
     def step(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """One step: the whole algorithm."""
+        """One step: the whole algorithm.
+
+        Advantages are mixed with the multipliers as they are before the objective sees the batch: what a batch costs
+        moves the multipliers for the next step, not for its own.
+        """
         batch = self.collect(prompts)
         advantages, targets = self.estimate(batch)
         mixed = self.objective.mix(advantages, batch.scores)
@@ -139,7 +146,7 @@ class OnPolicyTrainer:
     def _completed(self, batch: RolloutBatch, greedy_scores: Mapping[str, Tensor]) -> RolloutBatch:
         """The batch with what the algorithm's `Collection` asks for; what is not kept is not in the response mask."""
         collection, mask = self.algorithm.collection, batch.response_mask
-        require_finite(greedy_scores, dump=self._dump(), batch=batch.scores)
+        self._require_finite_scores(greedy_scores, batch=batch.scores)
         kept = kept_rows(collection, self.objective.shape, batch.scores, batch.group)
         entropies = self._all_logprobs(self._own_rows(batch), reference=False)[1] if collection.entropies else None
         return replace(
@@ -152,7 +159,7 @@ class OnPolicyTrainer:
     def _batch(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
         rows = encode_rollouts(rollouts, self.renderer, self.policy.backbone.device)
         ids, starts, mask = rows.token_ids, rows.prompt_lengths, rows.response_mask
-        require_finite(rows.scores, dump=self._dump(), batch={"token_ids": ids})
+        self._require_finite_scores(rows.scores, batch={"token_ids": ids})
         tokens = self.optimisation.tokens_per_micro_batch
         own = OwnRows.of(SharedRows.of(ids, starts, mask))
         own = replace(own, rows=self.policy.lower(own.rows, tokens=tokens))
@@ -177,6 +184,11 @@ class OnPolicyTrainer:
             extra_inputs=extra,
         )
 
+    def _require_finite_scores(self, scores: Mapping[str, Tensor], *, batch: Mapping[str, Tensor]) -> None:
+        who = self.rollouts[0].scores.source if self.rollouts else "the scorer"
+        advice = f"They are what {who} gave: return Scores(values={{}}, unscorable='why') where there is no value"
+        require_finite(scores, dump=self._dump(), batch=batch, error=NonFiniteScoreError, advice=advice)
+
     def _corrected(self, sampled: Tensor | None) -> Tensor | None:
         """The engine's log-probabilities, where the algorithm weighs by how far the trainer's own are from them."""
         if self.algorithm.importance_cap is not None and sampled is None:
@@ -190,10 +202,9 @@ class OnPolicyTrainer:
     @torch.no_grad()
     def estimate(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Advantages and critic targets [B, T] per trained channel."""
-        found = {
-            name: self.algorithm.advantage(experience)
-            for name, experience in experiences(batch, self.algorithm, self.objective).items()
-        }
+        seen = experiences(batch, self.algorithm, self.objective)
+        self.clipped = clipped_share(seen.values(), batch.response_mask)
+        found = {name: self.algorithm.advantage(experience) for name, experience in seen.items()}
         advantages = {name: each.advantages for name, each in found.items()}
         return advantages, {name: each.returns for name, each in found.items()}
 
@@ -217,7 +228,7 @@ class OnPolicyTrainer:
         own = self._own_rows(batch)  # no pass for responses that are not learned from
         parts = own.passes(self.optimisation.tokens_per_micro_batch, keep=mask.any(-1))
         first, norm = torch.zeros_like(batch.old_logprobs), 0.0
-        entropy = torch.zeros_like(first)
+        entropy, last = torch.zeros_like(first), first
         for epoch in range(self.algorithm.epochs):
             now = torch.zeros_like(first)
             for part, counts in parts:
@@ -228,13 +239,21 @@ class OnPolicyTrainer:
                 require_finite({"policy loss": loss}, dump=self._dump(), batch=shown)
                 loss.backward()
                 now[rows], entropy[rows] = counts * logprobs.detach(), counts * entropies
-            first = current().sum(now) if epoch == 0 else first
+            last = current().sum(now)
+            first = last if epoch == 0 else first
             self._ptx()
             norm = apply_gradients(
                 self.optimizer, self.parameters, max_norm=self.optimisation.max_norm, dump=self._dump(), batch=shown
             )
         value_loss = self._update_critics(batch, targets, weights)
-        return self._metrics(batch, first, current().sum(entropy)) | {"gradient_norm": norm, "value_loss": value_loss}
+        found = batch_metrics(batch, self.algorithm, first=first, last=last, entropies=current().sum(entropy))
+        return found | {
+            "rewards_clipped": self.clipped,
+            "dropped": self.dropped,
+            "finished": sum(r.completion.finish == "stop" for r in self.rollouts) / max(1, len(self.rollouts)),
+            "gradient_norm": norm,
+            "value_loss": value_loss,
+        }
 
     def _policy_losses(self, batch: RolloutBatch, rows: Tensor, logprobs: Tensor, advantages: Tensor) -> Tensor:
         old, mask = batch.old_logprobs[rows], batch.response_mask[rows]
@@ -306,29 +325,6 @@ class OnPolicyTrainer:
     def _values(self, features: Tensor, own: OwnRows) -> dict[str, Tensor]:
         """What the critics say of all rows [B, T], by channel."""
         return {name: own.joined(values) for name, values in self.critics(features).items()}
-
-    @torch.no_grad()
-    def _metrics(self, batch: RolloutBatch, logprobs: Tensor, entropy: Tensor) -> dict[str, float]:
-        mask, count = batch.response_mask, batch.response_mask.sum()
-        kept = mask.any(-1).sum()
-        gap = (logprobs - batch.old_logprobs).abs()
-        sequence_kl = ((batch.old_logprobs - batch.ref_logprobs) * mask).sum(-1)
-        metrics = {name: float(values.mean()) for name, values in batch.scores.items()}
-        if batch.sampled_logprobs is not None:
-            metrics["engine_gap"] = float(logprob_gap(batch.old_logprobs, batch.sampled_logprobs, mask))
-        return metrics | {
-            "kl": float(sequence_kl.sum() / count),
-            "sequence_kl": float(sequence_kl.sum() / kept),
-            "entropy": float(entropy.sum() / count),
-            "logprob_gap": float((gap * mask).sum() / count),
-            "clip_fraction": float(clip_fraction(logprobs, batch.old_logprobs, mask)),
-            "response_tokens": float(count / kept),
-            "kept": float(kept / len(mask)),
-            "tokens": float(batch.attention_mask.sum()),
-            "dropped": self.dropped,
-            "kl_coef": self.algorithm.kl_coef,
-            "finished": sum(r.completion.finish == "stop" for r in self.rollouts) / max(1, len(self.rollouts)),
-        }
 
     def _remember_best(self, scores: Mapping[str, Tensor], moved: Mapping[str, float]) -> None:
         """Keep the weights whose recent scores met every limit, of these the ones with the highest recent reward.

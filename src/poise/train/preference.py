@@ -76,7 +76,8 @@ class PreferenceTrainer:
             _append(values, found if counts else {name: each[:0] for name, each in found.items()})
         norm = apply_gradients(self.optimizer, self.parameters, max_norm=self.max_norm)
         self.policy.version += 1
-        return _means(values) | {"gradient_norm": norm} | self.labels.update(index)
+        facts = {"gradient_norm": norm, "dropped": self.feedback.dropped}
+        return _means(values) | facts | self.labels.update(index)
 
     def baseline(self, items: Sequence[Any]) -> Tensor:
         """What responses to other prompts have gained on average, in nats; 0 for pairs."""

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from poise.errors import DataError
+from poise.errors import DataError, FeedbackError
+from poise.feedback.asking import ask, name_of
 from poise.functional.preference_losses import PreferenceLoss, ResponseLoss
 from poise.models.policy import Policy
 from poise.train.responses import Responses, ranked_pairs
@@ -23,6 +24,7 @@ class Feedback(Protocol):
 
     rows: list[Any]  # encoded responses by number
     groups: list[list[Any]]  # items by prompt
+    dropped: float  # share of the items that were left out, because a scorer has no value for a response
 
     def numbers(self, items: Sequence[Any]) -> list[int]:
         """The responses that the items speak of, each once."""
@@ -54,6 +56,8 @@ class Pair:
 class _Encoded:
     """Numbered responses and their tokens."""
 
+    dropped = 0.0
+
     def __init__(self, policy: Policy, max_tokens: int):
         self.responses = Responses()
         self.device = policy.backbone.device
@@ -71,7 +75,10 @@ class _Encoded:
 
 
 class PairFeedback(_Encoded):
-    """Comparisons as pairs: the winner against each of the others. A scorer adds what it says of each response."""
+    """Comparisons as pairs: the winner against each of the others. A scorer adds what it says of each response.
+
+    Pairs with a response that the scorer has no value for are left out; `dropped` is their share.
+    """
 
     def __init__(
         self,
@@ -84,12 +91,14 @@ class PairFeedback(_Encoded):
         max_tokens: int = 256,
     ):
         super().__init__(policy, max_tokens)
+        self.scores: dict[str, Tensor] = {}
         pairs = [pair for comparison in comparisons for pair in self._pairs(comparison)]
         if not pairs:
             raise DataError("no pairs to learn from: needs comparisons of responses that differ")
         self.encode()
+        if scorer is not None:
+            pairs = self._score(scorer, pairs)
         self.groups = self.responses.by_prompt(pairs, lambda pair: pair.chosen)
-        self.scores = {} if scorer is None else self._scores(scorer)
 
     def _pairs(self, comparison: Comparison) -> list[Pair]:
         numbers = [self.responses.number(comparison.prompt, response) for response in comparison.responses]
@@ -101,13 +110,26 @@ class PairFeedback(_Encoded):
             found.append(Pair(chosen=chosen, rejected=rejected, probability=sure, margin=comparison.margin))
         return found
 
-    def _scores(self, scorer: Scorer) -> dict[str, Tensor]:
-        """Values [N] of each channel that the scorer gives for every response."""
+    def _score(self, scorer: Scorer, pairs: list[Pair]) -> list[Pair]:
+        """Keep the values [N] of each channel by response, and return the pairs both of whose responses have them."""
         prompts, texts = self.responses.prompts, self.responses.texts
         completions = [Completion(prompt_id=p.id, text=text) for p, text in zip(prompts, texts, strict=True)]
-        values = [score.values for score in scorer.score(prompts, completions)]
-        channels = set.intersection(*(set(row) for row in values))
-        return {name: torch.tensor([row[name] for row in values], device=self.device) for name in sorted(channels)}
+        scores = ask(scorer, prompts, completions)
+        channels = {name for each in scores for name in each.values}
+        known = [bool(channels) and each.values.keys() == channels for each in scores]
+        kept = [pair for pair in pairs if known[pair.chosen] and known[pair.rejected]]
+        if not kept:
+            reason = next((each.unscorable for each in scores if each.unscorable), "no reason given")
+            raise FeedbackError(
+                f"scorer {name_of(scorer)!r} has a value for both responses of none of {len(pairs)} pairs; the first "
+                f"that is missing: {reason}"
+            )
+        self.dropped = 1 - len(kept) / len(pairs)
+        self.scores = {
+            name: torch.tensor([each.values.get(name, 0.0) for each in scores], device=self.device)
+            for name in sorted(channels)
+        }
+        return kept
 
     def numbers(self, items: Sequence[Pair]) -> list[int]:
         """Both responses of each pair."""

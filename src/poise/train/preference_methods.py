@@ -30,6 +30,7 @@ from poise.functional.preference_targets import (
     constrained_target,
     margin_target,
     robust_target,
+    signed_log1p,
 )
 from poise.train.objectives import Controller, Limit
 from poise.train.preference_feedback import PairFeedback, ResponseFeedback
@@ -80,13 +81,25 @@ def mmpo(*, beta: float = 0.1, gamma: float = 1.0) -> PreferenceMethod:
 
 
 def offset_dpo(
-    *, beta: float = 0.1, alpha: float = 1.0, scaling: Callable[[Tensor], Tensor] = torch.log1p
+    *, beta: float = 0.1, alpha: float = 1.0, scaling: Callable[[Tensor], Tensor] = signed_log1p
 ) -> PreferenceMethod:
     """DPO that asks for a difference of at least alpha * scaling(margin) (ODPO, arXiv:2402.10571).
 
-    `scaling` is any increasing function; log1p is 0 for pairs without a margin. Give it `torch.log` for ODPO's own.
+    `scaling` is any increasing function; by default it is 0 for pairs without a margin, and a negative margin allows
+    the chosen response to lose by so much. Give it `torch.log` for ODPO's own, which needs margins above 0.
     """
-    return dpo(beta=beta, margin=lambda pairs: alpha * scaling(pairs.margin))
+
+    def offset(pairs: PairBatch) -> Tensor:
+        found = alpha * scaling(pairs.margin)
+        if not bool(found.isfinite().all()):
+            wrong = pairs.margin[~found.isfinite()]
+            raise DataError(
+                f"offset_dpo: its scaling has no finite value for {len(wrong)} of {len(found)} margins, such as "
+                f"{float(wrong[0]):g}: take the default scaling, or drop pairs without a margin above 0"
+            )
+        return found
+
+    return dpo(beta=beta, margin=offset)
 
 
 def ipo(*, beta: float = 0.1) -> PreferenceMethod:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from poise.data.chat import ChatRenderer
 from poise.errors import EngineError, FeedbackError
+from poise.feedback.asking import ask, merged, name_of
 from poise.models.trunk import pad_rows
 from poise.types import Completion, Prompt, Rollout, Scorer, Scores
 
@@ -32,8 +33,9 @@ def score_all(
 ) -> list[Rollout]:
     """Rollouts of the completions, `samples` adjacent ones per prompt, with the channels of all scorers side by side.
 
-    Completions that failed, or that lack the value of a channel, are left out. Raises EngineError if all failed and
-    FeedbackError if none of the others has every value.
+    Completions that failed, or that lack the value of a channel, are left out. Raises EngineError if all failed,
+    FeedbackError if none of the others has every value or a scorer breaks its promise (`feedback.asking.ask`), and
+    ConfigError if two scorers fill one channel.
     """
     owners = [prompt for prompt in prompts for _ in range(samples)]
     kept = [i for i, completion in enumerate(completions) if completion.finish != "error"]
@@ -41,26 +43,21 @@ def score_all(
         reason = completions[0].error or "no reason given"
         raise EngineError(f"all {len(completions)} completions failed; the first: {reason}")
     owners, completions = [owners[i] for i in kept], [completions[i] for i in kept]
-    merged = [_merge(row) for row in zip(*(scorer.score(owners, completions) for scorer in scorers), strict=True)]
-    channels = {name for scores in merged for name in scores.values}
+    given = [[(name_of(scorer), scores) for scores in ask(scorer, owners, completions)] for scorer in scorers]
+    found = [merged(row) for row in zip(*given, strict=True)]
+    channels = {name for scores in found for name in scores.values}
     rollouts = [
         Rollout(prompt=prompt, completion=completion, scores=scores)
-        for prompt, completion, scores in zip(owners, completions, merged, strict=True)
+        for prompt, completion, scores in zip(owners, completions, found, strict=True)
         if scores.values.keys() == channels
     ]
     if not rollouts or not channels:
-        reason = next((scores.unscorable for scores in merged if scores.unscorable), "no reason given")
-        raise FeedbackError(f"none of {len(completions)} completions has a value in every channel; the first: {reason}")
+        reasons = [f"{name}: {scores.unscorable}" for row in given for name, scores in row if scores.unscorable]
+        raise FeedbackError(
+            f"none of {len(completions)} completions has a value in every channel; the first: "
+            f"{reasons[0] if reasons else 'no reason given'}"
+        )
     return rollouts
-
-
-def _merge(row: Sequence[Scores]) -> Scores:
-    """One record of the scores of several scorers; it is unscorable if any of them says so."""
-    values: dict[str, float] = {}
-    for scores in row:
-        values |= scores.values
-    reasons = "; ".join(scores.unscorable for scores in row if scores.unscorable)
-    return Scores(values=values, source="+".join(scores.source for scores in row), unscorable=reasons)
 
 
 def encode_rollouts(rollouts: Sequence[Rollout], renderer: ChatRenderer, device: torch.device) -> EncodedRollouts:

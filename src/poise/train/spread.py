@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from poise.feedback.asking import ask, name_of
 from poise.models.heads import ScoreModel
 from poise.models.policy import Policy
 from poise.ranks import current
+from poise.rollout.engine import places_by_prompt
 from poise.types import Completion, Engine, Prompt, Sampling, Scorer, Scores
 
 
@@ -37,15 +39,16 @@ class _PartedEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """Every process answers its part; results are the same as of one process, since each draw has its own seed."""
         ranks = current()
-        costs = [float(sum(len(message["content"]) for message in prompt.messages)) for prompt in prompts]
-        own, weight = ranks.my_part(range(len(prompts)), costs)
+        groups = places_by_prompt(prompts)
+        costs = [float(len(g) * sum(len(message["content"]) for message in prompts[g[0]].messages)) for g in groups]
+        parts, weight = ranks.my_part(groups, costs)
+        own = [i for group in parts for i in group]
         acts_as_reference = getattr(self.engine, "reference", False)
         with ranks.gathered(self.policy.backbone.model if acts_as_reference else self.policy.model):
             made = self.engine.generate([prompts[i] for i in own], sampling)
         rows = [asdict(completion) for completion in made] if weight else []
-        parts = ranks.collect([own if weight else [], rows])
         found: dict[int, list[Completion]] = {}
-        for numbers, answers in parts:
+        for numbers, answers in ranks.collect([own if weight else [], rows]):
             for place, i in enumerate(numbers):
                 of_prompt = answers[place * sampling.samples : (place + 1) * sampling.samples]
                 found[i] = [_completion(row) for row in of_prompt]
@@ -65,12 +68,12 @@ class _MainEngine:
 
 class _MainScorer:
     def __init__(self, scorer: Scorer):
-        self.scorer = scorer
+        self.scorer, self.name = scorer, name_of(scorer)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """The main process asks, all have the scores."""
         ranks = current()
-        given = [asdict(scores) for scores in self.scorer.score(prompts, completions)] if ranks.is_main else None
+        given = [asdict(scores) for scores in ask(self.scorer, prompts, completions)] if ranks.is_main else None
         return [Scores(**row) for row in ranks.share(given)]
 
 
