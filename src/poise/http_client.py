@@ -141,13 +141,19 @@ def ask(endpoint: Endpoint, request: Request, *, read: Callable[[Any], Any] = la
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end, also where a loop runs already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _inside_a_loop():
         asyncio.run(work)
         return
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         aside.submit(asyncio.run, work).result()
+
+
+def _inside_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Hope:

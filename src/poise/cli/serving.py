@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from poise.http_client import LOOPBACK
@@ -19,16 +22,31 @@ def serve_scorer(folder: Path, *, host: str, port: int) -> None:
 
     given = os.environ.get(TOKEN_VARIABLE, "")
     token = given or secrets.token_urlsafe(24)
-    model = load_score_model(folder)
-    channels = {channel.name: channel.higher_is_worse for channel in model.channels}
-    server = ScorerServer(model, channels, token=token, host=host, port=port, source=folder.resolve().name)
-    say(f"Scoring {', '.join(channels)} at {server.url}")
-    say(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}")
-    if host not in LOOPBACK:
-        say("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", error=True)
-    try:
+    with _stoppable():
+        model = load_score_model(folder)
+        channels = {channel.name: channel.higher_is_worse for channel in model.channels}
+        source = folder.resolve().name
+        server = ScorerServer(
+            model, channels, token=token, host=host, port=port, source=source, sees_all=model.sees_all
+        )
+        say(f"Scoring {', '.join(channels)} at {server.url}")
+        say(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}")
+        if host not in LOOPBACK:
+            say("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", error=True)
         server.serve_forever()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a line and a good end; the server finishes what is under way before."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     except KeyboardInterrupt:
         say("Stopped")
     finally:
-        server.http.server_close()
+        signal.signal(signal.SIGTERM, previous)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from poise.errors import FeedbackError
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
@@ -37,6 +37,12 @@ class ScoreRow(_Record):
 
     messages: list[Turn] = Field(min_length=1)
     response: str
+
+    @model_validator(mode="after")
+    def _awaits_an_answer(self) -> ScoreRow:
+        if self.messages[-1].role == "assistant":
+            raise ValueError("the last message must be the user's")
+        return self
 
 
 class ScoreRequest(_Record):

@@ -1,22 +1,37 @@
-"""A scorer as a service: loopback by default, never without a token, every request checked against the records."""
+"""A scorer as a service: loopback by default, never without a token, bounded in all that a client can make it do.
+
+Requests are let in by their head alone (`poise.feedback.web`), and the rows of those that are wait in one bounded queue
+(`poise.feedback.batching`). A row that cannot be scored as a whole is unscorable, and costs no other row.
+"""
 
 from __future__ import annotations
 
-import hmac
-import json
+import socket
 import threading
-from collections.abc import Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from poise.errors import ConfigError, PoiseError
-from poise.feedback.remote import Health, RowScores, ScoreAnswer, ScoreRequest, ScoreRow
-from poise.types import Completion, Prompt, Scorer
+from poise.errors import ConfigError, DataError
+from poise.feedback.batching import ScoringQueue
+from poise.feedback.remote import Health, RowScores, ScoreRow
+from poise.feedback.web import Web, WebLimits
+from poise.http_client import check_token
+from poise.text import one_line
+from poise.types import Completion, Prompt, Scorer, Scores
 
-_MAX_BYTES = 64 * 2**20  # of one request
-_SECONDS_TO_SEND = 60.0  # that a client may take for its request
+TOO_LONG = "longer than the window"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(WebLimits):
+    """What a server takes at a time; what is beyond is told to come again, or refused with the reason."""
+
+    rows_of_a_batch: int = 64
+    rows_waiting: int = 4096
+    turns: int = 256  # of one conversation
+    characters: int = 200_000  # of one row
 
 
 class ScorerServer:
@@ -25,9 +40,11 @@ class ScorerServer:
     channels  the scorer's, with whether higher is worse
     token     what clients send as `Authorization: Bearer TOKEN`; /health, which tells nothing secret, needs none
     port      0 takes a free one; `url` says which
+    sees_all  whether the scorer sees all of a prompt and a response; a row of which it does not is unscorable
+    limits    on size, time and number of whatever clients send
 
-    Requests are scored one after another, a batch at a time. What passes is not encrypted: between machines, let a
-    tunnel or a proxy with TLS do that. Raises ConfigError without a token, or where the port is taken.
+    What passes is not encrypted: between machines, let a tunnel or a proxy with TLS do that. Raises ConfigError without
+    a token, or where the port is taken.
     """
 
     def __init__(
@@ -39,97 +56,94 @@ class ScorerServer:
         host: str = "127.0.0.1",
         port: int = 0,
         source: str = "",
+        sees_all: Callable[[Prompt, str], bool] = lambda prompt, response: True,
+        limits: Limits | None = None,
     ):
         if not token:
             raise ConfigError("a scorer is served with a token: whoever can reach the port could use it otherwise")
-        self.scorer, self.token, self.lock = scorer, token, threading.Lock()
-        self.health = Health(status="ok", source=source or type(scorer).__name__, channels=dict(channels))
-        try:
-            self.http = _Http((host, port), _handler(self))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port") from error
-        self.url = f"http://{host}:{self.http.server_address[1]}"
+        check_token(token)
+        self.scorer, self.sees_all, self.limits = scorer, sees_all, limits or Limits()
+        health = Health(status="ok", source=source or type(scorer).__name__, channels=dict(channels))
+        self.socket = _listening(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.socket.getsockname()[1]}"
+        self.queue = ScoringQueue(self.score, batch_rows=self.limits.rows_of_a_batch, max_rows=self.limits.rows_waiting)
+        self.web = Web(health, self.queue, token=token, limits=self.limits)
 
     def serve_forever(self) -> None:
-        """Answer until the process is stopped."""
-        self.http.serve_forever(poll_interval=0.1)
+        """Answer until the process is told to stop; what is under way is finished first."""
+        try:
+            self.web.run(self.socket)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the port and of all rows that wait."""
+        self.queue.close()
+        self.socket.close()
 
     def __enter__(self) -> ScorerServer:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        self.web.stop()
+        self._thread.join()
 
-    def score(self, rows: Sequence[ScoreRow]) -> ScoreAnswer:
+    def score(self, rows: Sequence[ScoreRow]) -> list[RowScores]:
         """The scores of rows, one each and in their order."""
-        prompts = [Prompt.of([{"role": turn.role, "content": turn.content} for turn in row.messages]) for row in rows]
-        completions = [Completion(prompt_id=p.id, text=r.response) for p, r in zip(prompts, rows, strict=True)]
-        with self.lock:
-            scores = self.scorer.score(prompts, completions) if rows else []
-        return ScoreAnswer(
-            scores=[
-                RowScores(values=dict(s.values), unscorable=s.unscorable, explanation=s.explanation) for s in scores
-            ]
+        found: list[RowScores | None] = [None] * len(rows)
+        prompts, completions, places = [], [], []
+        for place, row in enumerate(rows):
+            prompt = self._prompt(row)
+            if isinstance(prompt, RowScores):
+                found[place] = prompt
+                continue
+            prompts.append(prompt)
+            completions.append(Completion(prompt_id=prompt.id, text=row.response))
+            places.append(place)
+        scores = self.scorer.score(prompts, completions) if prompts else []
+        for place, each in zip(places, scores, strict=True):
+            found[place] = _row_scores(each)
+        return [row for row in found if row is not None]
+
+    def _prompt(self, row: ScoreRow) -> Prompt | RowScores:
+        """The prompt of a row, or why the row cannot be scored."""
+        if len(row.messages) > self.limits.turns:
+            return _unscorable(f"{TOO_LONG}: {len(row.messages)} turns, where {self.limits.turns} are taken")
+        length = len(row.response) + sum(len(turn.role) + len(turn.content) for turn in row.messages)
+        if length > self.limits.characters:
+            return _unscorable(f"{TOO_LONG}: {length} characters, where {self.limits.characters} are taken")
+        try:
+            prompt = Prompt.of([{"role": turn.role, "content": turn.content} for turn in row.messages])
+            return prompt if self.sees_all(prompt, row.response) else _unscorable(TOO_LONG)
+        except DataError as error:  # such as turns that the model's template refuses
+            return _unscorable(str(error))
+
+
+def _unscorable(reason: str) -> RowScores:
+    return RowScores(values={}, unscorable=one_line(reason))
+
+
+def _row_scores(scores: Scores) -> RowScores:
+    """Scores as they are sent; what no client takes for a score is unscorable here."""
+    if scores.unscorable:
+        return _unscorable(scores.unscorable)
+    try:
+        return RowScores(values=dict(scores.values), explanation=scores.explanation)
+    except ValidationError as error:
+        return _unscorable(f"the scorer gave what is no score ({error.errors(include_url=False)[0]['msg']})")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: a port is at least 0 and below 65536. Choose another --port"
         )
-
-    def answer(self, path: str, authorization: str, body: bytes | None) -> tuple[int, Any]:
-        """Status and JSON of the answer to a request; `body` is None for GET."""
-        if path == "/health" and body is None:
-            return 200, self.health.model_dump()
-        if path != "/score" or body is None:
-            return 404, {"error": "there are GET /health and POST /score"}
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode()):
-            return 401, {"error": "wrong or no token: send the header Authorization: Bearer TOKEN"}
-        try:
-            rows = ScoreRequest.model_validate_json(body).rows
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the body"
-            return 422, {"error": f"{where}: {first['msg']}"}
-        try:
-            return 200, self.score(rows).model_dump()
-        except PoiseError as error:  # such as a prompt without a user's turn
-            return 422, {"error": str(error)}
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-
-
-def _handler(server: ScorerServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version, timeout = "HTTP/1.1", _SECONDS_TO_SEND
-
-        def do_GET(self) -> None:
-            self._reply(*self._answered(None))
-
-        def do_POST(self) -> None:
-            length = self.headers.get("content-length", "")
-            if not length.isdecimal() or int(length) > _MAX_BYTES:
-                self.close_connection = True
-                status = 413 if length.isdecimal() else 411
-                self._reply(status, {"error": f"a request says its length, at most {_MAX_BYTES >> 20} MiB"})
-                return
-            self._reply(*self._answered(self.rfile.read(int(length))))
-
-        def _answered(self, body: bytes | None) -> tuple[int, Any]:
-            try:
-                return server.answer(self.path, self.headers.get("authorization", ""), body)
-            except Exception as error:
-                self.log_error("scoring failed: %r", error)
-                return 500, {"error": f"scoring failed: {type(error).__name__}"}
-
-        def _reply(self, status: int, content: Any) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_request(self, *_: Any) -> None:
-            """Say nothing of requests that went well."""
-
-    return Handler
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host"
+        ) from error

@@ -220,6 +220,10 @@ class ScoreModel(nn.Module):
         raw = self(self.pooled_all(rows, starts))
         return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
 
+    def sees_all(self, prompt: Prompt, response: str) -> bool:
+        """Whether prompt and response fit into the window, so that a score speaks of all of them."""
+        return not self.renderer.encode(prompt, response, finished=False).truncated
+
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions: the Scorer protocol. An empty or failed completion is unscorable."""
         values = self.values(prompts, [c.text for c in completions]).tolist()
