@@ -120,11 +120,12 @@ def chat(
     model: Annotated[str, typer.Argument(help="A model name, a folder, or a run folder.")],
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always gives the likeliest answer.")] = 0.7,
+    chat_template: Annotated[Path | None, typer.Option(help="A file, in place of the tokenizer's template.")] = None,
 ) -> None:
     """Talk to a model; an empty line is skipped, Ctrl-D ends."""
     from poise.cli.chatting import chat_with
 
-    chat_with(model, max_tokens=max_tokens, temperature=temperature)
+    chat_with(model, max_tokens=max_tokens, temperature=temperature, chat_template=chat_template)
 
 
 @app.command("serve-scorer")

@@ -10,14 +10,16 @@ from poise.text import say
 from poise.types import Message, Prompt, Sampling
 
 
-def chat_with(model: str, *, max_tokens: int, temperature: float) -> None:
+def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template: Path | None = None) -> None:
     """Read user turns until the end of input and print the model's answers."""
     name = model_of(model)
 
+    from poise.models.load import read_template
     from poise.models.policy import load_policy
     from poise.rollout.native import NativeEngine
 
-    engine = NativeEngine(load_policy(name), max_prompt_tokens=2048)
+    template = None if chat_template is None else read_template(chat_template)
+    engine = NativeEngine(load_policy(name, chat_template=template), max_prompt_tokens=2048)
     messages: list[Message] = []
     while True:
         try:

@@ -85,18 +85,22 @@ class ChatRenderer:
             ids, truncated = self._opened(messages), True
         return ids, truncated
 
-    def response_ids(self, text: str, *, finished: bool = True) -> tuple[list[int], bool]:
-        """Ids of a response, closed by the end of turn if `finished`, and whether it was cut.
+    def response_ids(self, text: str, *, finished: bool = True, whole: bool = False) -> tuple[list[int], bool]:
+        """Ids of a response, closed by the end of turn if `finished`, and whether it was cut; never if `whole`.
 
         A response that had to be cut is not closed: the model must not learn to stop there.
         """
         turn = self._turn
         ids = [*self._texts.ids(turn.lead + text + turn.tail), turn.end] if finished else self._begun(text)
-        return ids[: self.max_response_tokens], len(ids) > self.max_response_tokens
+        most = len(ids) if whole else self.max_response_tokens
+        return ids[:most], len(ids) > most
 
     def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> Encoded:
         """A prompt with a response as ids."""
-        head, head_cut = self.prompt_ids(prompt.messages)
+        try:
+            head, head_cut = self.prompt_ids(prompt.messages)
+        except DataError as error:
+            raise DataError(f"{named(prompt)}: {error}") from error
         tail, tail_cut = self.response_ids(response, finished=finished)
         return Encoded(ids=tuple(head + tail), prompt_length=len(head), truncated=head_cut or tail_cut)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from poise.errors import DataError, EngineError
 from poise.evaluate.diversity import distinct_estimate, duplicates, is_repetitive
 from poise.feedback.asking import ask, merged
+from poise.feedback.windows import require_sight
 from poise.functional.statistics import mean, share
 from poise.types import Completion, Engine, Estimate, Evaluation, Prompt, Rollout, Sampling, Scorer, Scores
 
@@ -76,8 +77,9 @@ def run_suite(
     Raises:
         EngineError: the engine broke its promise on number, order or version of the completions.
         FeedbackError: a scorer gave a wrong number of scores, or values that are no numbers.
-        ConfigError: two scorers fill one channel.
+        ConfigError: two scorers fill one channel, or one reads less of a response than may be said.
     """
+    require_sight(scorers.values(), sampling)
     completions = engine.generate(suite.prompts, sampling)
     prompts = [prompt for prompt in suite.prompts for _ in range(sampling.samples)]
     _check_completions(prompts, completions, sampling.samples, policy_version)

@@ -16,11 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from poise.data.chat import Encoded
 from poise.errors import ConfigError, ModelError
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
+from poise.models.score_heads import make_head, make_own_heads
 from poise.models.shared_rows import OwnRows, SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
 from poise.ranks import by_main, current
@@ -96,8 +98,8 @@ class ScoreModel(nn.Module):
         lora: Lora | None = None,
         adapter: str = "score",
         seed: int = 0,
-        max_prompt_tokens: int = 512,
-        max_response_tokens: int = 256,
+        max_prompt_tokens: int | None = None,
+        max_response_tokens: int | None = None,
         cache: FeatureCache | None = None,
     ):
         super().__init__()
@@ -114,10 +116,18 @@ class ScoreModel(nn.Module):
         if lora is not None:
             self.split = add_adapter(backbone.model, backbone.trunk.layers, adapter, lora, stop=self.depth, seed=seed)
         width = backbone.trunk.width * len(pooling.split("+"))
-        self.head = _heads(width, hidden, self.channels, seed).to(backbone.device)
+        sizes = [hidden if channel.hidden is None else channel.hidden for channel in self.channels]
+        is_shared = all(channel.hidden is None for channel in self.channels)
+        head = make_head(width, hidden, len(sizes), seed) if is_shared else make_own_heads(width, sizes, seed)
+        self.head = head.to(backbone.device)
         self.register_buffer("feature_mean", torch.zeros(width, device=backbone.device))
         self.register_buffer("feature_std", torch.ones(width, device=backbone.device))
         self.eval()
+
+    @property
+    def max_response_tokens(self) -> int:
+        """How much of a response it reads; a longer one has no score."""
+        return self.renderer.max_response_tokens
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,24 +227,43 @@ class ScoreModel(nn.Module):
     def values(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Scores [B, C] in each channel's units."""
         rows, starts = self.encode(prompts, responses)
-        raw = self(self.pooled_all(rows, starts))
-        return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
+        return self._in_units(self(self.pooled_all(rows, starts)))
 
     def sees_all(self, prompt: Prompt, response: str) -> bool:
         """Whether prompt and response fit into the window, so that a score speaks of all of them."""
         return not self.renderer.encode(prompt, response, finished=False).truncated
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
-        """Scores of completions: the Scorer protocol. An empty or failed completion is unscorable."""
-        values = self.values(prompts, [c.text for c in completions]).tolist()
+        """Scores of completions: the Scorer protocol.
+
+        One that is empty, that failed, or that is longer than the window has no score: what was not seen is not judged.
+        """
+        rows = [self._whole(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        read = [row for row in rows if isinstance(row, Encoded)]
+        with torch.no_grad():
+            raw = self(self.pooled_all([row.ids for row in read], [row.prompt_length for row in read]))
+        values = iter(self._in_units(raw).tolist())
         return [
-            Scores(
-                values=dict(zip(self.names, row, strict=True)),
-                source=self.adapter,
-                unscorable=completion.unfit,
-            )
-            for row, completion in zip(values, completions, strict=True)
+            Scores(values={}, source=self.adapter, unscorable=row)
+            if isinstance(row, str)
+            else Scores(values=dict(zip(self.names, next(values), strict=True)), source=self.adapter)
+            for row in rows
         ]
+
+    def _whole(self, prompt: Prompt, completion: Completion) -> Encoded | str:
+        """A whole completion as tokens, or why there is none to score."""
+        if completion.unfit:
+            return completion.unfit
+        head, _ = self.renderer.prompt_ids(prompt.messages)
+        # a text may have more tokens than it was sampled in, which are those that the window counts
+        fits = 0 < len(completion.token_ids) <= self.max_response_tokens
+        tail, cut = self.renderer.response_ids(completion.text, finished=False, whole=fits)
+        if cut:
+            return f"longer than the window of {self.max_response_tokens} tokens"
+        return Encoded(ids=(*head, *tail), prompt_length=len(head))
+
+    def _in_units(self, raw: Tensor) -> Tensor:
+        return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder: peft adapter (if any), head as safetensors, and a card with names, signs and calibration."""
@@ -254,6 +283,7 @@ class ScoreModel(nn.Module):
         )
         card = {
             "base_model": backbone.name,
+            "chat_template": backbone.tokenizer.chat_template,
             "depth": self.depth,
             "pooling": self.pooling,
             "hidden": self.hidden,
@@ -299,7 +329,7 @@ def load_score_model(
                 f"{directions.get(name, 'there is no such channel')}"
             )
     model = ScoreModel(
-        backbone or load_backbone(card["base_model"]),
+        backbone or load_backbone(card["base_model"], chat_template=card.get("chat_template")),
         channels,
         depth=card["depth"],
         pooling=card["pooling"],
@@ -314,41 +344,6 @@ def load_score_model(
     if model.lora is not None:
         load_adapter(model.backbone[0].model, adapter, folder)
     return model
-
-
-def make_head(width: int, hidden: int, outputs: int, seed: int, *, dropout: float = 0.3) -> nn.Sequential:
-    """A linear head that starts at zero, or one with a hidden layer and dropout while it is trained."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if hidden == 0:
-            layer = nn.Linear(width, outputs)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-            return nn.Sequential(layer)
-        layers = (
-            nn.Dropout(dropout),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, outputs),
-        )
-        return nn.Sequential(*layers)
-
-
-class OwnHeads(nn.ModuleList):
-    """A head for each channel, side by side."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Raw scores [B, C] of features [B, H]."""
-        return torch.cat([head(features) for head in self], -1)
-
-
-def _heads(width: int, hidden: int, channels: Sequence[Channel], seed: int) -> nn.Module:
-    """One head for all channels, or one for each where some have a `hidden` of their own."""
-    if all(channel.hidden is None for channel in channels):
-        return make_head(width, hidden, len(channels), seed)
-    sizes = [hidden if channel.hidden is None else channel.hidden for channel in channels]
-    return OwnHeads(make_head(width, size, 1, seed) for size in sizes)
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:

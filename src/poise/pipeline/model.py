@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from poise.models.features import FeatureCache
-from poise.models.load import Backbone, load_backbone
+from poise.models.load import Backbone, load_backbone, read_template
 from poise.plan.work import current_planner
 from poise.run import Run
 from poise.train.loop import progress_bar
@@ -18,11 +18,14 @@ _START_S = 12.0  # until data are read and a model is asked for
 _LOADED_PER_S = 1e9  # bytes
 
 
-def start_model(run: Run, name: str, *, seed: int = 0, continues_text: bool = False) -> Backbone:
+def start_model(
+    run: Run, name: str, *, seed: int = 0, continues_text: bool = False, chat_template: str | None = None
+) -> Backbone:
     """Load the model that a run starts from, in the precision that its first loading chose.
 
     name            hub id, folder, smollm2-135m or random:llama
     continues_text  prompts are beginnings of texts, not turns of a chat
+    chat_template   a file with the template to use in place of the tokenizer's; its text is kept with the run
 
     A resumed run must not change its precision, even on a machine where another one is faster.
     """
@@ -33,10 +36,13 @@ def start_model(run: Run, name: str, *, seed: int = 0, continues_text: bool = Fa
         return replace(load_backbone(STAND_IN, seed=seed), continues_text=continues_text)
     stage = run.stage("model")
     if stage.finished:
-        backbone = load_backbone(name, seed=seed, dtype=getattr(torch, stage.result["dtype"]))
+        dtype, template = getattr(torch, stage.result["dtype"]), stage.result.get("chat_template")
+        backbone = load_backbone(name, seed=seed, dtype=dtype, chat_template=template)
     else:
-        backbone = load_backbone(name, seed=seed)
-        stage.finish({"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)})
+        template = None if chat_template is None else read_template(chat_template)
+        backbone = load_backbone(name, seed=seed, chat_template=template)
+        facts = {"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)}
+        stage.finish(facts | ({} if template is None else {"chat_template": template}))
     return replace(backbone, continues_text=continues_text)
 
 

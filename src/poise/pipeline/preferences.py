@@ -52,7 +52,7 @@ def optimise_preferences(
         )
         fit(trainer, run=run, stage=stage.name, steps=steps, save_every=4, shown=_SHOWN)
         policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "responses": len(feedback.rows)})
+        stage.finish({"steps": steps, "responses": len(feedback.rows), "beyond_window": feedback.beyond_window})
     policy.copy_from(stage.path / "model")
     return policy
 

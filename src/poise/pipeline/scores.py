@@ -97,7 +97,9 @@ def fit_scores(
         calibrate(model, parts["calibrate"].comparisons, parts["calibrate"].labels)
         accuracy = measure(model)
         model.save_pretrained(stage.path / "model")
-        stage.finish({"accuracy": accuracy, "rows": len(trainer.table.rows), "depth": model.depth})
+        table = trainer.table
+        facts = {"rows": len(table.rows), "beyond_window": table.beyond_window, "depth": model.depth}
+        stage.finish({"accuracy": accuracy} | facts)
     expect = {channel.name: channel.higher_is_worse for channel in spec.channels}
     model = load_score_model(stage.path / "model", backbone=backbone, adapter=stage.name, expect=expect, cache=cache)
     accuracy = {key: Estimate(**value) for key, value in stage.result["accuracy"].items()}

@@ -58,7 +58,7 @@ def _batches(settings: Settings, per_step: int) -> dict[str, Any]:
     """How demonstrations are read: cut where the settings say."""
     return {
         "per_step": per_step,
-        "max_tokens": max(128, 4 * settings.response_tokens),  # half of it for the prompt
+        "max_tokens": max(128, 4 * settings.response_tokens),  # half of it for the response
         "max_response_tokens": settings.imitated_tokens or None,
         "tokens_per_micro_batch": 2048,
         "temperature": settings.imitated_temperature,

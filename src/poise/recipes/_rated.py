@@ -49,6 +49,7 @@ class RatedSettings:
     """What every recipe on rated pairs is told."""
 
     model: str
+    chat_template: str | None
     steps: int
     prompts_per_step: int
     pairs_per_prompt: int
@@ -165,7 +166,12 @@ class RatedStudy:
     @cached_property
     def backbone(self) -> Backbone:
         """The start model; beginnings of texts are continued, requests are answered."""
-        return start_model(self.run, self.settings.model, continues_text=self.data.startswith("odpo"))
+        return start_model(
+            self.run,
+            self.settings.model,
+            continues_text=self.data.startswith("odpo"),
+            chat_template=self.settings.chat_template,
+        )
 
     @cached_property
     def judge(self) -> ScoreModel:

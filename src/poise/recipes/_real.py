@@ -105,7 +105,7 @@ def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: 
     }
     study = Study(
         settings=settings,
-        backbone=start_model(run, settings.model, seed=settings.seed),
+        backbone=start_model(run, settings.model, seed=settings.seed, chat_template=settings.chat_template),
         splits=splits,
         cache=feature_cache(run),
     )
@@ -193,7 +193,10 @@ def signal_lesson(material: Material, settings: Settings, own: Dataset) -> Lesso
             channels=(LINEAR_REWARD, BOUNDED_COST),
             epochs=EPOCHS,
             weight_decay=WEIGHT_DECAY,
-            reading={"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": RESPONSE_TOKENS},
+            reading={
+                "max_prompt_tokens": PROMPT_TOKENS,
+                "max_response_tokens": max(RESPONSE_TOKENS, settings.longest_answer),
+            },
         ),
     )
 

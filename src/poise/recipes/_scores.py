@@ -39,7 +39,7 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Train
         depth=0.7 if is_judge else 0.5,
         channels=(REWARD, cost) if study.is_judged or judges_harm(data) else (REWARD,),
         seed=study.settings.seed + (1000 if is_judge else 0),
-        reading={} if is_judge else {"pooling": "mean+last+prompt"},
+        reading=({} if is_judge else {"pooling": "mean+last+prompt"}) | sight(study),
     )
     return fit_scores(
         run,
@@ -50,6 +50,12 @@ def learn_scores(run: Run, study: Study[Any], name: str, *, split: str) -> Train
         name=study.stage(run, name).name,
         cache=study.cache,
     )
+
+
+def sight(study: Study[Any]) -> dict[str, Any]:
+    """How a score model reads where answers may be longer than what it reads by default."""
+    longest = max(study.settings.response_tokens, study.settings.longest_answer)
+    return {"max_response_tokens": longest} if longest > study.backbone.max_response_tokens else {}
 
 
 def in_brief(spec: ScoreModelSpec, settings: StudySettings) -> ScoreModelSpec:

@@ -72,6 +72,7 @@ class StudySettings:
     engine: str = "native"
     answer_tokens: int = 0  # longest answer to a test prompt; 0: a fifth more than in training
     columns: str = ""  # what the columns of a user's files are called
+    chat_template: str | None = None  # a file; None: the tokenizer's
 
     def require(self, *, at_least_one: Sequence[str], above_zero: Sequence[str], not_negative: Sequence[str]) -> None:
         """Raise ConfigError that names the first number out of its range; None, where it is a default, passes."""
@@ -83,6 +84,11 @@ class StudySettings:
             for name in names:
                 if (value := getattr(self, name)) is not None and not fits(value):
                     raise ConfigError(f"{name} is {value}: it {wanted}")
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer to a test prompt: what every scorer must be able to read."""
+        return self.answer_tokens or self.response_tokens + self.response_tokens // 5
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -189,9 +195,8 @@ class Study(Generic[Told]):
     @property
     def sampling(self) -> Sampling:
         """How responses are drawn for evaluation: as in training, with more room."""
-        tokens = self.settings.response_tokens
         return Sampling(
-            max_tokens=self.settings.answer_tokens or tokens + tokens // 5,
+            max_tokens=self.settings.longest_answer,
             temperature=self.settings.temperature,
             samples=self.answers,
             seed=90_001 + self.settings.seed,
@@ -230,9 +235,11 @@ def prepare(run: Run, settings: Told, *, needs_judge: bool = True) -> Study[Told
     if settings.quick:
         splits = {name: first_prompts(part, _QUICK_PROMPTS) for name, part in splits.items()}
     torch.manual_seed(settings.seed)
+    backbone = start_model(run, settings.model, seed=settings.seed, chat_template=settings.chat_template)
+    backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     return Study(
         settings=settings,
-        backbone=start_model(run, settings.model, seed=settings.seed),
+        backbone=backbone,
         splits=splits,
         cache=feature_cache(run),
         answers=1 if settings.quick else ANSWERS,

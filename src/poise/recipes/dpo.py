@@ -42,6 +42,7 @@ LossName = Literal[
 def dpo(
     *,
     model: str = "smollm2-135m",
+    chat_template: str | None = None,
     data: str = "starter",
     columns: str = "",
     loss: LossName = "dpo",
@@ -64,6 +65,7 @@ def dpo(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
         data: names or paths of feedback, joined by +.
         columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
             ignore=score.

@@ -27,6 +27,7 @@ EXPECTED = {
 def f_dpo(
     *,
     model: str = "smollm2-135m",
+    chat_template: str | None = None,
     data: str = "odpo-sentiment",
     columns: str = "",
     betas: tuple[float, ...] = (0.1, 0.5),
@@ -44,6 +45,7 @@ def f_dpo(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
         data: a set with margins: odpo-sentiment or tldr-ratings (POISE_DATA), starter, or a file of yours.
         columns: what the columns of your file are called, as prompt=question,chosen=better, and which to leave out, as
             ignore=score.

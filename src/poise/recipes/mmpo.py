@@ -28,6 +28,7 @@ EXPECTED = {
 def mmpo(
     *,
     model: str = "smollm2-135m",
+    chat_template: str | None = None,
     sets: tuple[str, ...] = ("odpo-sentiment", "tldr-ratings"),
     beta: float = 0.1,
     sure: float = 0.75,
@@ -45,6 +46,7 @@ def mmpo(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
         sets: sets with margins: odpo-sentiment and tldr-ratings read POISE_DATA, starter comes with the package.
         beta: strength of the pull to the start, of both policies.
         sure: probability that the better response of a pair with the median margin wins; it sets gamma.

@@ -33,6 +33,7 @@ ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
 def safe_rlhf(
     *,
     model: str = "smollm2-135m",
+    chat_template: str | None = None,
     data: str = "starter",
     columns: str = "",
     objective: ObjectiveName = "lagrangian",
@@ -62,6 +63,7 @@ def safe_rlhf(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
         data: names or paths of feedback, joined by +.
         columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
             ignore=score.

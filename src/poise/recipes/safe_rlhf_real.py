@@ -31,6 +31,7 @@ EXPECTED = {
 def safe_rlhf_real(
     *,
     model: str = "smollm2-135m",
+    chat_template: str | None = None,
     objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
     seeds: tuple[int, ...] = (0, 1, 2),
     algorithm: Literal["ppo", "rloo"] = "rloo",
@@ -58,6 +59,7 @@ def safe_rlhf_real(
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
         objectives: what policies are trained for, one after the other, on the same scores and prompts.
         seeds: seeds of everything random but the splits; each repeats the whole experiment on the same rows.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.

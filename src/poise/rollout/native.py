@@ -56,6 +56,7 @@ class NativeEngine:
         completion is longer than the model's context.
         """
         check_sampling(sampling)
+        self.renderer.check(prompts)
         encoded = [self.renderer.prompt_ids(prompt.messages)[0] for prompt in prompts]
         self._check_context(encoded, sampling)
         verify_generation(self.policy.model, self._forward, adapter=self._adapter)

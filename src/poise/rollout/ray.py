@@ -116,6 +116,12 @@ class RayEngine:
         self.published: tuple[str, Any] = ("", None)
         self.workers = [self._start() for _ in range(workers)]
 
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Where the workers cut prompts; None is where the backbone does."""
+        found: int | None = self.plan.settings.get("max_prompt_tokens")
+        return found
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """Completions, `sampling.samples` adjacent ones per prompt, of the policy as it is now."""
         check_sampling(sampling)

@@ -31,6 +31,7 @@ from poise.train.rollout_batch import encode_rollouts
 from poise.train.spread import spread_engine, spread_scorer
 from poise.train.step_metrics import batch_metrics
 from poise.train.supervised import DemonstrationBatches
+from poise.train.windows import sampled_renderer
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
 
 _BEST_WINDOW = 3  # batches averaged before a policy may be called the best feasible one
@@ -93,10 +94,8 @@ class OnPolicyTrainer:
         self.best: dict[str, Any] = {}
         self.rollouts: list[Rollout] = []  # of the last step, for samples.jsonl
         self.dropped = 0.0  # share of its completions that failed or could not be scored
-        self.clipped = (
-            0.0  # share of its responses whose reward the algorithm's bound holds, so that more gains nothing
-        )
-        self.renderer = policy.backbone.renderer(max_response_tokens=self.sampling.max_tokens + 1)
+        self.clipped = 0.0  # share of its responses whose reward the algorithm's bound holds: more gains nothing
+        self.renderer = sampled_renderer(policy, engine, self.scorers, self.sampling, self.prompts)
 
     def step(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """One step: the whole algorithm.

@@ -76,7 +76,7 @@ class PreferenceTrainer:
             _append(values, found if counts else {name: each[:0] for name, each in found.items()})
         norm = apply_gradients(self.optimizer, self.parameters, max_norm=self.max_norm)
         self.policy.version += 1
-        facts = {"gradient_norm": norm, "dropped": self.feedback.dropped}
+        facts = {"gradient_norm": norm, "dropped": self.feedback.dropped, "beyond_window": self.feedback.beyond_window}
         return _means(values) | facts | self.labels.update(index)
 
     def baseline(self, items: Sequence[Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +25,11 @@ class Feedback(Protocol):
     rows: list[Any]  # encoded responses by number
     groups: list[list[Any]]  # items by prompt
     dropped: float  # share of the items that were left out, because a scorer has no value for a response
+
+    @property
+    def beyond_window(self) -> float:
+        """The share of pairs that were left out, because they are the same in all that is read of them."""
+        ...
 
     def numbers(self, items: Sequence[Any]) -> list[int]:
         """The responses that the items speak of, each once."""
@@ -58,10 +63,36 @@ class _Encoded:
 
     dropped = 0.0
 
-    def __init__(self, policy: Policy, max_tokens: int):
+    def __init__(self, policy: Policy, max_tokens: int | None):
         self.responses = Responses()
+        self._ranked, self._alike = 0, 0
         self.device = policy.backbone.device
-        self._renderer = policy.backbone.renderer(max_prompt_tokens=max_tokens, max_response_tokens=max_tokens)
+        # prompts are cut where every other role cuts them, responses by default too
+        self._renderer = policy.backbone.renderer(max_response_tokens=max_tokens)
+
+    @property
+    def beyond_window(self) -> float:
+        """The share of pairs that were left out, because they are the same in all that is read of them."""
+        return self._alike / max(1, self._ranked)
+
+    def ranked(self, comparison: Comparison) -> Iterator[tuple[int, int, float]]:
+        """`ranked_pairs` whose responses differ in what is read of them: others have no gradient."""
+        for best, other, probability in ranked_pairs(comparison):
+            first, second = (self._renderer.response_ids(comparison.responses[i])[0] for i in (best, other))
+            self._ranked += 1
+            if first != second:
+                yield best, other, probability
+            else:
+                self._alike += 1
+
+    def nothing_left(self, what: str) -> DataError:
+        """The error where there is nothing to learn from."""
+        window = self._renderer.max_response_tokens
+        alike = (
+            f"; {self._alike} pairs are the same in the first {window} tokens, which are all that is read: give a "
+            "larger max_tokens"
+        )
+        return DataError(what + (alike if self._alike else ""))
 
     def encode(self) -> None:
         """Turn the responses numbered so far into tokens."""
@@ -88,13 +119,13 @@ class PairFeedback(_Encoded):
         verdicts: Sequence[Verdict] = (),  # nor do these
         *,
         scorer: Scorer | None = None,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
     ):
         super().__init__(policy, max_tokens)
         self.scores: dict[str, Tensor] = {}
         pairs = [pair for comparison in comparisons for pair in self._pairs(comparison)]
         if not pairs:
-            raise DataError("no pairs to learn from: needs comparisons of responses that differ")
+            raise self.nothing_left("no pairs to learn from: needs comparisons of responses that differ")
         self.encode()
         if scorer is not None:
             pairs = self._score(scorer, pairs)
@@ -103,7 +134,7 @@ class PairFeedback(_Encoded):
     def _pairs(self, comparison: Comparison) -> list[Pair]:
         numbers = [self.responses.number(comparison.prompt, response) for response in comparison.responses]
         found = []
-        for best, other, probability in ranked_pairs(comparison):
+        for best, other, probability in self.ranked(comparison):
             order = (best, other) if probability >= 0.5 else (other, best)
             chosen, rejected = (numbers[i] for i in order)
             sure = max(probability, 1 - probability)
@@ -202,7 +233,7 @@ class ResponseFeedback(_Encoded):
         verdicts: Sequence[Verdict] = (),
         *,
         scorer: Scorer | None = None,  # says nothing that unpaired losses read
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
     ):
         super().__init__(policy, max_tokens)
         found = [(self.responses.number(label.prompt, label.response), label.safe) for label in labels]
@@ -210,13 +241,14 @@ class ResponseFeedback(_Encoded):
         found += [row for comparison in comparisons for row in self._sides(comparison)]
         judged = self.responses.by_prompt(found, lambda row: row[0])
         if len(judged) < 2:
-            raise DataError(f"{len(judged)} prompts with judged responses: two are needed, to measure one by the other")
+            what = f"{len(judged)} prompts with judged responses: two are needed, to measure one by the other"
+            raise self.nothing_left(what)
         self.groups = [self._with_mismatched(group, judged[i - 1]) for i, group in enumerate(judged)]
         self.encode()
 
     def _sides(self, comparison: Comparison) -> list[tuple[int, bool]]:
         found = []
-        for best, other, probability in ranked_pairs(comparison):
+        for best, other, probability in self.ranked(comparison):
             if probability != 0.5:
                 won = probability > 0.5
                 numbers = [self.responses.number(comparison.prompt, comparison.responses[i]) for i in (best, other)]

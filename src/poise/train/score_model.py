@@ -45,6 +45,9 @@ class Judgement:
 class FeedbackTable:
     """Comparisons and labels over a table of distinct responses, each rendered once.
 
+    Comparisons of responses that only differ beyond the model's window teach nothing: they are left out, and
+    `beyond_window` is their share.
+
     Labels teach the channel whose zero divides: the first where higher is worse.
     """
 
@@ -68,8 +71,19 @@ class FeedbackTable:
             )
         self.prompt_ids = [prompt.id for prompt in self._responses.prompts]  # of each response
         self.rows, self.starts = model.encode(self._responses.prompts, self._responses.texts)
+        self.judgements, self.beyond_window = self._told_apart(model.max_response_tokens)
         # the judgements of one prompt share their responses' forward pass
         self.groups = self._responses.by_prompt(self.judgements, lambda judgement: judgement.first)
+
+    def _told_apart(self, window: int) -> tuple[list[Judgement], float]:
+        """The judgements whose responses differ in what the model reads of them, and the share of the others."""
+        kept = [j for j in self.judgements if j.second < 0 or self.rows[j.first] != self.rows[j.second]]
+        if not kept:
+            raise DataError(
+                f"the responses of all {len(self.judgements)} comparisons are the same in the first {window} tokens, "
+                "which are all that the score model reads of them: give it a larger max_response_tokens"
+            )
+        return kept, 1 - len(kept) / len(self.judgements)
 
     def _add_comparison(self, comparison: Comparison, channel: str) -> None:
         numbers = [self._responses.number(comparison.prompt, response) for response in comparison.responses]

@@ -21,6 +21,7 @@ from poise.types import Demonstration
 class DemonstrationBatches:
     """Demonstrations as tokens, and the gradient of their loss in micro-batches.
 
+    Prompts are cut where every other role on the backbone cuts them, responses at half of `max_tokens`.
     `finished` says whether the model also learns to stop where they end; with `max_response_tokens` it learns how they
     begin, and where they are cut nothing about the end. `temperature` is that of the sampler whose words are to be
     learned: at 0.7, a model that imitates what it says itself at 0.7 stays as it is.
@@ -41,8 +42,7 @@ class DemonstrationBatches:
     ):
         if not demonstrations:
             raise ConfigError("no demonstrations to learn from")
-        half = max_tokens // 2
-        renderer = policy.backbone.renderer(max_prompt_tokens=half, max_response_tokens=max_response_tokens or half)
+        renderer = policy.backbone.renderer(max_response_tokens=max_response_tokens or max_tokens // 2)
         self.rows = [renderer.encode(d.prompt, d.response, finished=finished) for d in demonstrations]
         self.weights = [d.weight for d in demonstrations]
         self.seed, self.temperature = seed, temperature

@@ -53,7 +53,8 @@ class TablePolicy:
         shape = (1, *self.start.shape[1:]) if is_shared else self.start.shape
         self.moved, self.version = nn.Parameter(torch.zeros(shape)), 0
         self.trunk = SimpleNamespace(width=len(start))
-        self.backbone = SimpleNamespace(device=start.device, renderer=lambda **_: None)
+        nothing = SimpleNamespace(check=lambda prompts: None)  # rows are tensors already
+        self.backbone = SimpleNamespace(device=start.device, context=None, renderer=lambda **_: nothing)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The table of how far each logit has moved."""
