@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sys
@@ -57,6 +58,22 @@ def test_the_hub_package_reads_every_split(monkeypatch, tmp_path, write_rows, pk
         "hub:PKU-Alignment/PKU-SafeRLHF/train",
         "hub:PKU-Alignment/PKU-SafeRLHF/test",
     }
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="its cache is what cannot be written: pip install 'poise[data]'")
+    asked = {}
+
+    def refused(*_, **named):
+        asked.update(named)
+        raise PermissionError(errno.EROFS, "Read-only file system", "/home/me/.cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    monkeypatch.setattr("poise.data.hub.os.access", lambda *_: False)
+    monkeypatch.setenv("POISE_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"/home/me/\.cache \(read-only file system\): set POISE_CACHE"):
+        load("somebody/something")
+    assert asked["cache_dir"] == str(tmp_path / "datasets")
 
 
 def test_an_unknown_name_suggests_the_nearest():

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from poise.data import load
+from poise.data.datasets.columns import FORMATS
+from poise.data.renaming import ColumnNames
 from poise.errors import DataError
 
 USER = {"role": "user", "content": "Bread?"}
@@ -125,5 +127,15 @@ def test_every_file_in_the_documentation_loads_without_a_bad_row(tmp_path, conte
     assert load(tmp_path / "mine.jsonl", strict=True).prompts
 
 
+def test_the_documentation_names_every_format_and_shows_its_commands_as_they_are_read():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for each in FORMATS:
+        if not each.name.startswith(("XSTest", "AdvBench")):
+            assert all(any(f"`{name}`" in text for name in column.split("|")) for column in each.required), each.name
+    given = re.findall(r"--columns ('.*?'|\S+)", text)
+    named = [columns.strip("'") for columns in given if "=" in columns]
+    assert len([ColumnNames.of(columns) for columns in named]) == 3
+
+
 def test_the_documentation_shows_every_kind_of_file():
-    assert len(documented_files()) == 8
+    assert len(documented_files()) == 14

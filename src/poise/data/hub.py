@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from poise.data.reading import RawFile, RawRow
+from poise.data.reading import RawFile, RawRow, plain_values
 from poise.errors import DataError
+from poise.files import cache_folder
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def read_hub(hub_id: str, *, revision: str, arguments: Mapping[str, Any]) -> list[RawFile]:
@@ -21,9 +26,15 @@ def read_hub(hub_id: str, *, revision: str, arguments: Mapping[str, Any]) -> lis
         import datasets
     except ImportError as error:
         raise DataError("the hub needs the datasets package: pip install 'poise[data]'") from error
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
     try:
-        found = datasets.load_dataset(hub_id, revision=revision, **arguments)
+        found = datasets.load_dataset(hub_id, revision=revision, cache_dir=_instead_of(cache), **arguments)
     except Exception as error:  # the package raises whatever its network, cache and file readers raise
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            raise DataError(
+                f"its cache cannot be written, {error.filename or cache} ({os.strerror(error.errno).lower()}): set "
+                "POISE_CACHE to a folder that you can write, and HF_HOME to one below it"
+            ) from error
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         where = "HF_HUB_OFFLINE is set, so only the local cache was searched: " if offline else ""
         raise DataError(f"{where}{type(error).__name__}: {str(error).strip()[:200]}") from error
@@ -31,9 +42,16 @@ def read_hub(hub_id: str, *, revision: str, arguments: Mapping[str, Any]) -> lis
     return [_as_file(f"{name}/{split}", split, found[split].to_list()) for split in found]
 
 
+def _instead_of(cache: Path) -> str | None:
+    """The folder below POISE_CACHE, where it is set and the package's own cache cannot be written."""
+    nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    is_needed = "POISE_CACHE" in os.environ and not os.access(nearest, os.W_OK)
+    return str(cache_folder() / "datasets") if is_needed else None
+
+
 def _as_file(label: str, split: str, rows: list[dict[str, Any]]) -> RawFile:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode(errors="backslashreplace") + b"\n")
-    raw = tuple(RawRow(line=number, columns=row) for number, row in enumerate(rows, start=1))
+    raw = tuple(RawRow(line=number, columns=plain_values(row)) for number, row in enumerate(rows, start=1))
     return RawFile(path=f"hub:{label}", label=label, rows=raw, sha256=digest.hexdigest(), split=split)
