@@ -122,3 +122,20 @@ def test_names_of_where_a_response_comes_from_are_no_judgements():
         assert not speaks_of_judgement(name), name
     for name in ("chosen", "reward_model", "label_source", "score_model", "preferred_model", "isSafe", "thumbs_up"):
         assert speaks_of_judgement(name), name
+
+
+def test_a_judged_text_beside_a_prompt_is_an_answer_under_another_name(write_rows):
+    rows = [
+        {"prompt": "p", "text": "r"},
+        {"prompt": "q", "text": "r", "label": False},
+        {"prompt": "s", "toxicity": 0.1},
+    ]
+    dataset = load(write_rows("mine.jsonl", rows))
+    assert [(row.line, "'label'" in row.reason) for row in dataset.bad_rows] == [(2, True)]
+
+
+def test_a_foreign_column_with_a_name_of_ours_can_be_left_out(write_rows):
+    path = write_rows("mine.jsonl", [{"messages": [USER, GOOD], "kind": "chat", "split": 3}])
+    with pytest.raises(DataError, match=r"kind should be .*--columns ignore=NAME"):
+        load(path)
+    assert len(load(path, columns="ignore=kind,ignore=split").demonstrations) == 1

@@ -27,6 +27,7 @@ from poise.types import Dataset
 __all__ = ["GROUPS", "SOURCES", "describe", "load", "names"]
 
 MOST_BAD = 0.5  # of the rows of a file: with more of them bad, the file is another one than it is taken for
+_OTHER_MEANING = "A column that has a name of ours and means something else is left out with --columns ignore=NAME"
 _FEW_ROWS = 5  # a file of fewer is tried out by hand
 
 
@@ -211,14 +212,15 @@ def _require_good_rows(dataset: Dataset, most_bad: float) -> None:
         raise DataError(f"data set {dataset.name!r} holds no rows: {[f['path'] for f in files]}")
     if len(dataset.bad_rows) == rows_read:
         raise DataError(
-            f"data set {dataset.name!r}: none of its {rows_read} rows can be read. The first: {_first_bad(dataset)}"
+            f"data set {dataset.name!r}: none of its {rows_read} rows can be read. The first: "
+            f"{_first_bad(dataset)}. {_OTHER_MEANING}"
         )
     for file in files:
         if file["rows_read"] >= _FEW_ROWS and file["rows_bad"] > most_bad * file["rows_read"]:
             raise DataError(
                 f"{file['path']}: {file['rows_bad']} of {file['rows_read']} rows cannot be read, too many for a file "
                 f"that is what it seems. Mend them, or load with most_bad=1. The first: "
-                f"{_first_bad(dataset, file['path'])}"
+                f"{_first_bad(dataset, file['path'])}. {_OTHER_MEANING}"
             )
 
 

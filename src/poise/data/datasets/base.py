@@ -108,7 +108,7 @@ def validate(record: type[Record], columns: Mapping[str, Any], place: Place) -> 
 
 
 def _explained(problem: Any) -> str:
-    column = ".".join(str(part) for part in problem["loc"])
+    column = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))  # brackets name a type of several
     if problem["type"] == "missing":
         return f"column {column!r} is missing"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "should be")

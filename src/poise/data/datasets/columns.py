@@ -15,6 +15,7 @@ from poise.data.datasets.base import (
     Place,
     Turn,
     awaiting_answer,
+    is_unknown,
     messages_of,
     names_of,
     require_order,
@@ -161,9 +162,11 @@ def parse_pku(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
 def parse_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A prompt."""
     row = validate(PromptRow, columns, place)
-    answers = sorted(_ANSWERS & {name for name, value in columns.items() if value is not None})
-    if answers:
+    given = {name for name, value in columns.items() if not is_unknown(value)}
+    if answers := sorted(_ANSWERS & given):
         raise DataError(f"a row of a file of prompts has an answer in {answers}: keep the two in files of their own")
+    if _MAY_BE_ANSWERS & given:
+        _require_no_judgement(row)
     yield _prompt(_asked(row.prompt), row, place)
 
 
@@ -200,9 +203,11 @@ FORMATS = (
 _ANSWERS = frozenset(
     (
         "response responses answer answers output outputs reply completion completions generation generations "
-        "response_0 response_1 response_a response_b chosen rejected solution preferred_output non_preferred_output"
+        "response_0 response_1 response_a response_b chosen rejected solution preferred_output non_preferred_output "
+        "continuation model_output generated_text assistant"
     ).split()
 )
+_MAY_BE_ANSWERS = frozenset({"text", "content", "message", "target"})  # they are, where something judges them
 # Every name that a format reads: what a file's own columns can be renamed to.
 KNOWN = frozenset(
     name
