@@ -251,3 +251,27 @@ def test_a_long_beginning_of_plain_text_keeps_its_end():
     renderer = TextRenderer(tiny_tokenizer("random:llama"), max_prompt_tokens=8)
     ids, is_cut = renderer.prompt_ids(Prompt.of("It begins long ago").messages)
     assert is_cut and renderer.decode(ids) == "long ago"
+
+
+def dropped_one_by_one(renderer: ChatRenderer, messages: list[Message]) -> list[int]:
+    """A conversation shortened as the documentation says, a turn at a time."""
+    while len(ids := renderer._opened(messages)) > renderer.max_prompt_tokens and len(messages) > 1:
+        begin = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
+        end = begin + 1
+        while end < len(messages) - 1 and messages[end]["role"] == "assistant":
+            end += 1
+        messages = messages[:begin] + messages[end:]
+    return ids
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize("turns", [3, 9, 2001])
+def test_a_long_conversation_is_rendered_a_few_times_and_not_once_for_each_turn(turns, system, monkeypatch):
+    renderer = ChatRenderer(tiny_tokenizer("random:llama"), max_prompt_tokens=120)
+    messages = conversation([f"Turn {number}" for number in range(turns)], system)
+    short = messages[:1] * bool(system) + messages[-41 + (not system) :] if turns > 41 else messages
+    expected = dropped_one_by_one(renderer, short)
+    opened, rendered = renderer._opened, []
+    monkeypatch.setattr(renderer, "_opened", lambda given: rendered.append(1) or opened(given))
+    assert renderer.prompt_ids(messages) == (expected, len(expected) < len(opened(messages)))
+    assert len(rendered) <= 16

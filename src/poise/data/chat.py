@@ -8,7 +8,8 @@ from lengths alone, so pad = eos cannot do harm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,9 @@ class ChatRenderer:
         and DataError for a conversation that the template refuses.
         """
         messages = list(messages)
-        ids = self._opened(messages)
-        truncated = False
-        while len(ids) > self.max_prompt_tokens and len(messages) > 1:
-            messages = _without_oldest_turn(messages)
+        ids, truncated = self._opened(messages), False
+        if len(ids) > self.max_prompt_tokens:
+            messages = self._without_oldest_turns(messages)
             ids, truncated = self._opened(messages), True
         while len(ids) > self.max_prompt_tokens:
             text = self._without_beginning(messages[-1]["content"], len(ids) - self.max_prompt_tokens)
@@ -124,6 +124,20 @@ class ChatRenderer:
 
     def _begun(self, text: str) -> list[int]:
         return self._texts.ids(self._turn.lead + text) if text else []
+
+    def _without_oldest_turns(self, messages: list[Message]) -> list[Message]:
+        """The longest rest of a conversation that fits, else its last turn; found by halving, for rendering is slow."""
+        rests = list(_rests(messages))
+
+        def rest(place: int) -> list[Message]:
+            system, start = rests[place]
+            return messages[system] + messages[start:]
+
+        def fits(place: int) -> bool:
+            return len(self._opened(rest(place))) <= self.max_prompt_tokens
+
+        place = bisect_left(range(len(rests)), True, key=fits)
+        return rest(min(place, len(rests) - 1)) if rests else messages
 
     def _without_beginning(self, text: str, excess: int) -> str:
         """The text less about `excess` tokens at its beginning, always shorter than before."""
@@ -179,10 +193,19 @@ def named(prompt: Prompt) -> str:
     return f"{prompt.tags.get('line') or 'prompt ' + prompt.id} ({prompt.text[:40]!r})"
 
 
-def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-    """The conversation less its first user turn and the answers to it; the system message stays as long as it can."""
-    begin = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
-    end = begin + 1
-    while end < len(messages) - 1 and messages[end]["role"] == "assistant":
-        end += 1
-    return messages[:begin] + messages[end:]
+def _rests(messages: Sequence[Message]) -> Iterator[tuple[slice, int]]:
+    """What is left of a conversation as its oldest turns go: its system message, and from where on it is kept.
+
+    A question leaves with the answers to it, the system message when only the last turn is left besides.
+    """
+    system, start, last = slice(0, 0), 0, len(messages) - 1
+    while start < last or system.stop:
+        if not system.stop and messages[start]["role"] == "system" and last - start > 1:
+            system, start = slice(start, start + 1), start + 1
+        if system.stop and start == last:
+            system = slice(0, 0)
+        else:
+            start += 1
+            while start < last and messages[start]["role"] == "assistant":
+                start += 1
+        yield system, start
