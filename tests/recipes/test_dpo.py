@@ -62,7 +62,7 @@ def test_the_metrics_show_where_both_sides_drift(finished: tuple[Path, str]) -> 
     for row in rows:
         assert {"chosen_drift", "rejected_drift", "reward_accuracy", "reward_margin", "mean_cost"} <= row.keys()
     assert rows[0]["chosen_drift"] == pytest.approx(0.0, abs=1e-3)
-    assert rows[0]["multiplier"] == pytest.approx(max(0.0, 2.0 + rows[0]["mean_cost"] + 1.2))  # from 2, limit -1.2
+    assert rows[0]["multiplier"] == pytest.approx(max(0.0, 2.0 + rows[0]["mean_cost"] + 0.5))  # from 2, limit -0.5
 
 
 def test_the_page_stands_alone_and_the_policy_loads(finished: tuple[Path, str]) -> None:
@@ -125,6 +125,8 @@ def test_every_loss_can_be_named_and_made() -> None:
         ({"loss": "ppo"}, "no loss 'ppo': choose dpo, cdpo"),
         ({"criterion": "kind"}, "no criterion 'kind': choose helpful"),
         ({"beta": -0.1}, "beta is -0.1"),
+        ({"loss": "constrained", "limit": -1.2}, "limit is -1.2.*between -1 and 1, so that no policy meets it"),
+        ({"loss": "constrained", "limit": 5.0}, "limit is 5.0.*between -1 and 1, so that every policy meets it"),
         ({"prompts_per_step": 0}, "prompts_per_step is 0"),
         ({"supervised_weight": -1.0}, "supervised_weight is -1.0"),
         ({"supervised_weight": 1.0, "loss": "kto"}, "needs a loss of pairs"),

@@ -160,6 +160,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_pat
         ({"evaluated": 1}, "evaluated is 1"),
         ({"compare_steps": 0}, "compare_steps is 0"),
         ({"lr": 0.0}, "lr is 0"),
+        ({"limit": 1.6}, "limit is 1.6.*between -1.5 and 1.5, so that every policy meets it"),
+        ({"limit": -1.5}, "limit is -1.5.*no policy meets it"),
         ({"later_lr": 0.0}, "later_lr is 0"),
         ({"imitated_tokens": -1}, "imitated_tokens is -1"),
         ({"imitation_steps": -1}, "imitation_steps is -1"),

@@ -17,8 +17,11 @@ import poise.train.limits
 import poise.train.objectives
 from poise.errors import ConfigError
 from poise.feedback.groups import GroupScorer, of_category
+from poise.feedback.rules import RefusalScorer
 from poise.functional.statistics import PlattScale
+from poise.models.heads import Channel, ScoreModel
 from poise.train.algorithms import PPO
+from poise.train.limits import check_limits
 from poise.train.objectives import (
     MEAN,
     PID,
@@ -364,3 +367,49 @@ def test_a_group_scorer_reads_tags_and_nothing_else():
     found = GroupScorer([of_category("violence")]).score(PROMPTS, [None] * 4)
     assert [scores.values["in:violence"] for scores in found] == [0.0, 1.0, 0.0, 1.0]
     assert not any(scores.unscorable for scores in found)
+
+
+class Bounded:
+    """A scorer that says between what its cost lies."""
+
+    bounds = {"cost": (-1.0, 1.0)}  # noqa: RUF012
+
+    def score(self, prompts, completions):
+        return [Scores(values={"reward": 0.0, "cost": 0.5}) for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("measure", "at_most", "said"),
+    [
+        *((MEAN, 5.0, "between -1 and 1"), (MEAN, -1.5, "between -1 and 1"), (cvar(0.1), 1.1, "between -1 and 1")),
+        *((rate(CALIBRATION), 0.9, "between 0.0474.* and 0.731"), (rate(CALIBRATION), 0.01, "between 0.0474")),
+        (per_category("theft"), 5.0, "between -1 and 1"),
+    ],
+)
+def test_a_limit_beyond_what_its_channel_can_be_is_refused_with_the_range(make_trainer, measure, at_most, said):
+    with pytest.raises(ConfigError, match=f"limit on 'cost.*at_most is {at_most}.*{said}"):
+        make_trainer(scorers=[Bounded()], objective=Lagrangian(Limit("cost", at_most, measure=measure)))
+
+
+@pytest.mark.parametrize(
+    ("measure", "at_most"), [(MEAN, 1.0), (MEAN, -1.0), (rate(), 0.0), (rate(), 1.0), (cvar(0.5), 0)]
+)
+def test_a_limit_within_what_its_channel_can_be_is_taken_and_one_of_an_unknown_channel_too(measure, at_most):
+    check_limits([Limit("cost", at_most, measure=measure)], [Bounded()])
+    check_limits([Limit("length", 5000.0), Limit("cost", 0.0)], [Bounded(), object()])
+
+
+@pytest.mark.parametrize("at_most", [-0.01, 1.01, 2.0, math.nan, math.inf])
+def test_a_rate_outside_of_a_share_is_refused_with_the_range(at_most):
+    with pytest.raises(ConfigError, match=r"between 0\.0 and 1\.0"):
+        Limit("cost", at_most, measure=rate())
+
+
+def test_score_models_and_rules_say_between_what_their_values_lie(make_policy):
+    cost = Channel(name="cost", higher_is_worse=True, bound=1.5)
+    model = ScoreModel(make_policy().backbone, (Channel(name="reward"), cost))
+    assert model.bounds == {"cost": (-1.5, 1.5)}
+    with pytest.raises(ConfigError, match=r"between -1\.5 and 1\.5"):
+        check_limits([Limit("cost", 1.6)], [model])
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        check_limits([Limit("refusal", 5.0)], [RefusalScorer()])

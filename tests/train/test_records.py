@@ -10,7 +10,10 @@ import torch
 
 from poise.errors import NonFiniteError
 from poise.functional.divergences import kl_k1, kl_k2, kl_k3
+from poise.functional.groups import batch_deviation, population_deviation, sample_deviation
 from poise.functional.policy_losses import detached_ratio, dual_clipped_surrogate
+from poise.functional.statistics import PlattScale
+from poise.rollout.scripted import ScriptedEngine
 from poise.train import algorithms
 from poise.train.algorithms import (
     DAPO,
@@ -28,8 +31,8 @@ from poise.train.algorithms import (
     group_invariance,
     zvp,
 )
-from poise.train.estimators import GROUP_HEAD, group_logits
-from poise.train.objectives import Unconstrained
+from poise.train.estimators import GROUP_HEAD, compared_in_spreads, group_logits
+from poise.train.objectives import MEAN, Lagrangian, Limit, Unconstrained, cvar, rate
 from poise.types import Sampling, Scores
 
 RECORDS = {name: value for name, value in vars(algorithms).items() if isinstance(value, Algorithm)}
@@ -261,3 +264,45 @@ def test_a_resumed_run_keeps_the_group_head(make_trainer, weights_of):
 def test_collecting_nothing_more_is_the_default():
     assert Collection() == Collection(greedy=False, entropies=False, keep=None, draws=1, infer_groups=None)
     assert all(record.collection == Collection() for record in (GRPO, GSPO, DR_GRPO, REINFORCE_PP))
+
+
+@pytest.mark.parametrize("name", [*RECORDS, *VARIANTS])
+def test_every_record_survives_equal_rewards_a_single_sample_and_an_empty_response(make_trainer, weights_of, name):
+    record = (RECORDS | VARIANTS)[name]
+    silent = ScriptedEngine(lambda prompt, sample: "")
+    for changes in (
+        {"scorers": [Same(1.0)], "prompts_per_step": 2},
+        {"engine": silent, "algorithm": replace(record, samples_per_prompt=1), "prompts_per_step": 1},
+    ):
+        common = {"algorithm": record, "scorers": [Same(0.0)], "sampling": Sampling(max_tokens=4)}
+        trainer = make_trainer(**(common | changes))
+        metrics = trainer.step_at(0)
+        assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
+        assert all(weight.isfinite().all() for weight in weights_of(trainer).values())
+
+
+@pytest.mark.parametrize("deviation", [sample_deviation, population_deviation, batch_deviation])
+def test_equal_rewards_are_no_advantage_without_an_epsilon_either(make_trainer, deviation):
+    record = replace(GRPO, advantage=compared_in_spreads(deviation=deviation, epsilon=0.0), kl_coef=0.0)
+    trainer = make_trainer(algorithm=record, scorers=[Same(1.0)], sgd=True)
+    assert trainer.step_at(0)["gradient_norm"] == 0
+
+
+@pytest.mark.parametrize("cost", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize(
+    "measure",
+    [MEAN, rate(), rate(PlattScale(slope=2.0, offset=-0.5)), cvar(0.5)],
+    ids=["mean", "rate", "platt", "cvar"],
+)
+def test_zvp_takes_a_cost_of_zero_for_right_under_every_measure(make_trainer, prompts, measure, cost):
+    class Costs:
+        def score(self, prompts, completions):
+            return [Scores(values={"reward": 1.0, "cost": cost}) for _ in completions]
+
+    limit = Limit("cost", 0.4, measure=measure)
+    trainer = make_trainer(algorithm=ZVP, scorers=[Costs()], objective=Lagrangian(limit))
+    batch = trainer.collect(prompts)
+    found = trainer.estimate(batch)[0][limit.name][batch.response_mask]
+    is_right = cost <= 0
+    assert (found <= 0).all() if is_right else (found >= 0).all()  # of a cost, down is better
+    assert found.any()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 from poise.types import Completion, Prompt, Scores
 
@@ -107,6 +108,7 @@ class RefusalScorer:
     """
 
     name = "refusal rule"
+    bounds: ClassVar = {"refusal": (0.0, 1.0)}  # channel -> least and largest value
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Judge every completion by its text; the prompt is not read."""

@@ -218,6 +218,11 @@ class ScoreModel(nn.Module):
 
         return self.cache.get(keys, compute).to(backbone.device)
 
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Between what the values of each channel with a bound lie."""
+        return {each.name: (-each.bound, each.bound) for each in self.channels if each.bound is not None}
+
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[list[Any], list[int]]:
         """Token rows and prompt lengths of responses to prompts."""
         encoded = [self.renderer.encode(p, r, finished=False) for p, r in zip(prompts, responses, strict=True)]

@@ -21,9 +21,11 @@ from poise.recipes import _report
 from poise.recipes._arms import publish
 from poise.recipes._held_out import judges_harm
 from poise.recipes._real_report import estimate_text, markdown_table
+from poise.recipes._scores import COST_BOUND
 from poise.recipes._stages import QUICK, Study, StudySettings, taken
 from poise.rollout.native import NativeEngine
 from poise.run import Run
+from poise.train.limits import require_reachable
 from poise.train.objectives import Limit, ProjectedAscent
 from poise.train.preference import evaluate_preferences
 from poise.train.preference_feedback import Feedback, PairFeedback
@@ -83,6 +85,8 @@ class PreferenceSettings(StudySettings):
         for value, known, name in ((settings.loss, LOSSES, "loss"), (settings.criterion, CRITERIA, "criterion")):
             if value not in known:
                 raise ConfigError(f"no {name} {value!r}: choose {', '.join(known)}")
+        if LOSSES[settings.loss].labels is under_limit:
+            require_reachable(settings.limit, COST_BOUND)
         if settings.supervised_weight > 0 and settings.loss == "kto":
             raise ConfigError(
                 "supervised_weight needs a loss of pairs, and kto reads responses one by one: set it to 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +84,7 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
     fixed = {"data": "real", "rounds": 1, "supervised_steps": 0, "seed": seeds[0]}
     fixed |= {"imitation_lr": IMITATION_LR, "imitated_temperature": arguments["temperature"]}
     every = [Settings.of({**arguments, **fixed, "objective": objective}) for objective in objectives]
+    every[0].require_reachable(BOUNDED_COST.bound or math.inf)
     return every[0]
 
 

@@ -34,6 +34,7 @@ from poise.text import say
 from poise.train.algorithms import PPO, RLOO
 from poise.train.controllers import PID
 from poise.train.estimators import generalised
+from poise.train.limits import require_reachable
 from poise.train.loop import Schedule, constant, linear, stepped
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
 from poise.train.on_policy import Optimisation
@@ -123,12 +124,8 @@ class Settings(StudySettings):
     annotators: Sequence[Annotator] | None = field(default=None, compare=False)
 
     def require_reachable(self, bound: float) -> None:
-        """Raise ConfigError for a limit that no policy can meet, because costs lie within `bound` of 0."""
-        if self.held_at <= -bound:
-            raise ConfigError(
-                f"limit is {self.limit}, less a margin of {self.margin}: costs lie between {-bound:g} and {bound:g}, "
-                f"so that no policy meets it; choose one above {self.margin - bound:g}"
-            )
+        """Raise ConfigError for a limit that no policy can meet, or every one does: costs lie within `bound` of 0."""
+        require_reachable(self.limit, bound, margin=self.margin)
 
     @property
     def held_at(self) -> float:

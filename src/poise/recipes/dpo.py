@@ -49,7 +49,7 @@ def dpo(
     criterion: Literal["helpful", "safe", "both"] = "both",
     beta: float | None = None,
     supervised_weight: float = 0.0,
-    limit: float = -1.2,
+    limit: float = -0.5,
     steps: int = 60,
     supervised_steps: int = 0,
     prompts_per_step: int = 8,
@@ -73,7 +73,8 @@ def dpo(
         criterion: which comparisons are learned from.
         beta: strength of the pull to the start model; by default what the loss needs (2 for simpo, 0.1 for the others).
         supervised_weight: weight of the supervised loss on preferred responses, per pair.
-        limit: largest mean cost for constrained, in spreads of the cost model; 0 is its border between safe and unsafe.
+        limit: largest mean cost for constrained, in spreads of the cost model and between -1 and 1; 0 is its border
+            between safe and unsafe.
         steps: policy updates.
         supervised_steps: updates of supervised fine-tuning on preferred responses before all else; 0 leaves it out.
         prompts_per_step: prompts whose pairs are learned from in one update.

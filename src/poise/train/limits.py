@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -141,6 +141,39 @@ class Limit:
         """The channel, the measure if it is not the mean, and the group if it is not all prompts."""
         group = self.measure.among.name if self.measure.among else ""
         return "_".join(part for part in (self.channel, self.measure.name, group) if part)
+
+
+def require_reachable(at_most: float, bound: float, *, margin: float = 0.0) -> None:
+    """Raise ConfigError for a limit on a mean cost within `bound` of 0 that no policy meets, or that every one does.
+
+    Training holds the cost a `margin` below the limit.
+
+    >>> require_reachable(0.5, 1.0)
+    """
+    if -bound < at_most - margin and at_most <= bound:
+        return
+    which = "every" if at_most > bound else "no"
+    raise ConfigError(
+        f"limit is {at_most}, less a margin of {margin}: costs lie between {-bound:g} and {bound:g}, so that {which} "
+        f"policy meets it; choose one above {margin - bound:g} and at most {bound:g}"
+    )
+
+
+def check_limits(limits: Sequence[Limit], scorers: Sequence[Any]) -> None:
+    """Raise ConfigError for a limit beyond what its measure can be of scores of its channel.
+
+    A scorer may say in `bounds` between what the scores of a channel lie: channel -> (least, most).
+    """
+    bounds = {name: ends for scorer in scorers for name, ends in getattr(scorer, "bounds", {}).items()}
+    for limit in limits:
+        if limit.channel in bounds:
+            ends = torch.tensor(bounds[limit.channel], dtype=torch.float64)[:, None]
+            least, most = (float(limit.measure.costs(end, end)) for end in ends)
+            if not least <= limit.at_most <= most:
+                raise ConfigError(
+                    f"limit on {limit.name!r}: at_most is {limit.at_most}, but what is measured of scores between "
+                    f"{float(ends[0]):g} and {float(ends[1]):g} lies between {least:g} and {most:g}: choose one there"
+                )
 
 
 def channel_of(scores: Mapping[str, Tensor], name: str, wanted_by: str) -> Tensor:

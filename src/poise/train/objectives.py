@@ -49,7 +49,10 @@ __all__ = [
 
 
 class Objective(Protocol):
-    """The contract of an objective; `signs` gives +1 for a maximised channel and -1 for a limited one."""
+    """The contract of an objective; `signs` gives +1 for a maximised channel and -1 for a limited one.
+
+    A step mixes before it updates: the policy is moved by the multipliers as they were before the batch.
+    """
 
     @property
     def signs(self) -> Mapping[str, int]:

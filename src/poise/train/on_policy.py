@@ -25,6 +25,7 @@ from poise.train.checkpoint import load_optimizer_state, optimizer_state, restor
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import clipped_share, episodes, experiences
+from poise.train.limits import check_limits
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
@@ -75,6 +76,7 @@ class OnPolicyTrainer:
     ):
         if not prompts:
             raise ConfigError("no prompts to train on")
+        check_limits(getattr(objective, "limits", ()), scorers)
         self.policy, self.engine = policy, spread_engine(engine)
         self.scorers = [spread_scorer(scorer) for scorer in (*scorers, *objective.scorers)]
         self.algorithm, self.objective, self.optimisation = algorithm, objective, optimisation
