@@ -257,6 +257,23 @@ def test_accuracies_are_those_counted_by_hand():
     assert found["cost_sign_accuracy"].low < 4 / 6 < found["cost_sign_accuracy"].high
 
 
+def test_accuracies_over_many_responses_to_few_prompts_are_no_surer_than_the_prompts():
+    """Forty prompts, eight responses each, all of a prompt judged right or all wrong: forty rows, not 320."""
+    from poise.functional.statistics import clopper_pearson
+
+    labels = [
+        SafetyLabel(prompt=Prompt.of(f"question {i}"), response=f"answer {j}", safe=True)
+        for i in range(40)
+        for j in range(8)
+    ]
+    rows = [[0.0, 1.0 if i < 10 else -1.0] for i in range(40) for _ in range(8)]
+    found = evaluate_scores(fixed_scores(score_model(), rows), [], labels)["cost_sign_accuracy"]
+    expected = clopper_pearson(30, 40)
+    assert (found.value, found.n) == (0.75, 320)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert "40 prompts" in found.method
+
+
 def test_an_undecided_verdict_is_no_pair_and_a_soft_one_counts_by_its_side():
     undecided = Comparison(prompt=FIRST, responses=("a", "b"), probability=0.5)
     against = Comparison(prompt=FIRST, responses=("a", "c"), probability=0.2)

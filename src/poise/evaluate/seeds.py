@@ -52,7 +52,7 @@ def over_seeds(measure: Callable[..., Mapping[str, Estimate]], *sides: Sequence[
 def pool(runs: Sequence[Answers]) -> tuple[Rollout, ...]:
     """All answers as if one model had sampled them; samples are numbered anew, so that pairs stay pairs.
 
-    Prompts keep their ids: intervals resample a prompt with the answers of all seeds.
+    Prompts keep their ids: the unit of intervals is a prompt with the answers of all seeds.
     """
     most = 1 + max((r.completion.sample for answers in runs for r in answers), default=0)
     return tuple(

@@ -1,4 +1,4 @@
-"""How often intervals hold the truth: `python benchmarks/coverage.py` prints the table, `--page` also writes the docs.
+"""How often intervals hold the truth: `python benchmarks/interval_coverage.py` prints it, `--page` writes the docs too.
 
 Every function that gives an interval stands in COVERED_BY with the cases that stand for it. A case draws data of which
 the truth is known. What is to hold: 93 % of the intervals or more, for a nominal 95 %, in every case.
@@ -414,7 +414,8 @@ def main() -> None:
     print(f"{len(low)} of {len(rows)} cases below {LEAST:.0%}; {options.replications} samples each.")
     if options.page:
         above = PAGE.read_text(encoding="utf-8").split("<!-- coverage -->")[0]
-        note = f"{options.replications} samples of each case, written by `python benchmarks/coverage.py --page`.\n\n"
+        command = "python benchmarks/interval_coverage.py --page"
+        note = f"{options.replications} samples of each case, written by `{command}`.\n\n"
         PAGE.write_text(f"{above}<!-- coverage -->\n\n{note}{text}", encoding="utf-8")
 
 
