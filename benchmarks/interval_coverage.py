@@ -78,6 +78,7 @@ SKEWED: Mapping[str, tuple[Callable[[Random, int], np.ndarray], float]] = {
     "normal": (lambda random, n: random.normal(size=n), 0.0),
     "exponential": (lambda random, n: random.exponential(size=n), 1.0),
     "lognormal": (lambda random, n: np.exp(random.normal(size=n)), float(np.exp(0.5))),
+    "mirrored exponential": (lambda random, n: -random.exponential(size=n), -1.0),
     "chi-square(1)": (lambda random, n: random.normal(size=n) ** 2, 1.0),
 }
 
@@ -301,9 +302,10 @@ def tails() -> Iterator[Case]:
         lowest = {
             "normal": -norm.pdf(norm.ppf(part)) / part if part < 1 else 0.0,
             "exponential": 1 - edge * (1 - part) / part if part < 1 else 1.0,
+            "mirrored exponential": np.log(part) - 1,
         }
         for name, truth in lowest.items():
-            for n in (20, 50, 200):
+            for n in (20, 50, 100, 200):
 
                 def draw(random, name=name, n=n, part=part):
                     return lower_tail(SKEWED[name][0](random, n), part)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from poise.cli.recipes import find_recipe, load_recipe, read_card, recipe_files
+from poise.functional.intervals import student_mean
 from poise.recipes import _arms as arms
 from poise.recipes import _frontier as frontier
 from poise.recipes import _multi_limit as limits
@@ -67,7 +68,7 @@ RESULTS = Results(outcomes={"a": [outcome(gain=1.0), outcome(gain=3.0)], "b": [o
 def test_differences_are_paired_by_seed():
     assert (RESULTS.arms, RESULTS.seeds) == (("a", "b"), 2)
     difference = RESULTS.difference("a", "b", "gain")
-    assert (difference.value, difference.low, difference.high) == (0.5, 0.5, 0.5)  # the seeds differ by 2, alike
+    assert (difference.value, difference.low) == (0.5, None)  # the seeds differ by 2, alike: nothing varies
     assert RESULTS.estimate("a", "gain").low < 0 < RESULTS.estimate("a", "gain").high
     line = RESULTS.series("a", "x", "y")
     assert (line.x, line.y) == ([0.0, 1.0], [2.0, 4.0])
@@ -80,6 +81,14 @@ def test_differences_are_paired_by_seed():
 )
 def test_a_claim_holds_only_if_its_whole_interval_lies_above_zero(low, high, verdict):
     assert Claim(text="", difference=Estimate(value=0.5, n=5, low=low, high=high)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "verdict"),
+    [(0.5, 6, "holds"), (-0.5, 6, "contradicted"), (0.0, 6, "not shown"), (0.5, 5, "not shown")],
+)
+def test_seeds_that_all_give_the_same_show_a_side_if_they_are_six_or_more(value, n, verdict):
+    assert Claim(text="", difference=student_mean([value] * n)).verdict == verdict
 
 
 def test_one_seed_shows_nothing():

@@ -14,7 +14,7 @@ from poise.functional.intervals import mean
 from poise.functional.risk import worst_count
 from poise.types import Estimate
 
-FEWEST_IN_TAIL = 5
+FEWEST_IN_TAIL = 10
 
 
 def lower_tail(
@@ -24,8 +24,8 @@ def lower_tail(
 
         mean of the ceil(share N) lowest  =  mean_i w_i,   w_i = q - max(q - R_i, 0) / share,   q the highest of them
 
-    The interval is that of the mean of w over rows or clusters; fewer than five prompts in the tail give none. The
-    value is too high on average in small samples, as every estimate of a tail from few rows.
+    The interval is that of the mean of w over rows or clusters; fewer than ten rows or prompts in the tail give none:
+    the value is too high on average in small samples, as every estimate of a tail from few rows.
     Source: Rockafellar and Uryasev (2000), the conditional value at risk of the negated reward.
 
     rewards   [N] higher is better

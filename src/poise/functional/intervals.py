@@ -189,7 +189,7 @@ def paired_difference(
     >>> paired_difference([1.0, 2.0, 3.0], [2.0, 2.0, 5.0]).value
     1.0
     >>> str(paired_difference([1.0] * 30, [0.0] * 30, unit="share"))
-    '-100.0 percentage points [-100.0, -78.7] (n=30)'
+    '-100.0 percentage points [-100.0, -76.9] (n=30)'
     """
     difference = paired_vector(after, before)
     if unit != "share":
@@ -215,6 +215,8 @@ def _added(first: float, second: float, correlation: float) -> float:
 def _correlation(difference: Array, clusters: Clusters | None) -> float:
     """Of the shares gained and lost: that of rows which do one thing of three, or of clusters where it is lower."""
     gained, lost, n = np.maximum(difference, 0), np.maximum(-difference, 0), len(difference)
+    if float((gained + lost).sum()) > n - 1e-9:
+        return -1.0  # no row stayed as it was: what is not gained is lost
     up, down = (float(part.sum() + 0.5) / (n + 1.5) for part in (gained, lost))
     found = -math.sqrt(up * down / ((1 - up) * (1 - down)))
     ones = np.ones(n)

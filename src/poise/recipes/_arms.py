@@ -69,8 +69,13 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the whole interval lies above 0, below it, or on both sides."""
+        """Whether the whole interval lies above 0, below it, or on both sides.
+
+        Where every seed gives the same there is no interval: then six seeds or more show a side, by the sign test.
+        """
         low, high = self.difference.low, self.difference.high
+        if low is None and high is None and 2 * 0.5**self.difference.n < 1 - self.difference.level:
+            low = high = self.difference.value
         if low is not None and low > 0:
             return "holds"
         return "contradicted" if high is not None and high < 0 else "not shown"
@@ -160,7 +165,8 @@ class Page:
             "## What was claimed, and what was found",
             _claims_table(self.claims),
             "A claim holds if the whole interval of the difference, paired by seed, lies above 0;\n"
-            "it is contradicted if the whole interval lies below.",
+            "it is contradicted if the whole interval lies below. Where six seeds or more give the same there is no\n"
+            "interval, and that they agree is what shows it.",
             *(f"![{text}]({file})" for file, text in zip(self.files, self.pictures, strict=True)),
             self.extra.strip(),
         ]
