@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,14 +62,14 @@ def test_the_hub_package_reads_every_split(monkeypatch, tmp_path, write_rows, pk
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets", reason="its cache is what cannot be written: pip install 'poise[data]'")
     asked = {}
 
     def refused(*_, **named):
         asked.update(named)
         raise PermissionError(errno.EROFS, "Read-only file system", "/home/me/.cache")
 
-    monkeypatch.setattr(datasets, "load_dataset", refused)
+    config = SimpleNamespace(HF_DATASETS_CACHE=str(tmp_path / "of-the-package" / "datasets"))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refused, config=config))
     monkeypatch.setattr("poise.data.hub.os.access", lambda *_: False)
     monkeypatch.setenv("POISE_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"/home/me/\.cache \(read-only file system\): set POISE_CACHE"):
