@@ -166,6 +166,8 @@ def test_run_json_tells_what_the_result_depends_on(tmp_path: Path) -> None:
     assert set(record["machine"]) == {"python", "platform", "cpu", "cpu_count"}
     assert record["data"]["starter"]["licence"] == "Apache-2.0"
     assert record["argv"] == sys.argv
+    assert set(record["sessions"][0]["threads"]) == {"torch", "OMP_NUM_THREADS"}
+    assert record["poise"] is None or len(record["poise"]["commit"]) == 40
 
 
 def test_the_git_commit_and_changes_of_the_working_folder_are_recorded(
@@ -191,6 +193,17 @@ def test_data_that_changed_between_sessions_is_refused(tmp_path: Path) -> None:
         run.record_data("starter", {"sha256": "a" * 64, "folder": "/new/place"})
         with pytest.raises(RunError, match="data set 'starter' changed since run"):
             run.record_data("starter", {"sha256": "b" * 64})
+
+
+def test_a_model_that_was_replaced_between_sessions_is_refused_by_the_names_of_its_files(tmp_path: Path) -> None:
+    files = {"config.json": "a" * 64, "model.safetensors": "b" * 64}
+    with open_run(tmp_path) as run:
+        run.record_model("./mine", {"checksum": "c" * 64, "files": files, "revision": None})
+    with open_run(tmp_path) as run:
+        run.record_model("./mine", {"checksum": "c" * 64, "files": files, "revision": None})
+        with pytest.raises(RunError, match=r"model './mine' changed.* other contents of model\.safetensors\. Re"):
+            run.record_model("./mine", {"checksum": "e" * 64, "files": files | {"model.safetensors": "d" * 64}})
+    assert json.loads((tmp_path / "run.json").read_text())["models"]["./mine"]["files"] == files
 
 
 def test_a_stage_is_done_once_and_keeps_its_result(tmp_path: Path) -> None:

@@ -50,12 +50,29 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def git_commit() -> dict[str, Any] | None:
-    """The commit of the working folder's repository and whether tracked files differ; None outside of one."""
-    commit = _git("rev-parse", "HEAD")
+def threads() -> dict[str, Any]:
+    """How many threads torch computes with here, and what the environment asked for: sums depend on it."""
+    import torch
+
+    return {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+
+
+def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
+    """The commit of a folder's repository, by default the working folder's, and whether tracked files differ.
+
+    None outside of one.
+    """
+    commit = _git("rev-parse", "HEAD", folder=folder)
     if not commit:
         return None
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", folder=folder))}
+
+
+def poise_commit() -> dict[str, Any] | None:
+    """The commit of the checkout that poise is imported from; None where it was installed from a package."""
+    source = Path(__file__).parent
+    is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name, folder=source)
+    return git_commit(source) if is_tracked else None
 
 
 def peak_rss_gib() -> float:
@@ -65,9 +82,9 @@ def peak_rss_gib() -> float:
     return peak * unit / 2**30
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str, folder: Path | None = None) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

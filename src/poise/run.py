@@ -40,7 +40,7 @@ from poise.files import (
     require_free_space,
     write_json,
 )
-from poise.provenance import peak_rss_gib
+from poise.provenance import peak_rss_gib, threads
 from poise.ranks import current
 from poise.run_folder import (
     OF_ANY_START,
@@ -54,7 +54,7 @@ from poise.run_folder import (
     require_run_or_empty,
 )
 from poise.run_logs import LOGS, RunLogs
-from poise.run_record import checksums, new_record, now, plain_arguments, read_record, require_same
+from poise.run_record import checksums, difference_of, new_record, now, plain_arguments, read_record, require_same
 from poise.text import hide_passwords, say
 from poise.types import Rollout
 
@@ -156,7 +156,10 @@ class Run:
         self._open_ended: set[str] = set()  # stages that log after they have finished
         self._made: list[Path] | None = None  # the folders made for it, where it was begun by this process
         self._begin = self._saved = time.monotonic()
-        session = {"started": now(), "argv": hide_passwords(sys.argv), "minutes": 0.0, "peak_rss_gib": 0.0}
+        session = {
+            **{"started": now(), "argv": hide_passwords(sys.argv), "threads": threads()},
+            **{"minutes": 0.0, "peak_rss_gib": 0.0},
+        }
         self._session = session
         record["sessions"].append(session)
 
@@ -290,15 +293,21 @@ class Run:
 
     def record_data(self, name: str, provenance: Mapping[str, Any]) -> None:
         """Record where a data set came from; raises RunError if its checksums changed since the run began."""
-        now = plain(provenance)
-        before = self._record["data"].get(name)
+        self._record_source("data", "data set", name, provenance)
+
+    def record_model(self, name: str, identity: Mapping[str, Any]) -> None:
+        """Record the checksums and revision of a model; raises RunError if they changed since the run began."""
+        self._record_source("models", "model", name, identity)
+
+    def _record_source(self, kind: str, what: str, name: str, facts: Mapping[str, Any]) -> None:
+        now = plain(facts)
+        before = self._record.setdefault(kind, {}).get(name)
         if before is not None and checksums(before) != checksums(now):
             raise RunError(
-                f"data set {name!r} changed since run {self.path} began: "
-                f"checksums {checksums(before)} then, {checksums(now)} now. "
+                f"{what} {name!r} changed since run {self.path} began: {difference_of(before, now)}. "
                 "Restore the files, or begin a new run with another --folder"
             )
-        self._record["data"][name] = now
+        self._record[kind][name] = now
         self.save()
 
     def stage(self, name: str) -> Stage:

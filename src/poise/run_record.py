@@ -15,7 +15,7 @@ from typing import Any
 from poise.checksums import read_sealed
 from poise.errors import RunError
 from poise.files import plain
-from poise.provenance import git_commit, machine, package_versions
+from poise.provenance import git_commit, machine, package_versions, poise_commit
 from poise.text import hide_passwords
 
 _REMEDY = "Restore it from a copy; without it the run cannot go on: begin another with a --folder of its own"
@@ -65,6 +65,7 @@ def new_record(recipe: str, arguments: dict[str, Any], sources: dict[str, Any]) 
         "versions": package_versions(),
         "machine": machine(),
         "git": git_commit(),
+        "poise": poise_commit(),
         "data": {},
         "sessions": [],
     }
@@ -82,3 +83,13 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def checksums(provenance: Any) -> list[str]:
     """The sha256 sums that a provenance names."""
     return sorted(set(re.findall(r"\b[0-9a-f]{64}\b", json.dumps(provenance))))
+
+
+def difference_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Which files differ between two provenances, or their checksums where these name no files."""
+    then, today = before.get("files"), after.get("files")
+    if isinstance(then, Mapping) and isinstance(today, Mapping):
+        changed = sorted(name for name in {**then, **today} if then.get(name) != today.get(name))
+        if changed:
+            return f"other contents of {', '.join(changed)}"
+    return f"checksums {checksums(before)} then, {checksums(after)} now"

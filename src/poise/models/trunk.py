@@ -56,6 +56,7 @@ class Trunk:
         self.windows = windows_of(model.config)
         self.context = context_of(model.config)
         self._model = model
+        self.merged = ""  # what tells adapters that were merged into the weights since they were loaded
         self.width: int = model.config.hidden_size
 
     @property

@@ -43,6 +43,7 @@ def start_model(
         backbone = load_backbone(name, seed=seed, chat_template=template)
         facts = {"dtype": str(backbone.dtype).removeprefix("torch."), "device": str(backbone.device)}
         stage.finish(facts | ({} if template is None else {"chat_template": template}))
+    run.record_model(name, backbone.identity)
     return replace(backbone, continues_text=continues_text)
 
 

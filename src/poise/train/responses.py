@@ -108,7 +108,7 @@ def _stored(cache: Path) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def _checksum(backbone: Backbone, rows: Sequence[Encoded]) -> str:
-    digest = hashlib.sha256(f"{backbone.name} {backbone.dtype}".encode())
+    digest = hashlib.sha256(f"{backbone.checksum} {backbone.dtype}".encode())
     for row in rows:
         digest.update(json.dumps([row.prompt_length, row.ids]).encode())
     for name, weight in backbone.model.named_parameters():
