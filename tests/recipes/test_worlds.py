@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,9 +63,35 @@ def test_its_page_has_a_verdict_on_every_claim_and_its_pictures(quick):
 def test_without_all_wrong_prompts_rl_zvp_leaves_these_to_grpo():
     from poise.recipes.rl_zvp import GRPO, learn, positives_only, zvp
 
-    whole, half, plain = (
-        learn(each, 0, 256).curves["success"]
-        for each in (zvp(0.5, base=GRPO), positives_only(zvp(0.5, base=GRPO)), GRPO)
-    )
+    shaped = zvp(0.5, base=GRPO)
+    whole, half, plain = (learn(each, 0, 256).curves["success"] for each in (shaped, positives_only(shaped), GRPO))
     assert whole[-1] != half[-1] != plain[-1]
     assert learn(zvp(0.0, base=GRPO), 0, 256) == learn(GRPO, 0, 256)
+
+
+def test_group_invariance_as_it_ships_earns_more_in_the_hard_domain_than_ppo():
+    from poise.recipes.group_invariant import BASE, group_invariance, learn
+
+    assert learn(group_invariance(base=BASE), 0, 60).metrics["hard"] > learn(BASE, 0, 60).metrics["hard"] + 0.1
+
+
+def test_the_best_policy_under_five_limits_meets_each_and_no_penalty_or_single_limit_is_needed_for_it():
+    from poise.recipes.multi_limit import RULES, best_under_limits, toy
+
+    best = best_under_limits(toy.table(), [(rule.weights, rule.limit.at_most) for rule in RULES.values()])
+    free = np.eye(toy.table().num_arms)[toy.table().channels["reward"].argmax(-1)]
+
+    def excess(policy):
+        return [float((r.weights * policy).sum() - r.limit.at_most) / r.tolerance for r in RULES.values()]
+
+    assert max(excess(best.policy)) <= 1e-6
+    assert sum(each > 1 for each in excess(free)) >= 4
+    assert toy.table().mean_of(best.policy, "reward") == pytest.approx(best.reward)
+
+
+def test_the_exact_front_covers_more_than_any_policy_on_it_alone():
+    from poise.recipes.reward_shaping_frontier import front, volume
+
+    costs, rewards = front("cost")["exact front"]
+    assert rewards == sorted(rewards)
+    assert volume(costs[30:31], rewards[30:31], "cost") < volume(costs, rewards, "cost")

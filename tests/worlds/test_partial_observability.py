@@ -4,6 +4,7 @@ import doctest
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,3 +85,12 @@ def test_equal_policies_differ_in_nothing():
 @pytest.mark.parametrize("module", [observed_returns, partial_observability])
 def test_examples_run(module):
     assert doctest.testmod(module).failed == 0
+
+
+def test_a_few_comparisons_under_full_sight_close_what_the_belief_leaves_open():
+    world = verbose(trust=0.2)
+    visits, seen = world.state_visits, world.believed @ world.state_visits
+    pairs = np.array([(i, j) for i in range(len(visits)) for j in range(len(visits))])
+    blurred, sharp = (table[pairs[:, 0]] - table[pairs[:, 1]] for table in (seen, visits))
+    assert world.open_directions(blurred) == 1
+    assert world.open_directions(np.concatenate([blurred, sharp])) == 0

@@ -8,6 +8,7 @@ import torch
 from poise.types import Completion
 from poise.worlds import physics
 from poise.worlds.physics import KINDS, PhysicsScorer, PhysicsTable, is_right, problems
+from poise.worlds.ranked_pairs import fitted, ranked
 
 WORLD = PhysicsTable()
 
@@ -69,3 +70,9 @@ def test_accuracy_is_that_of_sampled_answers():
 
 def test_examples_run():
     assert doctest.testmod(physics).failed == 0
+
+
+def test_the_reward_model_finds_what_most_pairs_prefer():
+    world = PhysicsTable()
+    model = fitted(world, ranked(world, 4000, seed=1))
+    assert float((model.table.argmax(-1) == 0).float().mean()) > 0.8  # the right choice is the first

@@ -99,11 +99,11 @@ class Results:
         every = [student_mean(row) for row in np.array([trial.curves[y] for trial in self.trials[arm]]).T]
         return _with_intervals(self.study.label(arm), self.mean_curve(arm, x).tolist(), every, is_line=True)
 
-    def points(self, at: Mapping[str, float], metric: str) -> Series:
+    def points(self, at: Mapping[str, float], metric: str, label: str = "") -> Series:
         """A metric of arms over the number that each has in `at`, with whiskers; arms not run are left out."""
         there = {arm: x for arm, x in at.items() if arm in self.trials}
         every = [student_mean(self.values(arm, metric)) for arm in there]
-        return _with_intervals(self._metric(metric).label, list(there.values()), every, is_line=False)
+        return _with_intervals(label or self._metric(metric).label, list(there.values()), every, is_line=False)
 
     def mean_curve(self, arm: str, name: str) -> np.ndarray:
         """A curve averaged over seeds [T]."""

@@ -64,7 +64,8 @@ def run_recipe(recipe: Recipe, arguments: Mapping[str, Any], options: Options) -
         seconds = sum(stage["seconds"] for stage in stages.values())
         document = _document(recipe, run, results, seconds=seconds, is_quick=options.quick)
         _publish(run, document, options.output)
-        run.finish({"seeds": len(options.seeds), "claims": document["claims"], "estimates": document["estimates"]})
+        verdicts = [{name: claim[name] for name in ("text", "outcome", "difference")} for claim in document["claims"]]
+        run.finish({"seeds": len(options.seeds), "claims": verdicts, "results": str(run.path / "results.json")})
     return run
 
 

@@ -98,6 +98,15 @@ class PID:
         elif self.state == PIDState():
             self.state = PIDState(integral=self.multiplier / self.gains.integral)
 
+    @classmethod
+    def of_gain(cls, gain: float) -> PID:
+        """A controller whose gains suit the unit of its measure: `gain` is reward per unit.
+
+        >>> PID.of_gain(4.0).gains
+        PIDGains(proportional=4.0, integral=0.2, derivative=4.0)
+        """
+        return cls(gains=PIDGains(proportional=gain, integral=0.05 * gain, derivative=gain))
+
     @property
     def is_saturated(self) -> bool:
         """True if the maximum holds the multiplier."""

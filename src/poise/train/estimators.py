@@ -136,7 +136,7 @@ def shaped_where_equal(base: Advantage, *, alpha: float = 0.1) -> Advantage:
     return advantage
 
 
-def group_invariant(base: Advantage, *, penalty: float = 0.1) -> Advantage:
+def group_invariant(base: Advantage, *, penalty: float = 3.0) -> Advantage:
     """Another advantage, so weighted that the inferred groups come to have the same return.
 
     The KL penalty is relaxed to the share that belongs to the better group. `penalty` is the weight of the variance

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from poise.models.shared_rows import OwnRows, SharedRows
@@ -76,6 +78,13 @@ class TablePolicy:
 QUICK = Optimisation(lr=0.2, critic_lr=0.2, critic_steps=1, max_norm=None)
 
 
+class Averaged(NamedTuple):
+    """What training came to: the mean of the policies of the last steps, and of what they reported."""
+
+    policy: NDArray[np.float64]  # [X, A], or [X, T, A]
+    metrics: dict[str, float]  # means of those that every one of the steps reports
+
+
 class TabularTrainer(OnPolicyTrainer):
     """Steps of any algorithm under any objective on a table that begins with `start`, or with equal logits.
 
@@ -117,6 +126,21 @@ class TabularTrainer(OnPolicyTrainer):
     def probabilities(self) -> Tensor:
         """The policy [X, A], or [X, T, A] where a response has several tokens."""
         return self.table.logits.detach().softmax(-1).squeeze(1)
+
+    def run(self, steps: int, *, averaged: float = 0.5) -> Averaged:
+        """Take steps, and average the policies of the last ones: a multiplier circles around its optimum.
+
+        averaged  share of the steps that is averaged
+        """
+        policies, reported = [], []
+        for index in range(steps):
+            metrics = self.step_at(index)
+            if index >= steps * (1 - averaged):
+                policies.append(self.probabilities.double().numpy())
+                reported.append(metrics)
+        everywhere = [name for name in reported[0] if all(name in row for row in reported)]
+        means = {name: float(np.mean([row[name] for row in reported])) for name in everywhere}
+        return Averaged(np.mean(policies, axis=0), means)
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt]) -> RolloutBatch:

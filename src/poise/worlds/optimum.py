@@ -98,6 +98,11 @@ def best_under_limit(bandit: Bandit, rows: Floats, at_most: float) -> Optimum:
     )
 
 
+def front(bandit: Bandit, rows: Floats, limits: Sequence[float]) -> list[float]:
+    """The best reward under each of several limits on a risk, by a linear programme each."""
+    return [best_under_limit(bandit, rows, float(limit)).reward for limit in limits]
+
+
 def best_under_limits(table: Table, limits: Sequence[tuple[Floats, float]]) -> Optimum:
     """The best policy of a table of scores under limits on several means at once.
 

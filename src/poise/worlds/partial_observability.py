@@ -25,7 +25,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg import null_space
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from poise.functional.observed_returns import (
@@ -34,6 +39,7 @@ from poise.functional.observed_returns import (
     observed_value,
     overjustification,
 )
+from poise.worlds.bandit import Floats
 
 Trajectory = tuple[str, ...]  # states from the start to the end
 Policy = Mapping[str, str]  # state -> action
@@ -101,6 +107,33 @@ class ObservedWorld:
         """The policy of the highest value, such as `lambda v: v.observed_value`; the first one of equals."""
         return max(self.policies, key=lambda policy: round(float(value(self.measure(policy))), 9))
 
+    def best_for(self, returns: Floats) -> Policy:
+        """The policy of the highest mean of learned returns [N]; the first one of equals."""
+        learned = torch.from_numpy(returns)
+        return max(self.policies, key=lambda policy: round(float(self.probabilities(policy) @ learned), 9))
+
+    @cached_property
+    def state_visits(self) -> Floats:
+        """How often each trajectory comes to each state [N, S]."""
+        states = sorted({state for trajectory in self.trajectories for state in trajectory})
+        return np.array([[each.count(state) for state in states] for each in self.trajectories], dtype=float)
+
+    @cached_property
+    def believed(self) -> Floats:
+        """What the judge takes each trajectory for [N, N]: the probability of each by what is seen of it."""
+        places = {trajectory: i for i, trajectory in enumerate(self.trajectories)}
+        table = np.zeros((len(places), len(places)))
+        for trajectory, i in places.items():
+            for other, chance in self.beliefs.get(self.observation(trajectory), {trajectory: 1.0}).items():
+                table[i, places[other]] += chance
+        return table
+
+    def open_directions(self, rows: Floats) -> int:
+        """In how many directions returns can differ while all comparisons (differences of visits [P, S]) look alike."""
+        kernel = null_space(np.unique(rows, axis=0), rcond=1e-9)
+        apart = self.state_visits - self.state_visits[0]
+        return int(np.linalg.matrix_rank(apart @ kernel, tol=1e-6)) if kernel.size else 0
+
     def verdict(self) -> Verdict:
         """What feedback on observations leads to, and whether it inflates or overjustifies."""
         best, learned = self.best(lambda v: v.value), self.best(lambda v: v.observed_value)
@@ -132,6 +165,24 @@ class ObservedWorld:
             outcomes = self.actions[taken[-1]][policy[taken[-1]]]
             open_ends += [((*taken, state), chance * p) for state, p in outcomes.items() if p > 0]
         return found
+
+
+def fitted_rewards(rows: Floats, is_first: NDArray[np.bool_], *, rationality: float, ridge: float = 1e-6) -> Floats:
+    """Fit rewards of states [S] to comparisons by Bradley-Terry.
+
+        max over r of mean log sigmoid(+- rationality * row . r) - ridge / 2 |r|^2
+
+    rows      [P, S] visits of the first trajectory minus those of the second
+    is_first  [P] which was preferred
+    """
+    rows = np.where(is_first, rationality, -rationality)[:, None] * rows
+
+    def loss(rewards: Floats) -> tuple[float, Floats]:
+        margins = rows @ rewards
+        value = np.logaddexp(0, -margins).mean() + ridge / 2 * rewards @ rewards
+        return float(value), -(rows * expit(-margins)[:, None]).mean(0) + ridge * rewards
+
+    return np.asarray(minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B").x)
 
 
 def hiding(*, suspicion: float = 0.5, success: float = 0.5, penalty: float = 1.0) -> ObservedWorld:

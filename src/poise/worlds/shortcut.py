@@ -82,6 +82,24 @@ class ShortcutWorld:
         easy, hard = self.domain_rewards(policy)
         return float(((easy - hard) / 2) ** 2)
 
+    def measure(self, policy: Floats) -> dict[str, float]:
+        """What a policy [X, A] earns as trained, in either domain and under the shift, and its share of shortcuts."""
+        domains = self.domain_rewards(policy)
+        return {
+            "reward": self.reward_of(policy),
+            "easy": float(domains[EASY]),
+            "hard": float(domains[HARD]),
+            "variance": self.variance_of(policy),
+            "shifted": self.shifted().reward_of(policy),
+            "shortcut": float(policy[:, ARMS.index("shortcut")].mean()),
+        }
+
+    def best_for_all_cues(self, coefficient: float) -> Floats:
+        """The same as `best_invariant`, of the policies [X, A] that do the same under every cue; shares by 0.001."""
+        every = [np.tile([share, 1 - share, 0.0], (len(self.hard), 1)) for share in np.linspace(0, 1, 1001)]
+        values = [self.reward_of(policy) - coefficient * self.variance_of(policy) for policy in every]
+        return every[int(np.argmax(values))]
+
     def best_on_average(self) -> Floats:
         """The policy [X, A] of the highest mean reward."""
         chances = np.array(self.hard)[:, None]

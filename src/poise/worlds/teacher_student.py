@@ -92,6 +92,19 @@ class TeacherStudent:
         return _softmax(-((self.rewards - centre) ** 2) / self.spread)
 
 
+def ordered_rightly(reward: Floats) -> float:
+    """The share of pairs of arms, whose gold rises along `reward` [A], that a fitted reward orders as gold does.
+
+    Equal rewards count one half.
+
+    >>> ordered_rightly(np.array([0.0, 2.0, 2.0]))
+    0.8333333333333334
+    """
+    differences = reward[None] - reward[:, None]
+    above = differences[np.triu_indices(len(reward), k=1)]
+    return float(((np.sign(above) + 1) / 2).mean())
+
+
 def _softmax(logits: Floats) -> Floats:
     weights = np.exp(logits - logits.max())
     return weights / weights.sum()

@@ -31,6 +31,8 @@ from functools import cache
 from itertools import product
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from poise.types import Completion, Demonstration, Prompt, Scores
 from poise.worlds.bandit import Bandit, Floats
@@ -159,6 +161,12 @@ class GoldScorer:
 def base_policy() -> Floats:
     """How `demonstrations` answer: the probabilities [X, A] of all responses to all requests, harmful or not."""
     return np.array([[_base_probability(each, prompt.tags["tool"]) for each in responses()] for prompt in prompts()])
+
+
+@cache
+def start() -> Tensor:
+    """Logits [X, A] of the starting model as a table: what `demonstrations` teach."""
+    return torch.tensor(base_policy(), dtype=torch.float32).log()
 
 
 def demonstrations(count: int, *, seed: int = 0) -> list[Demonstration]:
