@@ -135,7 +135,7 @@ def learn(algorithm: Algorithm, seed: int, steps: int) -> Trial:
 
 
 def reach(algorithm: Algorithm, task: Task, seed: int, steps: int) -> tuple[float, float, float]:
-    """Share of the best value, excess over the limit and multiplier of the mean policy of the last half of the steps."""
+    """Share of the best value, excess over the limit and multiplier of the mean policy of the last half of steps."""
     steps = steps if task.rows is not None else math.ceil(UNLIMITED * steps)
     algorithm = replace(algorithm, kl_coef=KL_COEF_IN_LOSS if algorithm.kl.in_loss else KL_COEF)
     quick = replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR)
