@@ -5,9 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poise.errors import ConfigError
+from families import FEATURES, backbone_of, model_with
+from poise.errors import ConfigError, DataError
 from poise.models.load import load_backbone
+from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
+from poise.models.trunk import Trunk
+from poise.rollout.native import NativeEngine
+from poise.types import Prompt, Sampling
 
 PROMPTS = ([5, 6, 7, 8], [9, 10], [11, 12, 13])
 RESPONSES = ((0, [20, 21]), (1, [22, 23, 24, 25]), (0, []), (2, [26]), (0, [27, 28, 29]))
@@ -107,3 +112,24 @@ def test_buckets_hold_every_row_once_and_only_a_single_row_may_exceed_the_budget
     for bucket in buckets:
         part = rows.select(bucket)
         assert len(bucket) == 1 or part.prompt_ids.numel() + part.response_ids.numel() <= tokens
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_row_beyond_the_context_or_the_embedding_is_named_with_what_to_do(family):
+    trunk = Trunk(model_with(family, FEATURES[family]))
+    rows = SharedRows.of_lists([[5, 6, 7], [5] * 65], [2, 60])
+    with pytest.raises(DataError, match=r"row 1 of 2 has 65 tokens, 60 of them.* and the model reads 64: lower"):
+        run_shared(trunk, rows)
+    run_shared(trunk, SharedRows.of_lists([[5] * 64], [60]))
+    with pytest.raises(DataError, match=r"response 0 of 1 has the token 260, and the model's embedding has 260"):
+        run_shared(trunk, SharedRows.of_lists([[5, 6, 260]], [2]))
+
+
+def test_a_padding_token_beyond_the_embedding_is_never_embedded():
+    backbone = backbone_of(model_with("gpt2", FEATURES["gpt2"]))
+    backbone.tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    assert backbone.tokenizer.pad_token_id >= backbone.trunk.vocabulary
+    prompts = [Prompt.of("a"), Prompt.of("What now?")]
+    engine = NativeEngine(Policy(backbone))
+    assert len(engine.generate(prompts, Sampling(max_tokens=3))) == 2
+    assert all(each.choice_logprobs for each in engine.generate(prompts, Sampling(choices=("Yes", "No way"))))

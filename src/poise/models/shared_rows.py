@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from poise.errors import ConfigError
+from poise.errors import ConfigError, DataError
 from poise.models.flat import FlatLayers, runs_flat
 from poise.models.trunk import Trunk, pad_rows
 from poise.ranks import current
@@ -293,7 +293,27 @@ def _states_below(trunk: Trunk, rows: SharedRows) -> tuple[Tensor, Tensor]:
     """States of prompts and responses where they are now: those known, or the embedded tokens."""
     if rows.states is not None:
         return rows.states.prompts, rows.states.responses
+    _require_fits(trunk, rows)
     return trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, rows.positions())
+
+
+def _require_fits(trunk: Trunk, rows: SharedRows) -> None:
+    """Raise DataError for a row beyond the model's context, or with a token that the embedding does not have."""
+    prompts = rows.prompt_lengths[rows.owner]
+    lengths = prompts + rows.response_mask.sum(-1)
+    if len(lengths) and int(lengths.max()) > trunk.context:
+        row = int(lengths.argmax())
+        raise DataError(
+            f"row {row} of {len(lengths)} has {int(lengths[row])} tokens, {int(prompts[row])} of them the prompt's, "
+            f"and the model reads {trunk.context}: lower max_prompt_tokens or max_response_tokens, or leave it out"
+        )
+    for kind, ids in (("prompt", rows.prompt_ids), ("response", rows.response_ids)):
+        if ids.numel() and int(ids.max()) >= trunk.vocabulary:
+            row = int(ids.amax(-1).argmax())
+            raise DataError(
+                f"{kind} {row} of {len(ids)} has the token {int(ids.max())}, and the model's embedding has "
+                f"{trunk.vocabulary}: tokenizer and model do not belong together, or the embedding was not resized"
+            )
 
 
 def _run_flat(

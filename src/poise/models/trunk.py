@@ -55,6 +55,7 @@ class Trunk:
         self.logit_rule = LogitRule.of(model.config)
         self.windows = windows_of(model.config)
         self.context = context_of(model.config)
+        self.vocabulary: int = self._tokens.num_embeddings
         self._model = model
         self.merged = ""  # what tells adapters that were merged into the weights since they were loaded
         self.width: int = model.config.hidden_size
