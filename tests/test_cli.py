@@ -160,9 +160,9 @@ def test_a_wrong_option_is_named_with_the_closest(
 def test_a_run_is_repeated_from_its_record_with_the_recipe_it_was_made_with(tiny: Path) -> None:
     assert call("run", "tiny.py", "--limit", "inf", "--ranks", "3", "--folder", "runs/a") == 0
     Path("tiny.py").unlink()
-    assert call("run", "--from", "runs/a/run.json", "--steps", "1", "--folder", "runs/b") == 0
+    assert call("run", "--from", "runs/a/run.json", "--trust-recipe", "--steps", "1", "--folder", "runs/b") == 0
     assert arguments_of("runs/b") == arguments_of("runs/a") | {"steps": 1}
-    assert call("run", "--from=runs/a") == 0
+    assert call("run", "--from=runs/a", "--trust-recipe") == 0
     assert len(list(Path("runs").iterdir())) == 3
 
 

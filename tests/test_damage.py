@@ -15,7 +15,11 @@ from torch import nn
 
 from poise.errors import RunError
 from poise.files import append_line, json_line, read_jsonl_tolerant
+from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
+from poise.models.heads import ScoreModel, load_score_model
+from poise.models.load import load_backbone
+from poise.models.policy import Policy, load_policy
 from poise.run import Run
 from poise.train.checkpoint import write_tensors
 from poise.train.loop import adamw, fit
@@ -217,6 +221,24 @@ def test_a_record_of_another_version_is_refused(runs: dict[str, Path], tmp_path:
         with pytest.raises(RunError, match="written by another poise: its seal has version 99"):
             recipe(tmp_path / "run")
         shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["half is missing", "a bit near the end", "deleted", "zeros"])
+def test_a_model_of_a_run_is_not_used_when_it_is_damaged(tmp_path: Path, damage: str) -> None:
+    with Run.open(tmp_path / "run", recipe="own", arguments={}) as run:
+        stage, model = run.stage("policy"), run.stage("scores")
+        Policy(load_backbone("random:llama"), Lora(rank=2)).save_pretrained(stage.path / "model")
+        ScoreModel(load_backbone("random:llama")).save_pretrained(model.path / "model")
+        stage.finish({})
+        model.finish({})
+    load_policy(str(stage.path / "model"))
+    load_score_model(model.path / "model")
+    DAMAGES[damage](stage.path / "model" / "adapter_model.safetensors")
+    DAMAGES[damage](model.path / "model" / "score_head.safetensors")
+    with pytest.raises(RunError, match=r"adapter_model\.safetensors is (damaged|missing).*repeat the run's command"):
+        load_policy(str(stage.path / "model"))
+    with pytest.raises(RunError, match=r"score_head\.safetensors is (damaged|missing).*repeat the run's command"):
+        load_score_model(model.path / "model")
 
 
 def test_a_damaged_part_is_found_whatever_the_order_of_rows(tmp_path: Path) -> None:

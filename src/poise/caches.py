@@ -16,6 +16,7 @@ from poise.errors import ConfigError
 from poise.files import cache_folder, reason_of
 from poise.text import say
 
+_REMEDY = "Set POISE_CACHE to a folder that only you can write"
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -29,8 +30,8 @@ def private_cache() -> Path:
         return folder
     private = Path(tempfile.gettempdir()) / f"poise-{os.geteuid()}"
     if further := _problem(private):
-        raise ConfigError(f"{problem}, and {further}. Set POISE_CACHE to a folder that only you can write")
-    _say_once(f"{problem}: compiled code goes to {private}. Set POISE_CACHE to a folder that only you can write")
+        raise ConfigError(f"{problem}, and {further}. {_REMEDY}")
+    _say_once(f"{problem}: what is made once for this machine goes to {private}. {_REMEDY}")
     return private
 
 

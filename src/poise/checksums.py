@@ -16,6 +16,7 @@ from poise.errors import RunError
 from poise.files import read_json, write_json
 
 SEAL = "seal"  # the key of a JSON file's own checksum
+STAGE_RECORD = "stage.json"
 VERSION = 1  # of what a seal holds
 _CHUNK = 1 << 20
 
@@ -55,6 +56,19 @@ def require_facts(folder: Path, expected: Mapping[str, Facts], *, remedy: str) -
     """Raise RunError that names the first file below `folder` that is not what it was when it was written."""
     for name, facts in expected.items():
         require_file(folder / name, facts, remedy=remedy)
+
+
+def require_whole(folder: Path) -> None:
+    """Raise RunError if a folder that a finished stage of a run left, a model say, is not what it was then."""
+    for stage in (folder.resolve(), *folder.resolve().parents[:2]):
+        if not (stage / STAGE_RECORD).exists() or not (stage.parent / "run.json").exists():
+            continue
+        remedy = f"Restore it from a copy, or delete {stage} and repeat the run's command, which makes the stage again"
+        _, seal = read_sealed(stage / STAGE_RECORD, remedy=remedy)
+        inside = "/".join(folder.resolve().relative_to(stage).parts)
+        names = [name for name in seal.get("files", {}) if not inside or name.startswith(f"{inside}/")]
+        require_facts(stage, {name: seal["files"][name] for name in names}, remedy=remedy)
+        return
 
 
 def require_file(path: Path, expected: Mapping[str, Any], *, remedy: str) -> None:

@@ -41,7 +41,7 @@ _WAYS_OUT = {
     errno.EEXIST: _IN_THE_WAY,
     errno.ENAMETOOLONG: "Choose a shorter --folder",
 }
-_SEE_THERE = "See what is there, or choose another --folder"
+_SEE_THERE = "See what is there, or choose another place"
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from poise.checksums import facts_below, facts_of, read_sealed, require_facts, require_file, write_sealed
+from poise.checksums import STAGE_RECORD, facts_below, facts_of, read_sealed, require_facts, require_file, write_sealed
 from poise.errors import ConfigError, RunError
 from poise.files import (
     atomic_write,
@@ -44,6 +44,7 @@ from poise.provenance import peak_rss_gib, threads
 from poise.ranks import current
 from poise.run_folder import (
     OF_ANY_START,
+    RECIPE,
     RECORD,
     acquire_lock,
     clean_after_kill,
@@ -63,8 +64,8 @@ __all__ = ["RECIPE_FILE", "Run", "Stage", "atomic_write", "default_folder", "rea
 RECIPE_FILE: ContextVar[Path | None] = ContextVar("RECIPE_FILE", default=None)  # the user's own recipe, kept in the run
 
 _SAVE_EVERY_S = 60.0
-_RESULT, _SUMMARY = "stage.json", "summary.json"
-_NOT_READ_AGAIN = ("checkpoints", "adapters", _RESULT)  # by a stage that is finished: they may be deleted
+_SUMMARY = "summary.json"
+_NOT_READ_AGAIN = ("checkpoints", "adapters", STAGE_RECORD)  # by a stage that is finished: they may be deleted
 _NO_OUTPUTS = {*OF_ANY_START, *LOGS}
 _STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then makes the stage again"
 _LINES_REMEDY = "Restore the file from a copy, or begin another run with a --folder of its own"
@@ -105,9 +106,11 @@ class Stage:
 
     def expect_lines(self) -> None:
         """The finished stage is about to log more: its record can no longer say how many lines it has."""
-        result, seal = read_sealed(self.path / _RESULT, remedy=_STAGE_REMEDY.format(place=self.path / _RESULT))
+        result, seal = read_sealed(
+            self.path / STAGE_RECORD, remedy=_STAGE_REMEDY.format(place=self.path / STAGE_RECORD)
+        )
         if seal["logged"]:
-            write_sealed(self.path / _RESULT, result, files=seal["files"], logged={})
+            write_sealed(self.path / STAGE_RECORD, result, files=seal["files"], logged={})
 
     def _recorded(self) -> dict[str, Any] | None:
         if (known := self.run.results.get(self.name)) is not None:
@@ -118,7 +121,7 @@ class Stage:
         return found
 
     def _verified(self) -> dict[str, Any] | None:
-        if not (path := self.path / _RESULT).exists():
+        if not (path := self.path / STAGE_RECORD).exists():
             return None
         result, seal = read_sealed(path, remedy=_STAGE_REMEDY.format(place=path))
         remedy = _STAGE_REMEDY.format(place=self.path)
@@ -133,7 +136,7 @@ def seal_stage(folder: Path, result: Mapping[str, Any], *, logged: Mapping[str, 
     logged  the lines that the run has of the stage; a process beside the one that holds the run writes none
     """
     facts = {"files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
-    write_sealed(folder / _RESULT, plain(result), **facts)
+    write_sealed(folder / STAGE_RECORD, plain(result), **facts)
 
 
 class Run:
@@ -190,7 +193,9 @@ class Run:
             run = cls._begun_or_continued(path, lock, recipe_name(recipe), wanted, sources or {})
             run._made = None if run._record["sessions"][1:] else made
             if (own_recipe := RECIPE_FILE.get()) is not None:
-                atomic_write(path / "recipe.py", own_recipe.read_bytes())
+                atomic_write(path / RECIPE, own_recipe.read_bytes())
+                run._record[RECIPE] = facts_of(path / RECIPE)
+                run.save()
         except BaseException:
             os.close(lock)
             if not (path / RECORD).exists():
@@ -382,7 +387,7 @@ class Run:
 
     def _append(self, name: str, stage: str, row: Mapping[str, Any]) -> None:
         self.require_open()
-        if current().is_main and (self.path / stage / _RESULT).exists() and stage not in self._open_ended:
+        if current().is_main and (self.path / stage / STAGE_RECORD).exists() and stage not in self._open_ended:
             self._open_ended.add(stage)
             Stage(self, stage).expect_lines()
         self.logs.append(name, stage, row)

@@ -14,7 +14,8 @@ from poise.files import explained
 
 LOCK = "lock"
 RECORD = "run.json"
-OF_ANY_START = {LOCK, RECORD, "recipe.py", "model/stage.json"}  # what a run holds before it has done anything
+RECIPE = "recipe.py"  # the user's own
+OF_ANY_START = {LOCK, RECORD, RECIPE, "model/stage.json"}  # what a run holds before it has done anything
 
 
 def default_folder(recipe: str) -> Path:
@@ -39,7 +40,7 @@ def made_by(path: Path) -> list[Path]:
 
 def acquire_lock(path: Path) -> int:
     """Hold the lock file; the kernel lets go of it when the process ends, however it ends."""
-    with explained(path / LOCK, 0):
+    with explained(path / LOCK, 0, "make"):
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:

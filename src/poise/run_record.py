@@ -16,6 +16,7 @@ from poise.checksums import read_sealed
 from poise.errors import RunError
 from poise.files import plain
 from poise.provenance import git_commit, machine, package_versions, poise_commit
+from poise.run_folder import RECIPE
 from poise.text import hide_passwords
 
 _REMEDY = "Restore it from a copy; without it the run cannot go on: begin another with a --folder of its own"
@@ -48,6 +49,7 @@ def require_same(path: Path, record: Mapping[str, Any], recipe: str, arguments: 
         raise RunError(
             "\n".join([f"run {path} was made with other arguments:", *lines])
             + f"\nTo continue it as it was: poise run --from {path}/run.json --folder {path}"
+            + (" --trust-recipe" if (path / RECIPE).exists() else "")
             + f"\nTo begin another run: choose another --folder, or delete {path}"
         )
 

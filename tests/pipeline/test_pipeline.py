@@ -31,6 +31,7 @@ from poise.plan.costs import Costs
 from poise.plan.machines import named_machine
 from poise.plan.shapes import SHAPES
 from poise.plan.work import Planner, planning
+from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import RLOO
 from poise.train.objectives import Lagrangian, Limit
@@ -97,6 +98,25 @@ def test_a_stage_that_is_read_back_gives_the_weights_it_was_finished_with(run: R
     trained = {name: weight.detach().clone() for name, weight in policy.parameters().items()}
     again = fine_tune(run, Policy(start_model(run, TINY), Lora(rank=2)), rows, steps=2)
     assert all(torch.equal(weight, trained[name]) for name, weight in again.parameters().items())
+
+
+def test_answers_of_a_policy_that_is_read_back_name_the_version_they_would_have_named(run: Run, few: Dataset) -> None:
+    method = dpo(beta=0.1)
+    options = {"objective": Lagrangian(Limit("vowels", 0.05)), "algorithm": OWN_ALGORITHM, "sampling": SHORT}
+
+    def trained(stage: str) -> Policy:
+        policy = Policy(start_model(run, TINY), Lora(rank=2))
+        if stage == "supervised":
+            return fine_tune(run, policy, preferred_demonstrations(few), steps=2)
+        if stage == "preferences":
+            feedback = method.feedback(policy, few.comparisons)
+            return optimise_preferences(run, policy, method, feedback, steps=2, name="preferences")
+        optimisation = Optimisation(steps=2)
+        return align(run, policy, [Lengths()], few.prompts, optimisation=optimisation, samples_per_step=4, **options)
+
+    for stage in ("supervised", "preferences", "policy"):
+        versions = {NativeEngine(trained(stage)).generate(few.prompts[:1], SHORT)[0].policy_version for _ in range(2)}
+        assert versions == {2}, stage
 
 
 def test_a_merged_policy_is_the_reference_of_the_next(run: Run, few: Dataset) -> None:

@@ -18,7 +18,8 @@ from poise.cli import running
 from poise.cli.listing import card_text, cards_table
 from poise.cli.recipes import find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
-from poise.files import read_json
+from poise.files import read_json, reason_of, way_out
+from poise.provenance import package_versions
 from poise.text import say
 
 app = typer.Typer(
@@ -30,6 +31,20 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data sets: list them, or check one for mistakes.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"poise {package_versions(['poise'])['poise']}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+
+
+@app.callback()
+def everything(version: Annotated[bool, _VERSION] = False) -> None:
+    """Keep a language model helpful and harmless, and measure both. Every command takes --debug for tracebacks."""
 
 
 @app.command("list")
@@ -196,11 +211,23 @@ def _main(words: list[str]) -> None:
         app([word for word in words if word != "--debug"], prog_name="poise")
     except PoiseError as error:
         _give_up(str(error), error, debug)
+    except BrokenPipeError:  # whoever read our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (message := _of_the_disk(error)) is None:
             raise
+        _give_up(message, error, debug)
+
+
+def _of_the_disk(error: OSError) -> str | None:
+    """An error of the disk in one paragraph with a way out; None for any other, which keeps its traceback."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         message = "the disk is full. Free some space (`du -sh runs/*` shows the largest runs) and repeat the command"
-        _give_up(f"cannot write {error.filename or 'a file'}: {message}; finished stages are kept", error, debug)
+        return f"cannot write {error.filename or 'a file'}: {message}; finished stages are kept"
+    if not isinstance(error.filename, str):
+        return None
+    return f"cannot use {error.filename}: {reason_of(error)}. {way_out(error, Path(error.filename))}"
 
 
 def _give_up(message: str, error: Exception, debug: bool) -> None:

@@ -44,6 +44,7 @@ def model_of(name: str) -> str:
     configs = [*folder.rglob("adapter_config.json"), *folder.rglob("config.json")]
     if not configs:
         raise ModelError(f"run {name} holds no saved model yet: let it finish, or name a model or its folder")
-    objective = str(read_json(folder / "run.json").get("arguments", {}).get("objective", ""))
+    arguments = read_json(folder / "run.json").get("arguments")
+    objective = str(arguments.get("objective", "")) if isinstance(arguments, dict) else ""
     own = [config for config in configs if objective and f"policy-{objective}" in str(config.relative_to(folder))]
     return str(max(own or configs, key=lambda config: config.stat().st_mtime).parent)

@@ -194,6 +194,7 @@ def _refuse_unknown(words: Sequence[str], signature: inspect.Signature, program:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The argument types; the return type is left alone, since it may exist for type checkers only."""
+    function = inspect.unwrap(function)
     wanted = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     carrier = types.SimpleNamespace(__annotations__=wanted)
     try:

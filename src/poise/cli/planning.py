@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from poise.cli.options import parse_options
-from poise.cli.recipes import find_recipe, load_recipe
+from poise.cli.recipes import came_with_a_run, find_recipe, load_recipe
 from poise.errors import ConfigError, ModelError
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
@@ -26,6 +26,8 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     from poise.recipes._plans import Tokens, arguments_of, plan
 
     path = find_recipe(recipe)
+    if came_with_a_run(path):
+        raise ConfigError(f"{path} is code that came with a run, and planning would run it: plan a copy of your own")
     function = load_recipe(path)
     given = parse_options(function, words, program=f"poise plan {recipe}")
     if given is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from poise.checksums import facts_of
+from poise.cli.options import argument_help
 from poise.errors import ConfigError
+from poise.run_folder import RECIPE, RECORD
 
 Recipe = Callable[..., Any]  # keyword arguments to a poise.Run
 
@@ -78,6 +81,34 @@ def load_recipe(path: Path) -> Recipe:
     return _recipe_function(module, path)
 
 
+def came_with_a_run(path: Path) -> bool:
+    """Whether a recipe file is the one that a run keeps: code of whoever made the run."""
+    return path.name == RECIPE and (path.parent / RECORD).exists()
+
+
+def require_trust(path: Path, *, trusted: bool) -> None:
+    """Raise ConfigError that shows path and checksum of a recipe that came with a run, unless the user trusts it."""
+    if not came_with_a_run(path) or trusted:
+        return
+    raise ConfigError(
+        f"{path} is code that came with the run, and would run with all your rights "
+        f"(sha256 {facts_of(path)['sha256']}). Read it; if you trust it, repeat the command with --trust-recipe"
+    )
+
+
+def unread_help(path: Path) -> str:
+    """The arguments of a recipe as its source states them, without running any of it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    lines = [f"{path} came with a run and has not been run for this help. Its functions:"]
+    for node in functions:
+        arguments = [*node.args.args, *node.args.kwonlyargs]
+        texts = argument_help(ast.get_docstring(node) or "", [each.arg for each in arguments])
+        lines += ["", f"{node.name}: {(ast.get_docstring(node) or '').partition(chr(10))[0]}"]
+        lines += [f"  --{each.arg.replace('_', '-')}  {texts.get(each.arg, '')}".rstrip() for each in arguments]
+    return "\n".join(lines)
+
+
 def _recipe_function(module: ModuleType, path: Path) -> Recipe:
     """The function with the file's own name; in a renamed copy the only one that takes a run folder."""
     function = getattr(module, path.stem, None)
@@ -101,13 +132,11 @@ def _recipe_function(module: ModuleType, path: Path) -> Recipe:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"poise_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} cannot be imported as a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    """Run the source as it stands: a compiled file beside it, of which nobody sees the contents, is not read."""
+    module = ModuleType(f"poise_recipe_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import shlex
 import signal
@@ -17,11 +16,15 @@ from typing import Any
 import typer
 
 from poise.allocator import keep_freed_memory
+from poise.checksums import SEAL, facts_of, read_sealed, require_file
 from poise.cli.options import parse_options, restore
-from poise.cli.recipes import find_recipe, load_recipe, recipe_files
+from poise.cli.recipes import came_with_a_run, find_recipe, load_recipe, recipe_files, require_trust, unread_help
 from poise.errors import ConfigError, RunError
+from poise.files import read_json
 from poise.ranks import Ranks, use_ranks
+from poise.recipes._quick import brief_of
 from poise.run import RECIPE_FILE, Run, default_folder
+from poise.run_folder import RECIPE, RECORD
 from poise.text import say, without_passwords
 
 HELP = """Run a recipe; its options are the arguments of its function.
@@ -32,8 +35,11 @@ poise run safe-rlhf --quick         minutes instead of hours: a check that every
 
 poise run mine.py --folder runs/a   your own file (poise copy safe-rlhf mine.py), continued if runs/a exists
 
-poise run --from RUN/run.json       repeat a run in a new folder; further options override its arguments
+poise run --from RUN/run.json       repeat a run in a new folder; further options override its arguments. A recipe that
+came with the run is code: it runs only with --trust-recipe
 """
+
+_TRUST = "--trust-recipe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,7 @@ class _Order:
     words: tuple[str, ...]  # the options
     head: tuple[str, ...]  # what names the recipe: safe-rlhf, mine.py or --from FILE
     recorded: dict[str, Any]  # arguments of the run to repeat
+    trusted: bool = False  # code that came with a run may run
 
 
 def run(words: Sequence[str]) -> None:
@@ -52,12 +59,18 @@ def run(words: Sequence[str]) -> None:
         say(f"Usage: poise run RECIPE [OPTIONS]\n\n{HELP}\nRecipes: {', '.join(recipe_files())}")
         return
     order = _read_order(words)
+    if came_with_a_run(order.recipe) and "--help" in order.words:
+        say(unread_help(order.recipe))
+        return
+    require_trust(order.recipe, trusted=order.trusted)
+    if order.trusted and came_with_a_run(order.recipe):
+        say(f"Running {order.recipe} (sha256 {facts_of(order.recipe)['sha256']})", error=True)
     recipe = load_recipe(order.recipe)
     given = parse_options(recipe, order.words, program=shlex.join(["poise", "run", *order.head]))
     if given is None:
         return
     keep_freed_memory()
-    arguments = restore(recipe, order.recorded) | given
+    arguments = restore(recipe, order.recorded) | (brief_of(recipe) if given.get("quick") else {}) | given
     with _joined() as ranks:
         if "folder" in inspect.signature(recipe).parameters:
             arguments["folder"] = ranks.share(str(arguments.get("folder") or default_folder(order.recipe.stem)))
@@ -81,24 +94,39 @@ def _read_order(words: Sequence[str]) -> _Order:
     if first != "--from":
         if first.startswith("-"):
             raise ConfigError(f"name a recipe before its options: poise run RECIPE {shlex.join(words)}")
-        return _Order(recipe=find_recipe(words[0]), words=tuple(words[1:]), head=(words[0],), recorded={})
+        return _order(find_recipe(words[0]), words[1:], head=words[:1], recorded={})
     values = [inline, *words[1:]] if inline else list(words[1:])
     if not values:
         raise ConfigError("--from needs a run: poise run --from RUN/run.json")
     path = Path(values[0])
-    path = path / "run.json" if path.is_dir() else path
+    path = path / RECORD if path.is_dir() else path
     record = _read_record(path)
-    own = path.parent / "recipe.py"
+    own = path.parent / RECIPE
+    if expected := record.get(RECIPE):
+        require_file(own, expected, remedy="Restore the recipe that the run was made with, or name one of your own")
     recipe = own if own.exists() else find_recipe(record["recipe"])
-    return _Order(recipe=recipe, words=tuple(values[1:]), head=("--from", str(path)), recorded=record["arguments"])
+    return _order(recipe, values[1:], head=("--from", str(path)), recorded=record["arguments"])
+
+
+def _order(recipe: Path, words: Sequence[str], *, head: Sequence[str], recorded: dict[str, Any]) -> _Order:
+    trusted = _TRUST in words
+    head = (*head, _TRUST) if trusted else tuple(head)
+    kept = tuple(word for word in words if word != _TRUST)
+    return _Order(recipe=recipe, words=kept, head=head, recorded=recorded, trusted=trusted)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    """What a run.json says of its recipe and arguments; one that was written by hand may do without a seal."""
+    remedy = "Give the run.json in a run folder"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {"recipe": record["recipe"], "arguments": dict(record["arguments"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not the run.json of a run ({error!r}). Give the run.json in a run folder") from error
+        record = read_json(path, remedy=remedy)
+    except RunError as error:
+        raise RunError(f"{path} is not the run.json of a run: {error}") from error
+    if SEAL in record:
+        record, _ = read_sealed(path, remedy=f"{remedy}; other arguments are options that follow it")
+    if not isinstance(record.get("recipe"), str) or not isinstance(record.get("arguments"), dict):
+        raise RunError(f"{path} is not the run.json of a run: it names no recipe and arguments. {remedy}")
+    return record
 
 
 def _call(recipe: Any, arguments: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from poise.checksums import require_whole
 from poise.data.chat import Encoded
 from poise.errors import ConfigError, ModelError
 from poise.functional.statistics import PlattScale
@@ -316,6 +317,7 @@ def load_score_model(
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    require_whole(folder)
     if not (folder / _CARD).exists():
         raise ModelError(f"{folder} is not a score model: it has no {_CARD}")
     card = json.loads((folder / _CARD).read_text())

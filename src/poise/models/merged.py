@@ -6,8 +6,6 @@ A folder, because adapters that are trained on it name it as their base, and eve
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from poise.errors import ModelError
-from poise.files import cache_folder
 from poise.models.identity import identity_of
+from poise.models.kept import kept_model
 
 _WEIGHTS = "adapter_model.safetensors"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")  # that peft saves beside an adapter
@@ -55,25 +53,15 @@ def merged_folder(config: Path, base: Any, tokenizer: Any, base_source: str) -> 
     """
     adapter = config.parent
     key = f"{identity_of(str(adapter))['checksum'][:16]}-{identity_of(base_source)['checksum'][:16]}"
-    target = cache_folder() / "merged" / key
-    if (target / "config.json").exists():
-        return target
-    model = base()
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
-    model = _merge(model, adapter)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".merging-"))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(target)
-    except OSError as error:
-        if not (target / "config.json").exists():  # another process may have been first
-            raise ModelError(f"cannot keep the merged model in {target}: {error.strerror}. Set POISE_CACHE") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+
+    def make(folder: Path) -> None:
+        model = base()
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+        _merge(model, adapter).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return kept_model(f"merged/{key}", make)
 
 
 def _merge(model: Any, adapter: Path) -> Any:

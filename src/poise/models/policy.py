@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poise.checksums import require_whole
 from poise.errors import ModelError
 from poise.functional.logprobs import chunked_token_logprobs
 from poise.models.adapters import (
@@ -197,6 +198,7 @@ def load_policy(
     so is the chat template that it was trained with, where `chat_template` gives no other. Any other adapter that peft
     wrote is merged into its base, which is the reference then.
     """
+    require_whole(Path(name))
     folder = Path(name)
     if (folder / "adapter_config.json").exists():
         try:

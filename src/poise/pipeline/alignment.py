@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from poise.models.policy import Policy
+from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
 from poise.rollout.named import computes_elsewhere, engine_for
@@ -77,10 +78,8 @@ def align(
 
             fit(trainer, run=run, stage=stage.name, steps=steps, shown=_SHOWN, after_step=keep_samples)
         best = trainer.load_best()
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "kept_step": best or steps, "feasible": best is not None})
-    policy.copy_from(stage.path / "model")
-    return policy
+        keep(policy, stage, {"steps": steps, "kept_step": best or steps, "feasible": best is not None})
+    return taken_back(policy, stage)
 
 
 def _plan(

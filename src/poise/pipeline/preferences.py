@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poise.models.policy import Policy
+from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
 from poise.run import Run
@@ -51,10 +52,9 @@ def optimise_preferences(
             cache=stage.path / "reference.json",
         )
         fit(trainer, run=run, stage=stage.name, steps=steps, save_every=4, shown=_SHOWN)
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "responses": len(feedback.rows), "beyond_window": feedback.beyond_window})
-    policy.copy_from(stage.path / "model")
-    return policy
+        result = {"steps": steps, "responses": len(feedback.rows), "beyond_window": feedback.beyond_window}
+        keep(policy, stage, result)
+    return taken_back(policy, stage)
 
 
 def _plan(planner: Planner, name: str, feedback: Feedback, steps: int, prompts_per_step: int) -> None:

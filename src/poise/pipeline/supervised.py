@@ -7,6 +7,7 @@ from typing import Any
 
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
+from poise.pipeline.kept import keep, taken_back
 from poise.plan.costs import Costs
 from poise.plan.work import current_planner
 from poise.run import Run
@@ -43,10 +44,8 @@ def fine_tune(
         rows = DemonstrationBatches(demonstrations, policy, **batches)
         trainer = SupervisedTrainer(policy=policy, batches=rows, lr=lr, steps=steps)
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
-        policy.save_pretrained(stage.path / "model")
-        stage.finish({"steps": steps, "demonstrations": len(rows.rows)})
-    policy.copy_from(stage.path / "model")
-    return policy
+        keep(policy, stage, {"steps": steps, "demonstrations": len(rows.rows)})
+    return taken_back(policy, stage)
 
 
 def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:

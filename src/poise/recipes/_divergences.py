@@ -17,7 +17,7 @@ from poise.functional.implied_rewards import (
     reverse_kl_reward,
 )
 from poise.recipes._arms import Claim, Column, Outcome, Page, Results, finish
-from poise.recipes._rated import QUICK, RatedSettings, RatedStudy, taken
+from poise.recipes._rated import RatedSettings, RatedStudy, taken
 from poise.run import Run
 from poise.train.preference_methods import dpo
 from poise.types import Estimate
@@ -65,7 +65,7 @@ class DivergenceSettings(RatedSettings):
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> DivergenceSettings:
         """Take a recipe's arguments and check them."""
-        settings = taken(cls, arguments, QUICK | {"data": "starter", "columns": "", "betas": (0.1,)})
+        settings = taken(cls, arguments)
         if not settings.betas or min(settings.betas) <= 0 or len(set(settings.betas)) < len(settings.betas):
             raise ConfigError(f"betas are {settings.betas}: give at least one above 0, and none twice")
         return settings

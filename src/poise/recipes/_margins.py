@@ -14,7 +14,7 @@ from poise.errors import ConfigError
 from poise.functional.preference_targets import margin_target, matching_gamma
 from poise.models.heads import ScoreModel
 from poise.recipes._arms import Claim, Column, Outcome, Page, Results, finish
-from poise.recipes._rated import QUICK, RatedSettings, RatedStudy, calibration_figures, taken
+from poise.recipes._rated import RatedSettings, RatedStudy, calibration_figures, taken
 from poise.run import Run
 from poise.train.preference_methods import PreferenceMethod, dpo, mmpo
 from poise.types import Comparison
@@ -56,7 +56,7 @@ class MarginSettings(RatedSettings):
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> MarginSettings:
         """Take a recipe's arguments and check them."""
-        settings = taken(cls, arguments, QUICK | {"sets": ("starter",)})
+        settings = taken(cls, arguments)
         if not settings.beta > 0:
             raise ConfigError(f"beta is {settings.beta}: it must be above 0")
         if not settings.sets or len(set(settings.sets)) < len(settings.sets):

@@ -22,7 +22,7 @@ from poise.recipes._arms import publish
 from poise.recipes._held_out import judges_harm
 from poise.recipes._real_report import estimate_text, markdown_table
 from poise.recipes._scores import COST_BOUND
-from poise.recipes._stages import QUICK, Study, StudySettings, taken
+from poise.recipes._stages import Study, StudySettings, taken
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.limits import require_reachable
@@ -75,8 +75,8 @@ class PreferenceSettings(StudySettings):
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> PreferenceSettings:
-        """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""
-        settings = taken(cls, arguments, QUICK)
+        """Take a recipe's arguments and check them."""
+        settings = taken(cls, arguments)
         settings.require(
             at_least_one=("steps", "prompts_per_step", "response_tokens"),
             above_zero=("temperature", "lr") + (() if settings.beta is None else ("beta",)),

@@ -75,17 +75,12 @@ class RatedSettings:
 
 
 Told = TypeVar("Told", bound=RatedSettings)
-QUICK = {
-    "model": "random:llama?layers=3", "steps": 2, "prompts_per_step": 2, "pairs_per_prompt": 2, "response_tokens": 6,
-    "seeds": (0, 1),
-}  # fmt: skip
 _QUICK_PROMPTS = 30
 
 
-def taken(kind: type[Told], arguments: Mapping[str, Any], quick: Mapping[str, Any]) -> Told:
-    """The settings that a recipe's arguments hold, checked; those of a smoke test come first where it is asked for."""
-    given = {f.name: arguments[f.name] for f in fields(kind)}
-    settings = kind(**given | (dict(quick) if given["quick"] else {}))
+def taken(kind: type[Told], arguments: Mapping[str, Any]) -> Told:
+    """The settings that a recipe's arguments hold, checked."""
+    settings = kind(**{f.name: arguments[f.name] for f in fields(kind)})
     settings.require()
     return settings
 

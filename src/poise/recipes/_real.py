@@ -89,10 +89,9 @@ def checked(arguments: Mapping[str, Any]) -> Settings:
 
 
 def prepare(run: Run, settings: Settings, *, seeds: tuple[int, ...], evaluated: int) -> Experiment:
-    """Load the rows and the model; quick runs take a few of the starter set and no more than two seeds."""
+    """Load the rows and the model; quick runs take a few of the starter set."""
     if settings.quick:
-        seeds = seeds[:2]
-        material = starter_material(evaluated=4, trained=24)
+        material = starter_material(evaluated=evaluated, trained=24)
     else:
         material = real_material(evaluated=evaluated, trained=TRAINED_PROMPTS)
     run.record_data(settings.data, material.provenance)

@@ -44,10 +44,6 @@ RANKINGS = {"episode": by_return, "prompt": by_prompt()}
 REWARDS = ("logit", "log-probability")
 SHARES = tuple(round(0.05 * i, 2) for i in range(1, 21))  # of the quantile curve
 HARD, WORST = 0.2, (0.1, 0.05)  # share of prompts that are the hardest; shares of the lowest rewards
-QUICK = {
-    "model": "random:llama?layers=3", "tasks": ("starter-gen",), "seeds": (0, 1), "steps": 3, "samples_per_step": 16,
-    "response_tokens": 6, "supervised_steps": 2, "warm_up": 0, "evaluated": 12,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +71,8 @@ class RiskSettings:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> RiskSettings:
-        """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""
-        given = {f.name: arguments[f.name] for f in fields(cls)}
-        settings = cls(**given | (QUICK if given["quick"] else {}))
+        """Take a recipe's arguments and check them."""
+        settings = cls(**{f.name: arguments[f.name] for f in fields(cls)})
         if settings.algorithm not in BASES:
             raise ConfigError(f"no algorithm {settings.algorithm!r}: choose {', '.join(BASES)}")
         for name, choices in (("ranked", RANKINGS), ("signal", SIGNALS), ("reward", REWARDS)):

@@ -41,14 +41,6 @@ from poise.train.on_policy import Optimisation
 from poise.types import Annotator, Dataset, Prompt, Sampling
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
-QUICK = {
-    "model": "random:llama?layers=3",
-    "steps": 2,
-    "compare_steps": 1,
-    "samples_per_step": 8,
-    "response_tokens": 8,
-    "answer_tokens": 0,
-}
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
 _QUICK_PROMPTS = 24  # of each split
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
@@ -147,9 +139,8 @@ class Settings(StudySettings):
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Settings:
-        """Take a recipe's arguments and check them; `quick` replaces what a smoke test cannot afford."""
-        briefly = {"imitation_steps": min(2, arguments.get("imitation_steps", 0))}
-        settings = taken(cls, arguments, QUICK | briefly)
+        """Take a recipe's arguments and check them."""
+        settings = taken(cls, arguments)
         settings.require(
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr", "later_lr"),
@@ -165,11 +156,10 @@ class Settings(StudySettings):
         return settings
 
 
-def taken(kind: type[Told], arguments: Mapping[str, Any], quick: Mapping[str, Any]) -> Told:
-    """The settings that a recipe's arguments hold; those of a smoke test, where it is asked for, come first."""
+def taken(kind: type[Told], arguments: Mapping[str, Any]) -> Told:
+    """The settings that a recipe's arguments hold."""
     known = {f.name for f in fields(kind)}
-    given = {name: value for name, value in arguments.items() if name in known}
-    return kind(**given | {name: value for name, value in quick.items() if given["quick"] and name in known})
+    return kind(**{name: value for name, value in arguments.items() if name in known})
 
 
 @dataclass(slots=True, kw_only=True)

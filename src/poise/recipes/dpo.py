@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from poise.recipes._quick import ALIGNED, briefly
 from poise.run import Run
 
 PAPER = "arXiv:2305.18290"
@@ -39,6 +40,7 @@ LossName = Literal[
 ]
 
 
+@briefly(**ALIGNED)
 def dpo(
     *,
     model: str = "smollm2-135m",

@@ -10,6 +10,7 @@ the reward is that of a judge which learned from pairs of other prompts.
 
 from __future__ import annotations
 
+from poise.recipes._quick import RATED, briefly
 from poise.run import Run
 
 PAPER = "arXiv:2309.16240"
@@ -24,6 +25,7 @@ EXPECTED = {
 }
 
 
+@briefly(**RATED, data="starter", columns="", betas=(0.1,))
 def f_dpo(
     *,
     model: str = "smollm2-135m",

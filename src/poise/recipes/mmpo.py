@@ -11,6 +11,7 @@ other prompts.
 
 from __future__ import annotations
 
+from poise.recipes._quick import RATED, briefly
 from poise.run import Run
 
 PAPER = "arXiv:2410.03145"
@@ -25,6 +26,7 @@ EXPECTED = {
 }
 
 
+@briefly(**RATED, sets=("starter",))
 def mmpo(
     *,
     model: str = "smollm2-135m",

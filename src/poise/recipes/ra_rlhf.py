@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from poise.recipes._quick import TINY, briefly
 from poise.run import Run
 
 PAPER = "arXiv:2501.06911"
@@ -29,6 +30,17 @@ EXPECTED = {
 }
 
 
+@briefly(
+    model=TINY,
+    tasks=("starter-gen",),
+    seeds=(0, 1),
+    steps=3,
+    samples_per_step=16,
+    response_tokens=6,
+    supervised_steps=2,
+    warm_up=0,
+    evaluated=12,
+)
 def ra_rlhf(
     *,
     model: str = "smollm2-135m",

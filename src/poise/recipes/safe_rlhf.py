@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from poise.recipes._quick import ALIGNED, briefly
 from poise.run import Run
 from poise.types import Annotator
 
@@ -30,6 +31,7 @@ EXPECTED = {
 ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
 
 
+@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, imitation_steps=2)
 def safe_rlhf(
     *,
     model: str = "smollm2-135m",

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from poise.recipes._quick import ALIGNED, briefly
 from poise.recipes.safe_rlhf import ObjectiveName
 from poise.run import Run
 
@@ -28,6 +29,7 @@ EXPECTED = {
 }
 
 
+@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, answer_tokens=0, imitation_steps=2, seeds=(0, 1), evaluated=4)
 def safe_rlhf_real(
     *,
     model: str = "smollm2-135m",
