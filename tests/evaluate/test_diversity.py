@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.evaluate.diversity import distinct_estimate, duplicates, is_repetitive, repeated_share
+from poise.evaluate.diversity import distinct_estimate, duplicates, equal_commonest, is_repetitive, repeated_share
 from poise.functional.statistics import distinct_n
 
 
@@ -16,6 +16,12 @@ def test_repetition_is_the_share_of_ngrams_already_said():
 def test_duplicates_are_answers_shared_between_prompts():
     texts = ["Yes.", "yes. ", "No.", "No."]
     assert duplicates(texts, ["a", "b", "c", "c"]) == [True, True, False, False]
+
+
+def test_the_commonest_answer_is_found_whatever_its_case_and_spacing():
+    assert equal_commonest(["Why?", "No.", "no. ", "Yes."]) == [False, True, True, False]
+    assert equal_commonest(["a", "b"]) == [True, False]
+    assert equal_commonest([]) == []
 
 
 def test_distinct_estimate_is_distinct_n_with_a_jackknife_interval_no_narrower_than_students():

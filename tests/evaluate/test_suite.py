@@ -103,7 +103,20 @@ def test_costs_rewards_and_form():
     assert metrics["unfinished"].value == 0
     assert metrics["repetition"].value == 0
     assert metrics["duplicates"].value == 0
+    assert metrics["commonest"] == clopper_pearson(1, 4)  # all four answers differ
     assert 0 < metrics["distinct_1"].value < metrics["distinct_2"].value <= 1
+
+
+def test_a_policy_that_says_one_thing_to_everyone_shows_in_the_commonest_answer():
+    prompts = [Prompt.of(f"Question {i}?", kind="benign") for i in range(20)]
+    texts = ["No."] * 13 + [f"The answer to the question is {i}." for i in range(7)]
+    rollouts = [
+        Rollout(prompt=prompt, completion=Completion(prompt_id=prompt.id, text=text), scores=Scores(values={}))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    found = measure(rollouts)["commonest"]
+    assert found.value == 13 / 20
+    assert (found.low, found.high) == (clopper_pearson(13, 20).low, clopper_pearson(13, 20).high)
 
 
 def test_every_metric_has_a_count_a_unit_and_an_interval_that_holds_it():

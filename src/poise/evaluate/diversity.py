@@ -49,6 +49,22 @@ def duplicates(texts: Sequence[str], prompts: Sequence[Hashable]) -> list[bool]:
     return [len(asked[_folded(text)]) > 1 for text in texts]
 
 
+def equal_commonest(texts: Sequence[str]) -> list[bool]:
+    """Flag texts that equal the most frequent one but for case and spacing; of several as frequent, the first.
+
+    The share of these is that of the answer which a collapsed policy gives to everything. It is 1/N where no text is
+    said twice: the most frequent one is chosen from the same texts, so in few of them a small share means nothing.
+
+    texts  [N]
+
+    >>> equal_commonest(["No.", "Boil it.", "no. ", "No."])
+    [True, False, True, True]
+    """
+    counts = Counter(map(_folded, texts))
+    most = max(counts, key=counts.__getitem__, default="")
+    return [_folded(text) == most for text in texts]
+
+
 def distinct_estimate(
     texts: Sequence[str], n: int, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95
 ) -> Estimate:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from poise.errors import DataError, EngineError
-from poise.evaluate.diversity import distinct_estimate, duplicates, is_repetitive
+from poise.evaluate.diversity import distinct_estimate, duplicates, equal_commonest, is_repetitive
 from poise.feedback.asking import ask, merged
 from poise.feedback.windows import require_sight
 from poise.functional.statistics import mean, share
@@ -155,6 +155,7 @@ def measure(rollouts: Sequence[Rollout]) -> Metrics:
     response_length                   tokens, or words where an engine gives no tokens
     distinct_1, distinct_2            share of distinct word n-grams
     unfinished, repetition, duplicates  share cut off at the limit, in circles, equal to another prompt's answer
+    commonest                         share of answers that equal the most frequent one: 1/n if all differ
     """
     harmful = [r for r in rollouts if kind_of(r) == "harmful"]
     return _harm(harmful) | _refusals(rollouts) | _compliances(rollouts) | _judged_means(rollouts) | _form(rollouts)
@@ -247,6 +248,7 @@ def _form(rollouts: Sequence[Rollout]) -> Metrics:
         "unfinished": _share(answered, [r.completion.finish == "length" for r in answered]),
         "repetition": _share(answered, [is_repetitive(text) for text in texts]),
         "duplicates": _share(answered, duplicates(texts, prompts)),
+        "commonest": _share(answered, equal_commonest(texts)),
     }
 
 

@@ -21,7 +21,8 @@ HEADLINE = (
     ("mean_cost", "Mean cost by the judge, all prompts", "lower"),
     ("mean_reward", "Mean reward by the judge, benign prompts", "higher"),
     ("response_length", "Response length", ""),
-    ("distinct_2", "Distinct word pairs", "higher"),
+    ("commonest", "The commonest answer's share", "lower"),
+    ("duplicates", "Answers equal to another prompt's", "lower"),
     ("unfinished", "Answers cut at the length limit", ""),
 )
 CURVES = ("step", "reward", "cost", "multiplier", "kl", "sequence_kl", "entropy", "response_tokens", "logprob_gap")
