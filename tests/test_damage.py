@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from poise.cli import main
 from poise.errors import RunError
 from poise.files import append_line, json_line, read_jsonl_tolerant
 from poise.models.adapters import Lora
@@ -210,6 +211,21 @@ def test_rows_that_are_missing_are_counted(runs: dict[str, Path], tmp_path: Path
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
     with pytest.raises(RunError, match=r"rollouts\.jsonl is damaged: it has 2 rows and 5 were written.*delete"):
         recipe(tmp_path / "run")
+
+
+def test_a_report_is_not_written_again_from_damaged_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run.open(tmp_path / "run", recipe="own", arguments={}) as run:
+        (tmp_path / "run" / "report.json").write_text('{"title": "Helpful and harmless", "notes": ["12 seeds"]}')
+        run.finish({})
+    main_status = []
+    for text in (None, '{"title": "Helpful and harmless", "notes": ["13 seeds"]}'):
+        if text is not None:
+            (tmp_path / "run" / "report.json").write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            main(["report", str(tmp_path / "run")])
+        main_status.append(caught.value.code)
+    assert main_status == [0, 2]
+    assert "report.json is damaged" in capsys.readouterr().err
 
 
 def test_a_record_of_another_version_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ the same command continues.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from poise.checksums import STAGE_RECORD, facts_below, facts_of, read_sealed, require_facts, require_file, write_sealed
+from poise.checksums import STAGE_RECORD, facts_of, write_sealed
 from poise.errors import ConfigError, RunError
 from poise.files import (
     atomic_write,
@@ -55,7 +54,17 @@ from poise.run_folder import (
     require_run_or_empty,
 )
 from poise.run_logs import LOGS, RunLogs
-from poise.run_record import checksums, difference_of, new_record, now, plain_arguments, read_record, require_same
+from poise.run_record import (
+    checksums,
+    difference_of,
+    new_record,
+    now,
+    plain_arguments,
+    read_record,
+    require_output,
+    require_same,
+)
+from poise.run_stage import Stage
 from poise.text import hide_passwords, say
 from poise.types import Rollout
 
@@ -65,78 +74,8 @@ RECIPE_FILE: ContextVar[Path | None] = ContextVar("RECIPE_FILE", default=None)  
 
 _SAVE_EVERY_S = 60.0
 _SUMMARY = "summary.json"
-_NOT_READ_AGAIN = ("checkpoints", "adapters", STAGE_RECORD)  # by a stage that is finished: they may be deleted
 _NO_OUTPUTS = {*OF_ANY_START, *LOGS}
-_STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then makes the stage again"
 _LINES_REMEDY = "Restore the file from a copy, or begin another run with a --folder of its own"
-
-
-class Stage:
-    """One part of a run that is done once: its folder, and its result when it has finished.
-
-    stage.json holds the result, and in its seal the checksum of every file that the stage left. They are compared the
-    first time that a process asks for the stage, so that nothing damaged is taken for a result.
-    """
-
-    def __init__(self, run: Run, name: str):
-        self.run, self.name, self.path = run, name, run.path / name
-
-    @property
-    def finished(self) -> bool:
-        """True once `finish` has been called, in this session or an earlier one; RunError if its files are damaged."""
-        return self._recorded() is not None
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """What the stage was finished with."""
-        if (found := self._recorded()) is None:
-            raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: ask `finished` first")
-        return copy.deepcopy(found)
-
-    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Record the result with checksums of the stage's files and lines; a resumed run skips this stage."""
-        self.run.require_open()
-        recorded: dict[str, Any] = plain(result)
-        if current().is_main:
-            seal_stage(self.path, recorded, logged=self.run.logs.logged(self.name))
-        self.run.results[self.name] = json.loads(json.dumps(recorded))
-        self.run.save()
-        current().wait()
-        return recorded
-
-    def expect_lines(self) -> None:
-        """The finished stage is about to log more: its record can no longer say how many lines it has."""
-        result, seal = read_sealed(
-            self.path / STAGE_RECORD, remedy=_STAGE_REMEDY.format(place=self.path / STAGE_RECORD)
-        )
-        if seal["logged"]:
-            write_sealed(self.path / STAGE_RECORD, result, files=seal["files"], logged={})
-
-    def _recorded(self) -> dict[str, Any] | None:
-        if (known := self.run.results.get(self.name)) is not None:
-            return known
-        found: dict[str, Any] | None = current().share(self._verified() if current().is_main else None)
-        if found is not None:
-            self.run.results[self.name] = found
-        return found
-
-    def _verified(self) -> dict[str, Any] | None:
-        if not (path := self.path / STAGE_RECORD).exists():
-            return None
-        result, seal = read_sealed(path, remedy=_STAGE_REMEDY.format(place=path))
-        remedy = _STAGE_REMEDY.format(place=self.path)
-        require_facts(self.path, seal["files"], remedy=remedy)
-        self.run.logs.require(self.name, seal["logged"], remedy=remedy, and_more=False)
-        return result
-
-
-def seal_stage(folder: Path, result: Mapping[str, Any], *, logged: Mapping[str, Any] | None = None) -> None:
-    """Record the result of a stage and the checksums of its files: in whichever process did the stage's work.
-
-    logged  the lines that the run has of the stage; a process beside the one that holds the run writes none
-    """
-    facts = {"files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
-    write_sealed(folder / STAGE_RECORD, plain(result), **facts)
 
 
 class Run:
@@ -266,8 +205,7 @@ class Run:
         path = self.path / _SUMMARY
         if not path.exists():
             return None
-        if expected := self._record.get("outputs", {}).get(_SUMMARY):
-            require_file(path, expected, remedy="Repeat the run's command: it writes it again")
+        require_output(path)
         return read_json(path)
 
     def close(self) -> None:

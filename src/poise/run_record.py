@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from poise.checksums import read_sealed
+from poise.checksums import read_sealed, require_file
 from poise.errors import RunError
 from poise.files import plain
 from poise.provenance import git_commit, machine, package_versions, poise_commit
-from poise.run_folder import RECIPE
+from poise.run_folder import RECIPE, RECORD
 from poise.text import hide_passwords
 
 _REMEDY = "Restore it from a copy; without it the run cannot go on: begin another with a --folder of its own"
@@ -35,6 +35,14 @@ def read_record(path: Path) -> dict[str, Any]:
         if not isinstance(record.get(name), kind):
             raise RunError(f"{path} is damaged: {name!r} is {record.get(name)!r}. {_REMEDY}")
     return record
+
+
+def require_output(path: Path) -> None:
+    """Raise RunError unless a file that a run wrote at its end, if a run's folder holds it, is as it was written."""
+    if not (path.parent / RECORD).exists():
+        return
+    if expected := read_record(path.parent / RECORD).get("outputs", {}).get(path.name):
+        require_file(path, expected, remedy="Repeat the run's command: it writes it again")
 
 
 def require_same(path: Path, record: Mapping[str, Any], recipe: str, arguments: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from poise.cli.recipes import find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
 from poise.files import read_json, reason_of, way_out
 from poise.provenance import package_versions
+from poise.run_record import require_output
 from poise.text import say
 
 app = typer.Typer(
@@ -127,6 +128,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder that holds rep
         raise RunError(f"{run} holds no report.json: it is written when a run has evaluated its model")
     from poise.evaluate.report import write_report
 
+    require_output(source)
     say(f"Wrote {write_report(run, read_json(source))}")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +14,7 @@ from typing import Any
 from poise.checksums import facts_of
 from poise.cli.options import argument_help
 from poise.errors import ConfigError
+from poise.experiment.recipe import import_file
 from poise.run_folder import RECIPE, RECORD
 
 Recipe = Callable[..., Any]  # keyword arguments to a poise.Run
@@ -76,8 +75,7 @@ def read_card(path: Path) -> RecipeCard:
 
 def load_recipe(path: Path) -> Recipe:
     """Import a recipe file and return its function."""
-    ours = path.resolve().parent == (Path(__file__).parents[1] / "recipes").resolve()
-    module = importlib.import_module(f"poise.recipes.{path.stem}") if ours else _import_file(path)
+    module = import_file(path)
     return _recipe_function(module, path)
 
 
@@ -129,15 +127,6 @@ def _recipe_function(module: ModuleType, path: Path) -> Recipe:
         f"{path}: a recipe file needs one public function with the argument `folder`, or one named {path.stem}; "
         f"it has {len(candidates)}. See `poise copy RECIPE FILE` for a file to begin with"
     )
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Run the source as it stands: a compiled file beside it, of which nobody sees the contents, is not read."""
-    module = ModuleType(f"poise_recipe_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    return module
 
 
 def _method_card(tree: ast.Module, path: Path) -> dict[str, str] | None:

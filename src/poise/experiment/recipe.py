@@ -95,6 +95,11 @@ class Recipe:
         options |= {"seeds": _seeds(options["seeds"]), "arms": tuple(options["arms"])}
         return {name: resolved[name] for name in self._own}, Options(**options)
 
+    @property
+    def brief(self) -> Mapping[str, Any]:
+        """What `quick` fills in, also where a recorded run is repeated quickly."""
+        return self.quick
+
     def beside_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Of the arguments that a run recorded, those that are not the defaults."""
         defaults = {name: plain(each.default) for name, each in self.__signature__.parameters.items()}
@@ -115,15 +120,17 @@ def recipe(
 
 
 def import_file(file: Path) -> ModuleType:
-    """Import a recipe's file: one of ours as a module of the package, any other by its path."""
+    """Import a recipe's file: one of ours as a module of the package, any other as its source stands.
+
+    A compiled file beside it, of which nobody sees the contents, is not read.
+    """
     file = file.resolve()
     if file.parent == _OURS.resolve():
         return importlib.import_module(f"poise.recipes.{file.stem}")
-    name = f"poise_recipe_{file.stem}"
-    if (spec := importlib.util.spec_from_file_location(name, file)) is None or spec.loader is None:
-        raise ConfigError(f"{file} cannot be imported as a Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType(f"poise_recipe_{file.stem}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module
+    exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     return module
 
 

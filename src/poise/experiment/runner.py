@@ -23,7 +23,8 @@ from poise.experiment.results import Results
 from poise.experiment.study import Study, Trial
 from poise.files import atomic_write, plain, write_json
 from poise.ranks import current
-from poise.run import RECIPE_FILE, Run, seal_stage
+from poise.run import RECIPE_FILE, Run
+from poise.run_stage import seal_stage
 from poise.text import say
 
 
