@@ -95,7 +95,7 @@ def test_a_run_is_repeated_from_its_record_with_its_seeds_and_arms(mine):
     assert run(mine, "--seeds", "3,5", "--arms", "bad", "--tosses", "5") == 0
     first = results()
     with pytest.raises(SystemExit):
-        main(["run", "--from", "run/run.json", "--folder", "again"])
+        main(["run", "--from", "run/run.json", "--trust-recipe", "--folder", "again"])
     again = json.loads(Path("again/results.json").read_text())
     assert again["trials"]["bad"][1]["metrics"] == first["trials"]["bad"][1]["metrics"]
     assert again["seeds"] == [3, 5]
