@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from poise.cli.options import parse_options
 from poise.cli.recipes import came_with_a_run, find_recipe, load_recipe
 from poise.errors import ConfigError, ModelError
+from poise.experiment.pages import hardware, published
+from poise.experiment.recipe import Recipe
+from poise.files import plain
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
 from poise.plan.probe import probe
@@ -33,6 +36,9 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     if given is None:
         return
     arguments = arguments_of(function, given)
+    if "model" not in arguments and isinstance(function, Recipe):
+        yield from _of_trials(function, given)
+        return
     if "model" not in arguments:
         raise ConfigError(f"recipe {recipe} trains no language model: there is nothing to plan")
     if arguments.get("quick"):
@@ -51,6 +57,26 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     total = sum(stage.seconds for stage in stages) / 60
     yield f"{'all':<22}{total:>9.1f}{peak / _GIB:>8.1f}  GiB in each process at the peak"
     yield from _verdict(peak, costs)
+
+
+def _of_trials(recipe: Recipe, given: Mapping[str, Any]) -> Iterator[str]:
+    """What a study of tables will take, by the time that its published trials took."""
+    arguments, options = recipe.resolve(given)
+    arms = recipe.build(**arguments).only(options.arms).arms
+    trials = len(arms) * len(options.seeds)
+    yield f"{recipe.name}: {len(arms)} arms x {len(options.seeds)} seeds = {trials} trials, {options.workers} at a time"
+    found = published(recipe.name)
+    if found is None:
+        yield "No published run says how long a trial takes: try `--quick`, or one arm of one seed"
+        return
+    seconds, made = found["made"]["seconds_per_trial"], found["made"]
+    yield (
+        f"A published trial took {seconds:.1f} s ({hardware(made)}, {made['date']}): "
+        f"about {trials * seconds / 60 / options.workers:.1f} minutes, less than 1 GiB a process"
+    )
+    before = {name: found["arguments"].get(name) for name in arguments}
+    if changed := [name for name, value in plain(arguments).items() if before[name] != value]:
+        yield f"That was with {', '.join(f'{name} {before[name]}' for name in changed)}: allow for the difference"
 
 
 def _setting(machine: Machine, *, processes: int, shard: bool, **layout: Any) -> Setting:
