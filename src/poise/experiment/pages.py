@@ -107,8 +107,10 @@ def _explained(methods: Mapping[str, None], document: Document) -> str:
     said = {
         "Student": f"means over {seeds} seeds, in brackets Student's 95 % intervals",
         "no interval: one value": "one seed",
+        "no interval: nothing varies": "a figure without an interval is the same in every seed",
     }
-    text = "; ".join(dict.fromkeys(said.get(method, method) for method in methods if method))
+    known = sorted((method for method in methods if method), key=lambda method: method.startswith("no interval"))
+    text = "; ".join(dict.fromkeys(said.get(method, method) for method in known))
     return f"{text[:1].upper()}{text[1:]}."
 
 

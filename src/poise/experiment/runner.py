@@ -140,6 +140,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 def _document(recipe: Recipe, run: Run, results: Results, *, seconds: float, is_quick: bool) -> dict[str, Any]:
     """The results with all that they depend on."""
+    run.save()  # the time that it took so far
     made = run.record
     trials = len(results.seeds) * len(results.trials)
     found: dict[str, Any] = plain(
@@ -165,7 +166,6 @@ def _document(recipe: Recipe, run: Run, results: Results, *, seconds: float, is_
 
 def _publish(run: Run, document: Mapping[str, Any], output: str) -> None:
     """Print the page, and keep results, page and pictures in the run folder and at `output`."""
-    run.save()
     write_json(run.path / "results.json", document)
     page = write_page(document, run.path / f"{document['recipe']}.md")
     if current().is_main:
