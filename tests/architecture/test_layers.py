@@ -36,7 +36,7 @@ FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_name
 OPTIONAL = {
     *("accelerate", "datasets", "bitsandbytes", "deepspeed", "pyarrow", "pandas", "vllm", "ray", "trl"),
     *("openai", "anthropic", "httpx", "httpx2", "requests", "fastapi", "uvicorn", "tenacity", "sqlalchemy"),
-    *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels", "sklearn"),
+    *("wandb", "trackio", "tensorboard", "evalica", "krippendorff", "statsmodels"),
 }
 PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write", "rich.print"}
 UNSAFE_READERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

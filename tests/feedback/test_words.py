@@ -17,28 +17,41 @@ def words() -> WordClassifier:
 
 
 def test_it_is_the_optimum_of_its_loss(words):
-    from poise.feedback.words import _vectors
-
-    rows = _vectors(GOOD + BAD, words.places, words.rarity).toarray()
+    rows = words.vectors.transform(GOOD + BAD).toarray()
     truth = np.array([1.0] * 4 + [0.0] * 4)
-    residual = 1 / (1 + np.exp(-(rows @ words.weights + words.offset))) - truth
-    assert np.abs(rows.T @ residual + 0.5 * words.weights).max() < 1e-3
+    residual = 1 / (1 + np.exp(-words.logits(GOOD + BAD))) - truth
+    assert np.abs(rows.T @ residual + 0.5 * words.regression.coef_[0]).max() < 1e-3
     assert abs(residual.sum()) < 1e-3
     lengths = np.linalg.norm(rows, axis=1)
     assert lengths == pytest.approx(1.0)
 
 
 def test_only_known_words_count_and_word_pairs_are_known(words):
-    assert set(words.places) >= {"film", "fine", "dull", "bad", "a"}
-    assert "moving film" not in words.places  # stands in one text alone
-    assert words.logits(["xylophone"])[0] == pytest.approx(words.offset)
+    assert set(words.vectors.vocabulary_) >= {"film", "fine", "dull", "bad", "a", "a fine"}
+    assert "moving film" not in words.vectors.vocabulary_  # stands in one text alone
+    assert words.logits(["xylophone"])[0] == pytest.approx(words.regression.intercept_[0])
     assert words.logits(["fine"])[0] > 0 > words.logits(["dull"])[0]
     assert words.logits(["FINE"])[0] == words.logits(["fine"])[0]
+
+
+def test_a_word_weighs_by_how_often_it_stands_in_a_text_and_how_rare_it_is(words):
+    """By hand: (1 + log count) log((1 + 8) / (1 + N_g)), for the eight texts above."""
+    row = words.vectors.transform(["film film moving"]).toarray()[0]
+    film, moving = (row[words.vectors.vocabulary_[word]] for word in ("film", "moving"))
+    expected = (1 + np.log(2)) * np.log(9 / 5) / np.log(9 / 3)  # film stands in 4 texts, moving in 2
+    assert film / moving == pytest.approx(expected)
 
 
 def test_labels_of_one_kind_teach_nothing():
     with pytest.raises(DataError, match="both labels"):
         WordClassifier.fit(["a", "b"], [True, True])
+    with pytest.raises(DataError, match="2 texts, 1 labels"):
+        WordClassifier.fit(["a", "b"], [True])
+
+
+def test_texts_that_share_no_word_are_an_error_that_says_so():
+    with pytest.raises(DataError, match="no word stands in two of the 2 texts"):
+        WordClassifier.fit(["one", "other"], [True, False])
 
 
 def test_a_continuation_is_scored_with_the_text_before_it(words):

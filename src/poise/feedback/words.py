@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,58 +11,54 @@ import numpy as np
 from poise.errors import DataError
 from poise.types import Completion, Prompt, Scores
 
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[!?*]")
+_WORD = r"[^\W_]+(?:'[^\W_]+)?|[!?*]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordClassifier:
-    """Logistic regression on TF-IDF vectors of unit length.
+    """Logistic regression on TF-IDF vectors of unit length, by scikit-learn.
 
         logit = w . x / |x| + b,   x_g = (1 + log count_g) * log((1 + N) / (1 + N_g))
 
     for words and word pairs g that stand in at least two of the N texts it was fitted to, N_g of which hold g.
     """
 
-    places: dict[str, int]
-    rarity: Any  # [V] log((1 + N) / (1 + N_g))
-    weights: Any  # [V]
-    offset: float
+    vectors: Any  # the fitted TfidfVectorizer
+    regression: Any  # the fitted LogisticRegression
 
     @classmethod
     def fit(cls, texts: Sequence[str], labels: Sequence[bool], *, ridge: float = 0.5) -> WordClassifier:
-        """Fit to texts with labels; raises DataError unless both labels are there.
+        """Fit to texts with labels, with a penalty of ridge / 2 |w|^2 on the sum of the losses.
+
+        Raises DataError unless both labels are there and some word stands in two texts.
 
         >>> words = WordClassifier.fit(["so good", "very good", "so bad", "very bad"], [True, True, False, False])
         >>> words.logits(["good", "bad", "so"]).round(1) > 0
         array([ True, False, False])
         """
-        from scipy.optimize import minimize
-        from scipy.special import expit
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
 
-        truth = np.asarray(labels, dtype=float)
-        if len(texts) != len(truth) or set(truth) != {0.0, 1.0}:
+        if len(texts) != len(labels) or set(map(bool, labels)) != {False, True}:
             raise DataError(
-                f"a classifier needs texts with both labels, got {len(texts)} texts, {set(truth)} as labels"
+                f"a classifier needs texts with both labels, got {len(texts)} texts, {len(labels)} labels with the "
+                f"values {sorted(set(map(bool, labels)))}"
             )
-        holders = Counter(gram for text in texts for gram in set(_grams(text)))
-        places = {gram: place for place, gram in enumerate(sorted(g for g, count in holders.items() if count > 1))}
-        counts = np.array([holders[gram] for gram in places], dtype=float)
-        rarity = np.log((1 + len(texts)) / (1 + counts))
-        rows = _vectors(texts, places, rarity)
-
-        def loss(parameters: Any) -> tuple[float, Any]:
-            logits = rows @ parameters[:-1] + parameters[-1]
-            residual = expit(logits) - truth
-            slope = np.append(rows.T @ residual + ridge * parameters[:-1], residual.sum())
-            value = np.logaddexp(0, logits).sum() - truth @ logits + ridge / 2 * parameters[:-1] @ parameters[:-1]
-            return float(value), slope
-
-        best = minimize(loss, np.zeros(len(places) + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-        return cls(places=places, rarity=rarity, weights=best[:-1], offset=float(best[-1]))
+        vectors = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        try:
+            vectors.fit(texts)
+        except ValueError as error:
+            raise DataError(
+                f"no word stands in two of the {len(texts)} texts, so that a classifier on words learns nothing from "
+                "them: give more texts"
+            ) from error
+        vectors.idf_ = vectors.idf_ - 1  # scikit-learn adds 1: here a word that stands in every text says nothing
+        regression = LogisticRegression(C=1 / ridge, tol=1e-6, max_iter=200)
+        return cls(vectors=vectors, regression=regression.fit(vectors.transform(texts), np.asarray(labels, dtype=bool)))
 
     def logits(self, texts: Sequence[str]) -> Any:
-        """Logits [N] of the label True."""
-        return _vectors(texts, self.places, self.rarity) @ self.weights + self.offset
+        """Logits [N] of the label True; a text without known words has the offset alone."""
+        return self.regression.decision_function(self.vectors.transform(texts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,20 +85,3 @@ class TextScorer:
         ]
 
 
-def _grams(text: str) -> list[str]:
-    words = _WORD.findall(text.lower())
-    return words + [f"{first} {second}" for first, second in pairwise(words)]
-
-
-def _vectors(texts: Sequence[str], places: dict[str, int], rarity: Any) -> Any:
-    """A sparse matrix [N, V] of rows of unit length; a text without known words is a row of zeros."""
-    from scipy.sparse import csr_array
-
-    starts, columns, values = [0], list[int](), list[float]()
-    for text in texts:
-        counts = Counter(places[gram] for gram in _grams(text) if gram in places)
-        row = np.array([1 + np.log(count) for count in counts.values()]) * rarity[list(counts)]
-        columns += counts
-        values += (row / max(float(np.linalg.norm(row)), 1e-12)).tolist()
-        starts.append(len(columns))
-    return csr_array((values, columns, starts), shape=(len(texts), len(places)))
