@@ -83,5 +83,3 @@ class TextScorer:
             )
             for value, completion in zip(values, completions, strict=True)
         ]
-
-
