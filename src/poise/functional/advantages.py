@@ -26,7 +26,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0,
 
     trace = 1 gives the Monte-Carlo return minus the value, trace = 0 the one-step difference. The value after the
     last real token is 0: a response ends. Rewards and values outside the mask are set to 0 before anything else, so
-    they change nothing; the real positions of a row stand together, with padding on the left, the right or both.
+    they change nothing. A token is followed by the next one in the mask: between the turns of a response there may be
+    tokens of a tool, which are no steps of the policy and are neither discounted nor bootstrapped from.
     Nothing is standardised: see `masked.standardise`.
     Source: Schulman et al. (arXiv:1506.02438); Safe RLHF uses discount 1 and trace 0.95, per channel.
 
@@ -40,16 +41,18 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0,
     """
     outside = ~mask.bool()
     rewards, values = rewards.masked_fill(outside, 0), values.masked_fill(outside, 0)
-    next_values = F.pad(values, (0, 1))[..., 1:]
-    advantages = _sum_backwards(rewards + discount * next_values - values, discount * trace)
-    advantages = advantages.masked_fill(outside, 0)
+    order = _steps_first(mask)
+    packed = values.gather(-1, order)
+    next_values = F.pad(packed, (0, 1))[..., 1:]
+    sums = _sum_backwards(rewards.gather(-1, order) + discount * next_values - packed, discount * trace)
+    advantages = torch.zeros_like(sums).scatter(-1, order, sums).masked_fill(outside, 0)
     return Advantages(advantages, advantages + values)
 
 
 def return_to_go(rewards: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor:
     """Sum the rewards from each token to the end of its response.
 
-        G_t = r_t + discount * G_{t+1}
+        G_t = r_t + discount * G_{t+1}, where t + 1 is the next token in the mask
 
     rewards  [B, T] in the unit of the channel
     mask     [B, T] bool
@@ -59,7 +62,9 @@ def return_to_go(rewards: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor
     tensor([[3., 2., 0.]])
     """
     outside = ~mask.bool()
-    return _sum_backwards(rewards.masked_fill(outside, 0), discount).masked_fill(outside, 0)
+    order = _steps_first(mask)
+    sums = _sum_backwards(rewards.masked_fill(outside, 0).gather(-1, order), discount)
+    return torch.zeros_like(sums).scatter(-1, order, sums).masked_fill(outside, 0)
 
 
 def leave_one_out(returns: Tensor, group: Tensor) -> Tensor:
@@ -183,6 +188,11 @@ def zero_variance_shaping(
     right = scores > 0 if is_right is None else is_right
     shaped = alpha * torch.where(right[:, None], entropies, below_top)
     return shaped.masked_fill(outside | in_varied_group(scores, group)[:, None], 0)
+
+
+def _steps_first(mask: Tensor) -> Tensor:
+    """Positions [B, T] of each row with those in the mask first, in their order: without the holes between turns."""
+    return mask.bool().logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
 
 
 def _sum_backwards(x: Tensor, factor: float) -> Tensor:

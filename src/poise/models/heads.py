@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from poise.checksums import require_whole
 from poise.data.chat import Encoded
 from poise.errors import ConfigError, ModelError
+from poise.functional.masked import last_index
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.features import FeatureCache, row_key
@@ -170,7 +171,7 @@ class ScoreModel(nn.Module):
         prompt = rows.prompt_ends().float()
         inside = rows.response_mask[:, : rows.width]
         sizes = inside.sum(-1, keepdim=True)
-        last = inside & (torch.arange(rows.width, device=sizes.device) == sizes - 1)
+        last = torch.arange(rows.width, device=sizes.device) == last_index(inside)[:, None]
         states = rows.known_states.responses.float()
 
         def average(tokens: Tensor) -> Tensor:

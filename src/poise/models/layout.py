@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poise import kernels
+from poise.functional.masked import length_mask
 from poise.models.passes import missing_rows
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Layout:
         device, length = rows.owner.device, rows.prompt_ids.shape[1]
         columns = torch.arange(length, device=device)
         prompts = Places.of(columns < rows.prompt_lengths[:, None])
-        responses = Places.of(rows.response_mask[:, : rows.width])
+        responses = Places.of(length_mask(rows.response_lengths, rows.width))
         places = columns.expand(len(rows.prompt_ids), -1).flatten(), rows.positions().flatten()
         positions = torch.cat([places[0][prompts.padded], places[1][responses.padded]])
         return cls(
@@ -68,5 +69,5 @@ class Layout:
             positions=F.pad(positions, (0, missing_rows(len(positions), device))),
             causal=(columns <= columns[:, None])[None, None],
             seen=rows.attention_mask(),
-            rows=kernels.Rows.of(rows.prompt_lengths, rows.response_mask[:, : rows.width].sum(-1), rows.owner),
+            rows=kernels.Rows.of(rows.prompt_lengths, rows.response_lengths, rows.owner),
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from poise.errors import ConfigError, DataError
+from poise.functional.masked import last_index, length_mask
 from poise.models.flat import FlatLayers, runs_flat
 from poise.models.trunk import Trunk, pad_rows
 from poise.ranks import current
@@ -36,7 +37,9 @@ class States:
 class SharedRows:
     """B responses on G distinct prompts, right-padded; R is the longest response, T >= R the width of the mask.
 
-    `states` are those below layer `depth`, where they are known already.
+    The mask says which tokens of a response are asked for: a response of several turns has holes, where a tool or
+    another speaker has its say, which later tokens read all the same. `states` are those below layer `depth`, where
+    they are known already.
 
     >>> rows = SharedRows.of(torch.tensor([[5, 6, 7], [5, 6, 8]]), torch.tensor([2, 2]), torch.ones(2, 1).bool())
     >>> rows.prompt_ids, rows.owner
@@ -46,17 +49,22 @@ class SharedRows:
     prompt_ids: Tensor  # [G, P]
     prompt_lengths: Tensor  # [G], at least 1 each
     response_ids: Tensor  # [B, R]
-    response_mask: Tensor  # [B, T] bool
+    response_lengths: Tensor  # [B] tokens of each response, those in holes of the mask included
+    response_mask: Tensor  # [B, T] bool, true on no more than the first response_lengths positions
     owner: Tensor  # [B] index of the response's prompt
     states: States | None = None
     depth: int = 0
 
     @classmethod
     def of(cls, token_ids: Tensor, prompt_lengths: Tensor, response_mask: Tensor) -> SharedRows:
-        """Split right-padded rows [B, L], whose responses start at prompt_lengths [B], with mask [B, T]."""
-        lengths, sizes = prompt_lengths.tolist(), response_mask.sum(-1).tolist()
+        """Split right-padded rows [B, L], whose responses start at prompt_lengths [B], with mask [B, T].
+
+        A response ends with the last token in the mask: nothing that is asked for depends on what follows.
+        """
+        lengths, sizes = prompt_lengths.tolist(), (last_index(response_mask) + 1).tolist()
         rows = [ids[: start + size] for ids, start, size in zip(token_ids.tolist(), lengths, sizes, strict=True)]
-        return cls.of_lists(rows, lengths, width=response_mask.shape[1], device=token_ids.device)
+        masks = [flags[:size] for flags, size in zip(response_mask.tolist(), sizes, strict=True)]
+        return cls.of_lists(rows, lengths, masks=masks, width=response_mask.shape[1], device=token_ids.device)
 
     @classmethod
     def of_lists(
@@ -64,10 +72,14 @@ class SharedRows:
         rows: Sequence[Sequence[int]],
         prompt_lengths: Sequence[int],
         *,
+        masks: Sequence[Sequence[bool]] | None = None,
         width: int | None = None,
         device: torch.device | str = "cpu",
     ) -> SharedRows:
-        """Split rows of token ids whose responses start at prompt_lengths; `width` T defaults to the longest one."""
+        """Split rows of token ids whose responses start at prompt_lengths; `width` T defaults to the longest one.
+
+        `masks` has one flag per token of each response; without, all of them are asked for.
+        """
         if any(start < 1 for start in prompt_lengths):
             raise ConfigError("a row has an empty prompt: its first response token has nothing to be predicted from")
         numbers: dict[tuple[int, ...], int] = {}
@@ -79,20 +91,23 @@ class SharedRows:
         response_ids, sizes = pad_rows(
             [row[start:] for row, start in zip(rows, prompt_lengths, strict=True)], 0, device
         )
-        steps = torch.arange(response_ids.shape[1] if width is None else width, device=sizes.device)
+        mask = length_mask(sizes, response_ids.shape[1] if width is None else width)
+        if masks is not None:
+            mask = mask.masked_scatter(mask, torch.tensor([flag for row in masks for flag in row], device=sizes.device))
         return cls(
             prompt_ids=prompt_ids,
             prompt_lengths=lengths,
             response_ids=response_ids,
-            response_mask=steps < sizes[:, None],
+            response_lengths=sizes,
+            response_mask=mask,
             owner=torch.tensor(owner, device=sizes.device),
         )
 
     def select(self, rows: Tensor) -> SharedRows:
         """The rows named by index [b], with their prompts and states, padded no further than they need."""
         kept, owner = self.owner[rows].unique(return_inverse=True)
-        lengths, mask = self.prompt_lengths[kept], self.response_mask[rows]
-        longest, widest = int(lengths.max()), int(mask.sum(-1).max())
+        lengths, sizes = self.prompt_lengths[kept], self.response_lengths[rows]
+        longest, widest = int(lengths.max()), int(sizes.max())
         states = self.states and States(
             prompts=self.states.prompts[kept, :longest], responses=self.states.responses[rows, :widest]
         )
@@ -101,7 +116,8 @@ class SharedRows:
             prompt_ids=self.prompt_ids[kept, :longest],
             prompt_lengths=lengths,
             response_ids=self.response_ids[rows, :widest],
-            response_mask=mask,
+            response_lengths=sizes,
+            response_mask=self.response_mask[rows],
             owner=owner,
             states=states,
         )
@@ -123,7 +139,7 @@ class SharedRows:
         """
         if len(self.owner) and self.prompt_ids.numel() + self.response_ids.numel() <= tokens:
             return [torch.arange(len(self.owner), device=self.owner.device)]
-        sizes = self.response_mask.sum(-1).tolist()
+        sizes = self.response_lengths.tolist()
         groups: dict[int, list[int]] = {}
         for row, prompt in enumerate(self.owner.tolist()):
             groups.setdefault(prompt, []).append(row)
@@ -193,7 +209,7 @@ class OwnRows:
         for row, prompt in enumerate(rows.owner.tolist()):
             prompts.setdefault(prompt, []).append(row)
         groups = list(prompts.values()) if len(prompts) >= ranks.size else [[row] for row in range(len(rows.owner))]
-        sizes, lengths = rows.response_mask.sum(-1).tolist(), rows.prompt_lengths[rows.owner].tolist()
+        sizes, lengths = rows.response_lengths.tolist(), rows.prompt_lengths[rows.owner].tolist()
         own, weight = ranks.my_part(groups, [lengths[group[0]] + sum(sizes[row] for row in group) for group in groups])
         places = torch.tensor(sorted(row for group in own for row in group), device=rows.owner.device)
         return cls(rows=rows.select(places), places=places, num_rows=len(rows.owner), weight=weight)

@@ -190,6 +190,7 @@ class TabularTrainer(OnPolicyTrainer):
             prompt_ids=torch.arange(num_contexts)[:, None],
             prompt_lengths=torch.ones(num_contexts, dtype=torch.long),
             response_ids=arms,
+            response_lengths=torch.ones(len(arms), dtype=torch.long) * arms.shape[1],
             response_mask=torch.ones_like(arms, dtype=torch.bool),
             owner=contexts,
         )
