@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from poise.errors import DataError
+from poise.estimates import PER_CENT as PER_CENT
+from poise.estimates import Estimate as Estimate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +124,8 @@ class Comparison:
     """A ranking of responses to one prompt under one criterion.
 
     `winner` is an index into `responses`; a soft verdict gives `probability`, the probability that
-    responses[0] is preferred over responses[1]. `safe` has one flag per response where known.
+    responses[0] is preferred over responses[1]. A full `ranking` has all indices, the best first, and its first is the
+    winner. `safe` has one flag per response where known.
     """
 
     prompt: Prompt
@@ -134,8 +137,17 @@ class Comparison:
     safe: tuple[bool, ...] | None = None
     categories: tuple[tuple[str, ...], ...] = ()  # harm categories per response
     origin: Origin = field(default_factory=Origin)
+    ranking: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.ranking:
+            best, indices = self.ranking[0], list(range(len(self.responses)))
+            if sorted(self.ranking) != indices or self.winner not in (None, best):
+                raise DataError(
+                    f"comparison on prompt {self.prompt.id}: ranking {self.ranking} of {len(indices)} responses, "
+                    f"winner {self.winner}; give every index once, the winner first"
+                )
+            object.__setattr__(self, "winner", best)
         if len(self.responses) < 2:
             raise DataError(
                 f"comparison on prompt {self.prompt.id}: needs at least 2 responses, got {len(self.responses)}"
@@ -168,6 +180,21 @@ class SafetyLabel:
     safe: bool
     categories: tuple[str, ...] = ()
     origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """A grade of one response under one criterion, in the unit that the scores of its channel shall have."""
+
+    prompt: Prompt
+    response: str
+    value: float
+    criterion: str = "helpful"
+    origin: Origin = field(default_factory=Origin)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise DataError(f"rating on prompt {self.prompt.id}: the value is {self.value}, give a finite number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,71 +292,6 @@ class LossOutput:
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-PER_CENT = ("share", "ratio")  # units that print as per cent; a ratio may leave 0 to 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A number with its sample size, unit and confidence interval.
-
-    >>> str(Estimate(value=0.125, n=40, unit="share", low=0.055, high=0.261, method="Wilson"))
-    '12.5 % [5.5, 26.1] (n=40)'
-
-    It shows as many digits as the interval is worth, or without one as the value needs; `bare` leaves out n:
-
-    >>> f"{Estimate(value=0.0042, n=5, low=0.0021, high=0.0063):bare}", f"{Estimate(value=0.0042, n=1):bare}"
-    ('0.004 [0.002, 0.006]', '0.0042')
-    """
-
-    value: float
-    n: int
-    unit: str = ""  # "share", of a whole, and "ratio", to what it may exceed, print as per cent
-    low: float | None = None  # None beside a given `high`: no lower end; both None: no interval, `method` says why
-    high: float | None = None
-    level: float = 0.95
-    method: str = ""
-
-    def __str__(self) -> str:
-        return f"{self:bare} (n={self.n})"
-
-    def __format__(self, how: str) -> str:
-        if how != "bare":
-            return format(str(self), how)
-        scale, unit = (100.0, " %") if self.unit in PER_CENT else (1.0, f" {self.unit}" if self.unit else "")
-        digits = self._digits(scale)
-
-        def shown(x: float) -> str:
-            return f"{round(scale * x, digits) + 0.0:.{digits}f}"  # never -0.0
-
-        interval = self.interval_text(shown)
-        return f"{shown(self.value)}{unit}{interval and f' {interval}'}"
-
-    def interval_text(self, shown: Callable[[float], str]) -> str:
-        """Write the interval in brackets, its ends by `shown`; a share's stays within [0, 1]. Nothing if there is none.
-
-        >>> Estimate(value=3.0, n=9, low=1.0).interval_text(str), Estimate(value=3.0, n=9).interval_text(str)
-        ('[1.0 or more]', '')
-        """
-        ends = [
-            end if end is None or self.unit != "share" else min(max(end, 0.0), 1.0) for end in (self.low, self.high)
-        ]
-        low, high = ("" if end is None else shown(end) for end in ends)
-        if low and high:
-            return f"[{low}, {high}]"
-        return f"[{low or high} or {'more' if low else 'less'}]" if low or high else ""
-
-    def _digits(self, scale: float) -> int:
-        """Two digits after the point, one of large numbers and per cents, and more where these would show nothing."""
-        usual = 1 if self.unit in PER_CENT or abs(self.value) >= 10 else 2
-        half = 0.0 if self.low is None or self.high is None else scale * (self.high - self.low) / 2
-        size = scale * abs(self.value)
-        if half > 1e-9 * max(1.0, size):
-            needed = -math.floor(math.log10(half))
-        else:
-            needed = 1 - math.floor(math.log10(size)) if 0 < size < 1 else 0
-        return max(usual, min(needed, 6))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """What a suite found about one model."""
@@ -361,6 +323,7 @@ class Dataset:
     comparisons: tuple[Comparison, ...] = ()
     labels: tuple[SafetyLabel, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    ratings: tuple[Rating, ...] = ()
     bad_rows: tuple[BadRow, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)  # files, sha256, licence, revision
 

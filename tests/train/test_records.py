@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from poise.errors import NonFiniteError
+from poise.errors import ConfigError, NonFiniteError
 from poise.functional.divergences import kl_k1, kl_k2, kl_k3
 from poise.functional.groups import batch_deviation, population_deviation, sample_deviation
 from poise.functional.policy_losses import detached_ratio, dual_clipped_surrogate
@@ -77,6 +77,13 @@ def test_the_records_are_those_of_the_papers():
         RECORDS
     )
     assert len(fields(Algorithm)) <= 13
+
+
+def test_every_record_has_a_name_and_a_wrong_name_is_an_error_that_says_which_are_close():
+    assert {id(record) for record in algorithms.ALGORITHMS.values()} == {id(record) for record in RECORDS.values()}
+    assert algorithms.algorithm_named("dr-grpo") is DR_GRPO
+    with pytest.raises(ConfigError, match=r"no algorithm 'DR_GRPO': did you mean 'dr-grpo'\? There are ppo, rloo"):
+        algorithms.algorithm_named("DR_GRPO")
 
 
 @pytest.mark.parametrize("name", [*RECORDS, *VARIANTS])

@@ -9,22 +9,29 @@ import pytest
 import torch
 
 from poise.errors import ConfigError, DataError
+from poise.functional.graded_losses import plackett_luce_loss, regression_loss
 from poise.functional.score_losses import bradley_terry_loss, cost_loss, cost_sign_loss, score_regulariser
 from poise.models.adapters import Lora
 from poise.models.heads import COST, REWARD, Channel, ScoreModel
 from poise.models.load import load_backbone
+from poise.train.channel_losses import (
+    PLACKETT_LUCE,
+    REGRESSION,
+    ChannelLoss,
+    Judgement,
+    judgement_losses,
+    required_margin,
+)
 from poise.train.loop import constant
 from poise.train.score_model import (
     FeedbackTable,
-    Judgement,
     ScoreTrainer,
     calibrate,
     evaluate_scores,
-    judgement_losses,
 )
-from poise.types import Comparison, Prompt, SafetyLabel
+from poise.types import Comparison, Prompt, Rating, SafetyLabel
 
-NAMES = ("reward", "cost")
+CHANNELS = (REWARD, COST)
 FIRST, SECOND = Prompt.of("How are you?"), Prompt.of("Tell me a rather long story about a hen, please.")
 
 
@@ -62,7 +69,7 @@ def score_model(lora=None, hidden=0, spread=0.3, **options):
 
 def losses_of(scores, judgements, regularisation=0.0, numbers=None):
     scores = torch.tensor(scores, dtype=torch.float64)
-    return judgement_losses(scores, numbers or range(len(scores)), NAMES, judgements, regularisation)
+    return judgement_losses(scores, numbers or range(len(scores)), CHANNELS, judgements, regularisation)
 
 
 def of(column, *values):
@@ -147,10 +154,120 @@ def test_the_winner_of_many_beats_each_of_the_others():
     assert pairs == {(1, 0, 0.7), (1, 2, 1.0)}
 
 
-def test_feedback_on_other_criteria_is_refused():
-    comparison = Comparison(prompt=FIRST, responses=("a", "b"), winner=0, criterion="funny")
-    with pytest.raises(DataError, match="no feedback for channels reward, cost"):
-        FeedbackTable(score_model(), [comparison])
+def test_feedback_that_no_channel_learns_from_is_an_error_that_names_criteria_and_channels():
+    strange = [Comparison(prompt=FIRST, responses=("a", text), winner=0, criterion="funny") for text in "bcde"]
+    with pytest.raises(DataError, match=r"4 of 10 .* funny \(4\)\. The channels learn from reward \(helpful\), cost"):
+        FeedbackTable(score_model(), [*FEEDBACK, *strange], LABELS)
+    with pytest.raises(DataError, match=r"1 of 1 .* style \(1\)"):
+        FeedbackTable(score_model(), [], [], [Rating(prompt=FIRST, response="a", value=1.0, criterion="style")])
+    with pytest.raises(DataError, match="2 safety labels, but none of the channels reward reads them"):
+        FeedbackTable(score_model(channels=(REWARD,)), FEEDBACK[::2], LABELS)
+    with pytest.raises(DataError, match="no feedback for channels"):
+        FeedbackTable(score_model(), [])
+    with pytest.raises(ConfigError, match="losses of cots, but the channels are reward, cost"):
+        FeedbackTable(score_model(), FEEDBACK, losses={"cots": REGRESSION})
+
+
+def test_a_channel_of_the_users_own_learns_from_the_criterion_that_it_names():
+    names = ("humour", "honesty", "danger")
+    criteria = {"humour": "humour", "honesty": "truthful", "danger": "danger"}
+    feedback = [
+        Comparison(prompt=prompt, responses=("A joke!", "no"), winner=side, criterion=criteria[name])
+        for prompt in (FIRST, SECOND)
+        for side, name in enumerate(names[:2])
+    ] + [
+        Comparison(prompt=FIRST, responses=("I will harm you", "no"), winner=1, criterion="danger", safe=(False, True))
+    ]
+    channels = (
+        Channel(name="humour"),
+        Channel(name="honesty", criteria=("truthful",)),
+        Channel(name="danger", higher_is_worse=True),
+    )
+    model = score_model(channels=channels, spread=0.0)
+    table = FeedbackTable(model, feedback)
+    assert {j.channel for j in table.judgements} == set(names)
+    assert len(table.judgements) == len(feedback)
+    trainer = ScoreTrainer(model=model, table=table, steps=60, lr=3e-2, schedule=constant, weight_decay=0.0)
+    for index in range(60):
+        trainer.step_at(index)
+    accuracy = evaluate_scores(model, feedback)
+    assert all(accuracy[f"{name}_pair_accuracy"].value == 1.0 for name in names)
+    assert accuracy["danger_sign_accuracy"].value == 1.0
+    calibrate(model, feedback)
+    assert model.channel("honesty").scale != 1.0
+
+
+def test_a_cost_of_any_name_orders_the_unsafer_response_above_the_safer():
+    judgement = Judgement(channel="danger", first=0, second=1)
+    scores = torch.tensor([[1.2], [0.7]])
+    channels = (Channel(name="danger", higher_is_worse=True),)
+    found = judgement_losses(scores, range(2), channels, [judgement], 0.0)
+    torch.testing.assert_close(found, bradley_terry_loss(torch.tensor([-1.2]), torch.tensor([-0.7])))
+
+
+def test_each_channel_has_the_loss_that_it_is_given_and_they_stand_in_their_order():
+    channels = (REWARD, Channel(name="style"), Channel(name="humour"), COST)
+    losses = {"style": REGRESSION, "humour": PLACKETT_LUCE, "cost": required_margin(0.5)}
+    scores = torch.tensor([[1.2, 2.0, 0.3, 0.4], [0.7, 1.0, 0.1, 0.9], [0.2, 0.5, 0.6, 0.1]])
+    judgements = [
+        Judgement(channel="humour", first=2, second=0, behind=(1,)),
+        Judgement(channel="reward", first=0, second=1),
+        Judgement(channel="style", first=1, rating=3.0),
+        Judgement(channel="cost", first=0, second=1, first_safe=True),
+    ]
+    found = judgement_losses(scores, range(3), channels, judgements, 0.1, losses)
+    ranking = plackett_luce_loss(scores[[2, 0, 1], 2][None]) + 0.1 * scores[:, 2].square().mean()
+    pair = bradley_terry_loss(scores[0, :1], scores[1, :1]) + 0.1 * (1.2**2 + 0.7**2) / 2
+    rating = regression_loss(scores[1, 1:2], torch.tensor([3.0])) + 0.1 * 1.0
+    margin = bradley_terry_loss(-scores[0, 3:], -scores[1, 3:], margin=0.5) + 0.1 * (0.4**2 + 0.9**2) / 2
+    margin = margin + cost_sign_loss(scores[0, 3:], torch.tensor([True]))
+    torch.testing.assert_close(found, torch.cat([ranking, pair, rating, margin]))
+
+
+def test_a_loss_of_the_users_own_learns_a_channel():
+    def hinge(batch):
+        return torch.relu(1.0 - batch.sign * (batch.first - batch.second))
+
+    judgement = Judgement(channel="reward", first=0, second=1)
+    found = judgement_losses(
+        torch.tensor([[0.7], [0.2]]), range(2), (REWARD,), [judgement], 0.0, {"reward": ChannelLoss(loss=hinge)}
+    )
+    torch.testing.assert_close(found, torch.tensor([0.5]))
+
+
+def test_ratings_are_learned_in_their_own_unit_which_calibration_keeps():
+    texts = ("Very well, thank you!", "no", "A hen.", "Hens are bad and so are you")
+    ratings = [
+        Rating(prompt=FIRST, response=text, value=value) for text, value in zip(texts, (4, 1, 3, 2), strict=True)
+    ]
+    model, losses = score_model(channels=(REWARD,), spread=0.0), {"reward": REGRESSION}
+    trainer = ScoreTrainer(
+        model=model,
+        table=FeedbackTable(model, (), (), ratings, losses=losses),
+        steps=150,
+        lr=5e-2,
+        weight_decay=0.0,
+        schedule=constant,
+    )
+    for index in range(150):
+        trainer.step_at(index)
+    calibrate(model, (), (), ratings, losses=losses)
+    assert evaluate_scores(model, (), (), ratings)["reward_rating_error"].value < 0.2
+    with pytest.raises(DataError, match="'reward' learns from pairs, but there are ratings on its criteria"):
+        ScoreTrainer(model=model, table=FeedbackTable(model, (), (), ratings))
+    with pytest.raises(DataError, match="'reward' learns from ratings, but there are pairs"):
+        ScoreTrainer(model=model, table=FeedbackTable(model, FEEDBACK[:1], losses=losses))
+
+
+def test_a_whole_ranking_is_one_judgement_for_plackett_luce_and_pairs_for_bradley_terry():
+    ranked = Comparison(prompt=FIRST, responses=("a", "b", "c"), ranking=(2, 0, 1))
+    assert ranked.winner == 2
+    (judgement,) = FeedbackTable(score_model(), [ranked], losses={"reward": PLACKETT_LUCE}).judgements
+    assert judgement.numbers == (2, 0, 1)
+    pairs = {(j.first, j.second) for j in FeedbackTable(score_model(), [ranked]).judgements}
+    assert pairs == {(2, 0), (2, 1), (0, 1)}
+    with pytest.raises(DataError, match="give every index once, the winner first"):
+        Comparison(prompt=FIRST, responses=("a", "b", "c"), ranking=(2, 0))
 
 
 @pytest.mark.parametrize("tokens", [1, 400])
@@ -185,7 +302,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_judgements():
     table = FeedbackTable(model, FEEDBACK, LABELS)
     trainer = ScoreTrainer(model=model, table=table, regularisation=0.01)
     scores = model(model.pooled_all(table.rows, table.starts)).detach()
-    expected = judgement_losses(scores, range(len(scores)), NAMES, table.judgements, 0.01).mean().item()
+    expected = judgement_losses(scores, range(len(scores)), CHANNELS, table.judgements, 0.01).mean().item()
     assert trainer.step_at(0)["loss"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -26,6 +26,7 @@ class _Kind:
 
     parse: Callable[[str], Any]
     metavar: str
+    is_repeatable: bool = False  # a list: what each mention of the option gives is joined
 
 
 def parse_options(function: Callable[..., Any], words: Sequence[str], *, program: str) -> dict[str, Any] | None:
@@ -38,7 +39,8 @@ def parse_options(function: Callable[..., Any], words: Sequence[str], *, program
 
     def receive(**values: Any) -> None:
         seen.append(True)
-        given.update({name: None if value is _NONE else value for name, value in values.items() if value is not None})
+        joined = {name: _joined(value) for name, value in values.items()}
+        given.update({name: None if value is _NONE else value for name, value in joined.items() if value is not None})
 
     signature = _option_signature(function)
     receive.__signature__ = signature  # type: ignore[attr-defined]
@@ -111,7 +113,7 @@ def _option(parameter: inspect.Parameter, annotation: Any, text: str) -> inspect
         if reader is None:
             return None
         option = typer.Option(start, flag, parser=reader.parse, metavar=reader.metavar, **common)
-        kind = Any
+        kind = list[Any] | None if reader.is_repeatable else Any
     return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
@@ -124,15 +126,22 @@ def _kind(annotation: Any) -> _Kind | None:
     if origin in (typing.Union, types.UnionType):
         return _either(inside)
     if origin in (list, tuple, Sequence) and (item := _kind(inside[0])):
+        made = list if origin is list else tuple
         return _Kind(
-            parse=lambda text: (
-                [item.parse(part.strip()) for part in text.split(",") if part.strip()]
-                if origin is list
-                else tuple(item.parse(part.strip()) for part in text.split(",") if part.strip())
-            ),
+            parse=lambda text: made(item.parse(part.strip()) for part in text.split(",") if part.strip()),
             metavar=f"{item.metavar},...",
+            is_repeatable=True,
         )
     return None
+
+
+def _joined(value: Any) -> Any:
+    """The value of an option; of one that may be given several times, all its lists as one, and None if not given."""
+    if not isinstance(value, list) or not all(each is _NONE or isinstance(each, (list, tuple)) for each in value):
+        return value
+    if not value or _NONE in value:
+        return _NONE if value else None
+    return type(value[0])(item for each in value for item in each)
 
 
 def _reader(kind: type) -> Callable[[str], Any]:
@@ -176,13 +185,21 @@ def _either(alternatives: Sequence[Any]) -> _Kind | None:
                 continue
         return kinds[-1].parse(text)
 
-    return _Kind(parse=read, metavar="|".join(kind.metavar for kind in kinds))
+    return _Kind(
+        parse=read,
+        metavar="|".join(kind.metavar for kind in kinds),
+        is_repeatable=any(kind.is_repeatable for kind in kinds),
+    )
 
 
 def _refuse_unknown(words: Sequence[str], signature: inspect.Signature, program: str) -> None:
     """Name the closest option for one that does not exist, `_` for `-` included."""
     flags = [f"--{name.replace('_', '-')}" for name in signature.parameters]
-    flags += [f"--no-{name.replace('_', '-')}" for name, each in signature.parameters.items() if each.annotation != Any]
+    flags += [
+        f"--no-{name.replace('_', '-')}"
+        for name, each in signature.parameters.items()
+        if each.annotation == bool | None
+    ]
     for word in words:
         flag = word.partition("=")[0]
         if not re.match(r"--[A-Za-z]", flag) or flag in flags or flag == "--help":

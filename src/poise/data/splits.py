@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from poise.data.collect import summed
 from poise.data.lint_checks import normalised
 from poise.errors import ConfigError, DataError
-from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, SafetyLabel, Verdict
+from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, Rating, SafetyLabel, Verdict
 
-Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict)
+Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict, Rating)
 Choice = str | Collection[str] | None
-_ROWS = ("demonstrations", "comparisons", "labels", "verdicts")
+_ROWS = ("demonstrations", "comparisons", "labels", "verdicts", "ratings")
 
 
 def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
@@ -83,13 +83,14 @@ def merge(datasets: Sequence[Dataset], *, name: str = "") -> Dataset:
         comparisons=tuple(row for each in datasets for row in each.comparisons),
         labels=tuple(row for each in datasets for row in each.labels),
         verdicts=tuple(row for each in datasets for row in each.verdicts),
+        ratings=tuple(row for each in datasets for row in each.ratings),
         bad_rows=tuple(row for each in datasets for row in each.bad_rows),
         provenance=_merged_provenance(datasets),
     )
 
 
 def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, criterion: Choice = None) -> Dataset:
-    """Keep the rows whose prompt has one of these tags `kind` and `split`, and comparisons under one of these criteria.
+    """Keep the rows whose prompt has one of these tags `kind` and `split`, and judgements under one of these criteria.
 
     None keeps all. `criterion` leaves prompts, demonstrations and labels as they are.
 
@@ -108,7 +109,8 @@ def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, crite
     kept = _keep(dataset, fits, "")
     criteria = _as_set(criterion)
     if criteria is not None:
-        kept = replace(kept, comparisons=tuple(row for row in kept.comparisons if row.criterion in criteria))
+        comparisons = tuple(row for row in kept.comparisons if row.criterion in criteria)
+        kept = replace(kept, comparisons=comparisons, ratings=tuple(r for r in kept.ratings if r.criterion in criteria))
     if dataset.prompts and not kept.prompts:
         there = {tag: sorted({str(prompt.tags.get(tag)) for prompt in dataset.prompts}) for tag in chosen}
         raise DataError(f"data set {dataset.name!r} has no prompt with {chosen}; there are {there}")
@@ -118,9 +120,8 @@ def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, crite
 def prompts_of(dataset: Dataset) -> Iterator[Prompt]:
     """Every prompt as it stands in every row: repeated, and with that row's tags."""
     yield from dataset.prompts
-    rows: Iterable[Demonstration | Comparison | SafetyLabel | Verdict]
-    for rows in (dataset.demonstrations, dataset.comparisons, dataset.labels, dataset.verdicts):
-        yield from (row.prompt for row in rows)
+    for name in _ROWS:
+        yield from (row.prompt for row in getattr(dataset, name))
 
 
 def _require_shares(shares: Mapping[str, float]) -> None:
@@ -160,6 +161,7 @@ def _keep(dataset: Dataset, fits: Callable[[Prompt], bool], part: str) -> Datase
         comparisons=kept(dataset.comparisons),
         labels=kept(dataset.labels),
         verdicts=kept(dataset.verdicts),
+        ratings=kept(dataset.ratings),
         bad_rows=() if part else dataset.bad_rows,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from poise.errors import ConfigError, ModelError
 from poise.functional.masked import last_index
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
+from poise.models.channels import COST, REWARD, Channel
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
 from poise.models.score_heads import make_head, make_own_heads
@@ -30,49 +31,11 @@ from poise.models.trunk import Trunk
 from poise.ranks import by_main, current
 from poise.types import Completion, Prompt, Scores
 
+__all__ = ["COST", "REWARD", "Channel", "Critics", "Pooling", "ScoreModel", "length_buckets", "load_score_model"]
+
 Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
 _CARD = "poise_score_model.json"
 _TOKENS_PER_PASS = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """One output of a score model: its name, its sign, its units and its calibration.
-
-    The value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero keeps its
-    meaning. With a `bound` b it is b tanh(that / b): signs and order stay, but what is clearly safe gains nothing by
-    looking safer still. `calibration` maps the value to a probability (of harm, for a cost). A channel with a `hidden`
-    of its own has a head of its own, with a hidden layer that wide or, at 0, none.
-
-    >>> cost = Channel(name="cost", higher_is_worse=True, scale=2.0, bound=0.5)
-    >>> cost.value(torch.tensor([-100.0, 0.0, 0.2]))
-    tensor([-0.5000,  0.0000,  0.0987])
-    """
-
-    name: str
-    higher_is_worse: bool = False
-    shift: float = 0.0
-    scale: float = 1.0
-    bound: float | None = None
-    calibration: PlattScale | None = None
-    hidden: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.higher_is_worse and self.shift != 0:
-            raise ConfigError(
-                f"channel {self.name!r}: a cost is scaled but never shifted, its zero divides safe from unsafe"
-            )
-        if self.bound is not None and not self.bound > 0:
-            raise ConfigError(f"channel {self.name!r}: bound is {self.bound}; give a number above 0, or None for none")
-
-    def value(self, raw: Tensor) -> Tensor:
-        """Raw scores in the channel's units."""
-        scaled = (raw - self.shift) / self.scale
-        return scaled if self.bound is None else self.bound * torch.tanh(scaled / self.bound)
-
-
-REWARD = Channel(name="reward")
-COST = Channel(name="cost", higher_is_worse=True)
 
 
 class ScoreModel(nn.Module):

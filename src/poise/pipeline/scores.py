@@ -15,9 +15,10 @@ from poise.models.heads import COST, REWARD, Channel, ScoreModel, load_score_mod
 from poise.models.load import Backbone
 from poise.plan.work import Planner, current_planner
 from poise.run import Run
+from poise.train.channel_losses import ChannelLoss
 from poise.train.loop import fit
 from poise.train.score_model import FeedbackTable, ScoreTrainer, calibrate
-from poise.types import Dataset, Estimate
+from poise.types import Dataset, Estimate, Rating, SafetyLabel
 
 CALIBRATED = 1 / 6  # share of the prompts that a score model is calibrated on
 PROMPTS_PER_STEP = 32
@@ -27,7 +28,10 @@ _ROW_S = 0.003  # seconds to render a row and to turn it into tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreModelSpec:
-    """How a score model reads and learns.
+    """How a score model reads and learns: its channels, and for each that is no reward or cost of the paper a loss.
+
+    A channel learns from the judgements on its `criteria`, by Bradley-Terry unless `losses` has another for its name:
+    `PLACKETT_LUCE`, `REGRESSION`, `required_margin(0.5)`, or a `ChannelLoss` of your own.
 
     >>> ScoreModelSpec(depth=0.5).channels[1].higher_is_worse
     True
@@ -39,6 +43,7 @@ class ScoreModelSpec:
     max_steps: int | None = None
     weight_decay: float = 1.0
     seed: int = 0
+    losses: Mapping[str, ChannelLoss] = field(default_factory=dict)  # of channels that do not learn as the paper's do
     reading: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `ScoreModel`: pooling, hidden ...
 
     def model(self, backbone: Backbone, *, adapter: str = "score", cache: FeatureCache | None = None) -> ScoreModel:
@@ -49,8 +54,8 @@ class ScoreModelSpec:
         )
 
     def trainer(self, model: ScoreModel, data: Dataset) -> ScoreTrainer:
-        """Its trainer on the comparisons and labels of `data`, with its number of steps."""
-        table = FeedbackTable(model, data.comparisons, data.labels)
+        """Its trainer on the comparisons, labels and ratings of `data`, with its number of steps."""
+        table = FeedbackTable(model, data.comparisons, data.labels, data.ratings, losses=self.losses)
         steps = num_steps(len(table.groups), PROMPTS_PER_STEP, self.epochs)
         torch.manual_seed(self.seed)
         steps = steps if self.max_steps is None else min(steps, self.max_steps)
@@ -94,7 +99,8 @@ def fit_scores(
         parts = split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
         trainer = spec.trainer(model, parts["fit"])
         fit(trainer, run=run, stage=stage.name, steps=trainer.steps, save_every=50)
-        calibrate(model, parts["calibrate"].comparisons, parts["calibrate"].labels)
+        held = parts["calibrate"]
+        calibrate(model, held.comparisons, held.labels, held.ratings, losses=spec.losses)
         accuracy = measure(model)
         model.save_pretrained(stage.path / "model")
         table = trainer.table
@@ -125,4 +131,5 @@ def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> N
 def _responses(data: Dataset) -> Iterable[tuple[Any, str]]:
     for comparison in data.comparisons:
         yield from ((comparison, text) for text in comparison.responses)
-    yield from ((label, label.response) for label in data.labels)
+    rows: tuple[SafetyLabel | Rating, ...] = (*data.labels, *data.ratings)
+    yield from ((row, row.response) for row in rows)

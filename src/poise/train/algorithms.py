@@ -5,13 +5,15 @@ An algorithm says nothing of what is wanted (see `objectives`): any record works
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
+from poise.errors import ConfigError
 from poise.functional.advantages import group_centred, leave_one_out
 from poise.functional.divergences import kl_k1, kl_k3
 from poise.functional.group_invariance import group_inference_loss
@@ -225,3 +227,32 @@ def risk_averse(
 
 RISK_AVERSE = risk_averse()
 RISK_AVERSE_UNDER_LIMITS = risk_averse(rest=0.5)
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "ppo": PPO,
+    "rloo": RLOO,
+    "grpo": GRPO,
+    "dr-grpo": DR_GRPO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "zvp": ZVP,
+    "remax": REMAX,
+    "reinforce++": REINFORCE_PP,
+    "reinforce++-baseline": REINFORCE_PP_BASELINE,
+    "group-invariant": GROUP_INVARIANT,
+    "risk-averse": RISK_AVERSE,
+    "risk-averse-under-limits": RISK_AVERSE_UNDER_LIMITS,
+}
+
+
+def algorithm_named(name: str, among: Mapping[str, Algorithm] = ALGORITHMS) -> Algorithm:
+    """The record of that name; raises ConfigError with the names that there are.
+
+    >>> algorithm_named("dapo").samples_per_prompt
+    4
+    """
+    if name in among:
+        return among[name]
+    close = get_close_matches(name.lower().replace("_", "-"), among, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"there is no algorithm {name!r}: {hint}There are {', '.join(among)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,8 +53,15 @@ class Responses:
 def ranked_pairs(comparison: Comparison) -> Iterator[tuple[int, int, float]]:
     """Pairs (better, other, probability that it is better) of a comparison: the winner against each different response.
 
-    The record's probability speaks of its first two responses alone.
+    Of a full ranking it is each response against every one behind it. The record's probability speaks of its first two
+    responses alone.
     """
+    if comparison.ranking:
+        texts = [comparison.responses[i] for i in comparison.ranking]
+        for (best, better), (other, worse) in combinations(zip(comparison.ranking, texts, strict=True), 2):
+            if better != worse:
+                yield best, other, 1.0
+        return
     best = 0 if comparison.winner is None else comparison.winner
     others = [1] if comparison.winner is None else [i for i in range(len(comparison.responses)) if i != best]
     for other in others:

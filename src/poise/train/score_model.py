@@ -1,4 +1,4 @@
-"""Train a score model on comparisons and safety labels: Bradley-Terry for both, with sign terms for the cost.
+"""Train a score model: every channel on the judgements of its criteria, by a loss of its own (`channel_losses`).
 
 With a frozen trunk the pooled features are computed once, so that a step costs microseconds: a linear probe. With an
 adapter every step runs the trunk. The loss is the same.
@@ -6,68 +6,82 @@ adapter every step runs the trunk. The loss is the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from poise.data.batching import epoch_order
 from poise.errors import ConfigError, DataError
-from poise.functional.intervals import share
-from poise.functional.score_losses import bradley_terry_loss, cost_sign_loss
+from poise.functional.intervals import mean, share
 from poise.functional.statistics import expected_calibration_error, fit_platt
 from poise.models.heads import Channel, ScoreModel, length_buckets
 from poise.models.shared_rows import SharedRows
 from poise.ranks import current
+from poise.train.channel_losses import (
+    BRADLEY_TERRY,
+    ChannelLoss,
+    Judgement,
+    judgement_losses,
+    require_known,
+    require_readable,
+    response_flags,
+    response_numbers,
+)
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import Responses, ranked_pairs
-from poise.types import Comparison, Estimate, SafetyLabel
-
-CRITERIA = {"reward": "helpful", "cost": "safe"}  # channel -> the criterion that teaches it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """One row of feedback on numbered responses: a ranking of two, or the safety of one."""
-
-    channel: str
-    first: int  # preferred for a reward, safer for a cost; the only one for a label
-    second: int = -1
-    probability: float = 1.0  # that `first` is preferred
-    margin: float = 0.0
-    first_safe: bool | None = None
-    second_safe: bool | None = None
+from poise.types import Comparison, Estimate, Rating, SafetyLabel
 
 
 class FeedbackTable:
-    """Comparisons and labels over a table of distinct responses, each rendered once.
+    """Judgements over a table of distinct responses, each rendered once.
 
-    Comparisons of responses that only differ beyond the model's window teach nothing: they are left out, and
+    A judgement teaches the channels that learn from its criterion (`Channel.criteria`); one on another criterion is an
+    error. Safety labels teach the sign of the channels that read them: by default the first where higher is worse.
+
+    Judgements of responses that only differ beyond the model's window teach nothing: they are left out, and
     `beyond_window` is their share.
 
-    Labels teach the channel whose zero divides: the first where higher is worse.
+    Raises:
+        DataError: nothing teaches a channel of the model, or something would teach none of them.
+        ConfigError: a loss belongs to a channel that the model does not have.
     """
 
-    def __init__(self, model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequence[SafetyLabel] = ()):
+    def __init__(
+        self,
+        model: ScoreModel,
+        comparisons: Sequence[Comparison],
+        labels: Sequence[SafetyLabel] = (),
+        ratings: Sequence[Rating] = (),
+        *,
+        losses: Mapping[str, ChannelLoss] | None = None,
+    ):
         self._responses = Responses()
         self.judgements: list[Judgement] = []
-        wanted = {CRITERIA[name]: name for name in model.names if name in CRITERIA}
+        self.losses = dict(losses or {})
+        require_known(self.losses, model.channels)
+        _require_learned(model, (*comparisons, *ratings), labels)
+        labelled = _labelled(model.channels)
         for comparison in comparisons:
-            if comparison.criterion in wanted:
-                self._add_comparison(comparison, wanted[comparison.criterion])
-        if labelled := next((channel.name for channel in model.channels if channel.higher_is_worse), ""):
-            flagged = response_flags(self.judgements)
+            for channel in _learning(model.channels, comparison.criterion):
+                self._add_comparison(comparison, channel, has_flags=channel.name in labelled)
+        for rating in ratings:
+            number = self._responses.number(rating.prompt, rating.response)
+            for channel in _learning(model.channels, rating.criterion):
+                self.judgements.append(Judgement(channel=channel.name, first=number, rating=rating.value))
+        for name in labelled:
+            flagged = response_flags([j for j in self.judgements if j.channel == name])
             for label in labels:
                 number = self._responses.number(label.prompt, label.response)
                 if number not in flagged:
-                    self.judgements.append(Judgement(channel=labelled, first=number, first_safe=label.safe))
+                    self.judgements.append(Judgement(channel=name, first=number, first_safe=label.safe))
         if not self.judgements:
             raise DataError(
-                f"no feedback for channels {', '.join(model.names)}: "
-                f"needs comparisons with criterion {', '.join(wanted)}"
+                f"no feedback for channels {_described(model.channels)}: needs judgements on their criteria"
             )
         self.prompt_ids = [prompt.id for prompt in self._responses.prompts]  # of each response
         self.rows, self.starts = model.encode(self._responses.prompts, self._responses.texts)
@@ -77,7 +91,7 @@ class FeedbackTable:
 
     def _told_apart(self, window: int) -> tuple[list[Judgement], float]:
         """The judgements whose responses differ in what the model reads of them, and the share of the others."""
-        kept = [j for j in self.judgements if j.second < 0 or self.rows[j.first] != self.rows[j.second]]
+        kept = [each for judgement in self.judgements if (each := self._distinct(judgement)) is not None]
         if not kept:
             raise DataError(
                 f"the responses of all {len(self.judgements)} comparisons are the same in the first {window} tokens, "
@@ -85,15 +99,28 @@ class FeedbackTable:
             )
         return kept, 1 - len(kept) / len(self.judgements)
 
-    def _add_comparison(self, comparison: Comparison, channel: str) -> None:
+    def _distinct(self, judgement: Judgement) -> Judgement | None:
+        """The judgement over responses that the model can tell apart; None if fewer than two of several are left."""
+        if judgement.second < 0:
+            return judgement
+        seen: dict[tuple[int, ...], int] = {}
+        for number in judgement.numbers:
+            seen.setdefault(tuple(self.rows[number]), number)
+        left = tuple(seen.values())
+        if len(left) < 2:
+            return None
+        return judgement if left == judgement.numbers else replace(judgement, second=left[1], behind=left[2:])
+
+    def _add_comparison(self, comparison: Comparison, channel: Channel, *, has_flags: bool) -> None:
         numbers = [self._responses.number(comparison.prompt, response) for response in comparison.responses]
-        flags: Sequence[bool | None] = (
-            comparison.safe if comparison.safe and channel == "cost" else [None] * len(numbers)
-        )
+        flags: Sequence[bool | None] = comparison.safe if comparison.safe and has_flags else [None] * len(numbers)
+        if comparison.ranking and self.losses.get(channel.name, BRADLEY_TERRY).reads == "rankings":
+            self._add_ranking(channel, [(numbers[i], flags[i]) for i in comparison.ranking])
+            return
         for best, other, probability in ranked_pairs(comparison):
             self.judgements.append(
                 Judgement(
-                    channel=channel,
+                    channel=channel.name,
                     first=numbers[best],
                     second=numbers[other],
                     probability=probability,
@@ -103,6 +130,49 @@ class FeedbackTable:
                 )
             )
 
+    def _add_ranking(self, channel: Channel, ranked: Sequence[tuple[int, bool | None]]) -> None:
+        """One judgement of the whole ranking, and the flags of its responses on their own."""
+        first, second, *behind = [number for number, _ in ranked]
+        self.judgements.append(Judgement(channel=channel.name, first=first, second=second, behind=tuple(behind)))
+        for number, safe in ranked:
+            if safe is not None:
+                self.judgements.append(Judgement(channel=channel.name, first=number, first_safe=safe))
+
+
+def _learning(channels: Sequence[Channel], criterion: str) -> list[Channel]:
+    return [channel for channel in channels if criterion in channel.criteria]
+
+
+def _labelled(channels: Sequence[Channel]) -> list[str]:
+    """The channels whose sign safety labels set."""
+    chosen = [channel.name for channel in channels if channel.reads_labels]
+    open_to_them = [channel.name for channel in channels if channel.higher_is_worse and channel.reads_labels is None]
+    return chosen or open_to_them[:1]
+
+
+def _require_learned(
+    model: ScoreModel, judgements: Sequence[Comparison | Rating], labels: Sequence[SafetyLabel]
+) -> None:
+    """Raise DataError for feedback that would teach no channel."""
+    known = {criterion for channel in model.channels for criterion in channel.criteria}
+    unknown = Counter(each.criterion for each in judgements if each.criterion not in known)
+    if unknown:
+        raise DataError(
+            f"{unknown.total()} of {len(judgements)} judgements are on criteria that no channel learns from: "
+            f"{', '.join(f'{name} ({count})' for name, count in sorted(unknown.items()))}. The channels learn from "
+            f"{_described(model.channels)}: add a channel, such as Channel(name={min(unknown)!r}), give the criterion "
+            "to one (`criteria`), or leave these rows out (`data.select(..., criterion=...)`)"
+        )
+    if labels and not _labelled(model.channels):
+        raise DataError(
+            f"{len(labels)} safety labels, but none of the channels {', '.join(model.names)} reads them: add one with "
+            "higher_is_worse=True or reads_labels=True, or leave the labels out"
+        )
+
+
+def _described(channels: Sequence[Channel]) -> str:
+    return ", ".join(f"{channel.name} ({' and '.join(channel.criteria)})" for channel in channels)
+
 
 class ScoreTrainer:
     """Fit a score model's channels to feedback.
@@ -110,6 +180,8 @@ class ScoreTrainer:
         reward   -log sigmoid(R_better - R_worse)
         cost     -log sigmoid(C_unsafer - C_safer) - sum over flagged responses of log sigmoid(s C)
         both     + regularisation * mean square of the scores,   s = -1 if safe else +1
+
+    These are the losses of channels that are given none; `channel_losses` has others.
 
     The loss is the mean over the judgements of a step; micro-batches add exactly.
     Source: Safe RLHF (arXiv:2310.12773), reward- and cost-model losses.
@@ -130,6 +202,7 @@ class ScoreTrainer:
         tokens_per_micro_batch: int = 4096,
         seed: int = 0,
     ):
+        require_readable(table.judgements, table.losses)
         self.model, self.table, self.steps, self.schedule, self.seed = model, table, steps, schedule, seed
         self.per_step, self.tokens = min(prompts_per_step, len(table.groups)), tokens_per_micro_batch
         self.regularisation = regularisation
@@ -155,7 +228,9 @@ class ScoreTrainer:
         parts = self._micro_batches(own)
         for judgements, counts in current().in_step(parts, parts[0], weight):
             numbers = response_numbers(judgements)
-            losses = judgement_losses(self._scores(numbers), numbers, self.model.names, judgements, self.regularisation)
+            losses = judgement_losses(
+                self._scores(numbers), numbers, self.model.channels, judgements, self.regularisation, self.table.losses
+            )
             loss = counts * losses.sum() / count
             require_finite({"score loss": loss})
             loss.backward()
@@ -207,51 +282,21 @@ def _lower(model: ScoreModel, table: FeedbackTable) -> SharedRows:
     return model.lower(rows) if current().size == 1 else rows
 
 
-def judgement_losses(
-    scores: Tensor,  # [N, C] raw scores of the responses `numbers`
-    numbers: Sequence[int],
-    names: Sequence[str],
-    judgements: Sequence[Judgement],
-    regularisation: float,
-) -> Tensor:
-    """The loss [J] of each judgement: ranking, sign terms and the regulariser of its own scores."""
-    position = {number: i for i, number in enumerate(numbers)}
-    device = scores.device
-
-    def pick(which: Literal["first", "second"]) -> Tensor:
-        rows = torch.tensor([position.get(getattr(j, which), 0) for j in judgements], device=device)
-        columns = torch.tensor([names.index(j.channel) for j in judgements], device=device)
-        return scores[rows, columns]
-
-    def flags(which: Literal["first_safe", "second_safe"]) -> tuple[Tensor, Tensor]:
-        given = [getattr(j, which) for j in judgements]
-        known = [g is not None for g in given]
-        return torch.tensor([bool(g) for g in given], device=device), torch.tensor(known, device=device)
-
-    first, second = pick("first"), pick("second")
-    is_pair = torch.tensor([j.second >= 0 for j in judgements], device=device)
-    sign = torch.tensor([-1.0 if j.channel == "cost" else 1.0 for j in judgements], device=device)
-    probability = torch.tensor([j.probability for j in judgements], device=device)
-    margin = torch.tensor([j.margin for j in judgements], device=device)
-    ranking = bradley_terry_loss(sign * first, sign * second, margin=margin, probability=probability)
-    squares = torch.where(is_pair, (first.square() + second.square()) / 2, first.square())
-    losses = torch.where(is_pair, ranking, 0.0) + regularisation * squares
-    for values, (safe, known) in ((first, flags("first_safe")), (second, flags("second_safe"))):
-        losses = losses + torch.where(known, cost_sign_loss(values, safe), 0.0)
-    return losses
-
-
 @torch.no_grad()
 def evaluate_scores(
-    model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequence[SafetyLabel] = ()
+    model: ScoreModel,
+    comparisons: Sequence[Comparison],
+    labels: Sequence[SafetyLabel] = (),
+    ratings: Sequence[Rating] = (),
 ) -> dict[str, Estimate]:
     """Accuracy of each channel on held-out feedback, with intervals over prompts, and the cost's calibration error.
 
     `<channel>_pair_accuracy`      share of pairs ordered as judged (ties are wrong)
     `<channel>_sign_accuracy`      share of flagged responses with the right sign (0 is wrong)
     `<channel>_calibration_error`  of the probability of harm, where the channel is calibrated
+    `<channel>_rating_error`       mean distance to the ratings, in the unit of the channel
     """
-    table = FeedbackTable(model, comparisons, labels)
+    table = FeedbackTable(model, comparisons, labels, ratings)
     raw = model(model.features(table.rows, table.starts)).cpu()
     result: dict[str, Estimate] = {}
     for column, channel in enumerate(model.channels):
@@ -259,6 +304,7 @@ def evaluate_scores(
         rows = [j for j in table.judgements if j.channel == channel.name]
         result |= _pair_accuracy(channel, values, rows, table.prompt_ids)
         result |= _sign_accuracy(channel, values, response_flags(rows), table.prompt_ids)
+        result |= _rating_error(channel, values, rows, table.prompt_ids)
     return result
 
 
@@ -271,6 +317,16 @@ def _pair_accuracy(
     sign = -1 if channel.higher_is_worse else 1
     ahead = [sign * float(values[j.first] - values[j.second]) * (j.probability - 0.5) for j in pairs]
     return {f"{channel.name}_pair_accuracy": share([margin > 0 for margin in ahead], [prompts[j.first] for j in pairs])}
+
+
+def _rating_error(
+    channel: Channel, values: Tensor, rows: Sequence[Judgement], prompts: Sequence[str]
+) -> dict[str, Estimate]:
+    rated = [(j.first, j.rating) for j in rows if j.rating is not None]
+    if not rated:
+        return {}
+    distances = [abs(float(values[number]) - rating) for number, rating in rated]
+    return {f"{channel.name}_rating_error": mean(distances, [prompts[number] for number, _ in rated])}
 
 
 def _sign_accuracy(
@@ -291,12 +347,19 @@ def _sign_accuracy(
 
 
 @torch.no_grad()
-def calibrate(model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequence[SafetyLabel] = ()) -> None:
+def calibrate(
+    model: ScoreModel,
+    comparisons: Sequence[Comparison],
+    labels: Sequence[SafetyLabel] = (),
+    ratings: Sequence[Rating] = (),
+    *,
+    losses: Mapping[str, ChannelLoss] | None = None,
+) -> None:
     """Set units and calibration from held-out feedback: unit spread per channel, and P(harm) = sigmoid(a cost + b).
 
-    A reward is also centred; a cost is only scaled, its zero stays.
+    A reward is also centred; a cost is only scaled, its zero stays. A channel whose loss sets the units keeps them.
     """
-    table = FeedbackTable(model, comparisons, labels)
+    table = FeedbackTable(model, comparisons, labels, ratings, losses=losses)
     raw = model(model.features(table.rows, table.starts)).cpu()
     for column, channel in enumerate(model.channels):
         rows = [j for j in table.judgements if j.channel == channel.name]
@@ -305,7 +368,8 @@ def calibrate(model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequ
             raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to set its units")
         spread = raw[used, column].std().clamp(min=1e-6).item()
         shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
-        scaled = replace(channel, shift=shift, scale=spread)
+        keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units
+        scaled = channel if keeps_units else replace(channel, shift=shift, scale=spread)
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
             costs = scaled.value(raw[list(safety), column])
@@ -313,18 +377,3 @@ def calibrate(model: ScoreModel, comparisons: Sequence[Comparison], labels: Sequ
                 scaled, calibration=fit_platt(costs.numpy(), [float(not safe) for safe in safety.values()])
             )
         model.with_channel(scaled)
-
-
-def response_numbers(judgements: Sequence[Judgement]) -> list[int]:
-    """The distinct responses that judgements speak of."""
-    return sorted({number for j in judgements for number in (j.first, j.second) if number >= 0})
-
-
-def response_flags(judgements: Sequence[Judgement]) -> dict[int, bool]:
-    """Safety flag of every flagged response number."""
-    found: dict[int, bool] = {}
-    for j in judgements:
-        for number, safe in ((j.first, j.first_safe), (j.second, j.second_safe)):
-            if number >= 0 and safe is not None:
-                found[number] = safe
-    return found

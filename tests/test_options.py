@@ -1,0 +1,35 @@
+"""A recipe's signature as its command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from poise.cli.options import parse_options
+
+
+def recipe(
+    *,
+    limits: tuple[str, ...] = (),
+    betas: tuple[float, ...] | None = (0.1,),
+    names: list[str] | None = None,
+    seed: int = 0,
+):
+    """A recipe with options that hold lists."""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["--limits", "cost <= -0.5"], {"limits": ("cost <= -0.5",)}),
+        (
+            ["--limits", "cost <= -0.5", "--seed", "3", "--limits", "refusal@benign <= 5 %"],
+            {"limits": ("cost <= -0.5", "refusal@benign <= 5 %"), "seed": 3},
+        ),
+        (["--betas", "0.1,0.5", "--betas=1"], {"betas": (0.1, 0.5, 1.0)}),
+        (["--names", "a, b", "--names", "c"], {"names": ["a", "b", "c"]}),
+        (["--betas", "none"], {"betas": None}),
+    ],
+)
+def test_an_option_that_holds_a_list_may_be_given_several_times_or_with_commas(words, expected):
+    assert parse_options(recipe, words, program="poise run it") == expected
