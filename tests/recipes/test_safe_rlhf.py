@@ -210,7 +210,8 @@ def test_a_comparison_is_read_back_as_it_was() -> None:
     origin = Origin(kind="human", name="Ada", order=(1, 0))
     flags = {"safe": (True, False), "categories": ((), ("theft",))}
     comparison = Comparison(prompt=prompt, responses=("a", "b"), criterion="safe", winner=0, origin=origin, **flags)
-    for each in (comparison, replace(comparison, winner=None, probability=0.25, safe=None, categories=())):
+    others = {"ranking": (0, 1)}, {"winner": None, "probability": 0.25, "safe": None, "categories": ()}
+    for each in (comparison, *(replace(comparison, **other) for other in others)):
         assert read_comparison(json.loads(json.dumps(plain(each)))) == each
 
 

@@ -37,6 +37,7 @@ def read_comparison(row: Mapping[str, Any]) -> Comparison:
         "responses": tuple(row["responses"]),
         "safe": safe,
         "categories": tuple(tuple(names) for names in row["categories"]),
+        "ranking": tuple(row.get("ranking", ())),
         "origin": Origin(**(row["origin"] | {"order": tuple(row["origin"]["order"])})),
     }
     return Comparison(**(dict(row) | changed))
