@@ -21,7 +21,8 @@ LAYERS = [
     {"data", "models", "worlds"},
     {"rollout", "feedback"},
     {"train", "evaluate", "redteam", "plan"},
-    {"pipeline", "experiment"},
+    {"pipeline"},
+    {"experiment"},
     {"recipes"},
     {"cli"},
     {"__main__"},
@@ -29,7 +30,6 @@ LAYERS = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 STRANGERS = {
     frozenset({"rollout", "feedback"}),
-    frozenset({"pipeline", "experiment"}),
 }  # of one layer, and still never importing each other
 FUNCTIONAL_MAY_IMPORT = {"numpy", "scipy", "torch"} | set(sys.stdlib_module_names)
 # Packages that poise can do without: each has one file, and is imported when a function of it is called.

@@ -147,7 +147,7 @@ def test_preferences_feedback_rounds_and_evaluation_run_on_the_same_objects(run:
 
 
 def test_a_planned_stage_says_what_it_takes_and_trains_nothing(run: Run, few: Dataset) -> None:
-    planner = Planner(costs=Costs(shape=SHAPES["7b"], machine=named_machine("h100x8")))
+    planner = Planner(costs=Costs(shape=SHAPES["7b"], machine=named_machine("h100x8")), folder=run.path)
     with planning(planner):
         backbone = start_model(run, "owner/seven-billion")
         policy = fine_tune(run, Policy(backbone, Lora(rank=2)), preferred_demonstrations(few), steps=10)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 import poise
+from poise.checksums import read_sealed
 from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
 from poise.files import plain, read_json, read_jsonl_tolerant
-from poise.recipes import _stages as stages
-from poise.train.objectives import Lagrangian
+from poise.pipeline.safety import under_limit
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
@@ -32,7 +32,8 @@ KEYS = {
     *("mean_cost", "limit", "kl", "minutes", "peak_rss_gib"),
 }
 CLOCKS = {"minutes", "peak_rss_gib", "time", "seconds", "tokens_per_s"}
-OBJECTIVES = ("lagrangian", "shaping", "reward-only", "cost-only")
+ARMS = ("lagrangian", "imitation", "cost-only", "reward-only", "shaping")
+MAIN, COMMON = "lagrangian-seed-0", "seed-0"  # the part of the main arm, and what all arms share
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return quick(tmp_path_factory.mktemp("runs") / "unbroken")
 
 
-@pytest.fixture
-def without_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the other objectives, which the shared run has trained."""
-    monkeypatch.setitem(vars(poise.safe_rlhf)["brief"], "compare_steps", 0)
+ALONE = {"arms": ("lagrangian",)}  # the other objectives have been trained by the shared run
 
 
 def test_the_summary_has_every_figure(finished: Finished) -> None:
@@ -95,19 +93,19 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished: Finished) -> N
 
 def test_the_report_compares_all_objectives(finished: Finished) -> None:
     rows = read_json(finished.folder / "report.json")["comparison"]
-    assert {row["objective"] for row in rows} == {"start", *OBJECTIVES}
+    assert [row["objective"] for row in rows] == ["start", *ARMS]
 
 
 def test_the_policy_loads_for_use(finished: Finished) -> None:
     from poise.models.policy import load_policy
 
-    policy = load_policy(str(finished.folder / "policy-lagrangian" / "model"))
+    policy = load_policy(str(finished.folder / MAIN / "policy-1" / "model"))
     assert policy.lora is not None
     assert any(bool(parameter.any()) for name, parameter in policy.parameters().items() if "lora_B" in name)
 
 
 def test_resuming_a_finished_run_redoes_nothing(finished: Finished) -> None:
-    kept = ("metrics.jsonl", "samples.jsonl", "evaluate-final/rollouts.jsonl", "policy-lagrangian/stage.json")
+    kept = [f"{MAIN}/{name}" for name in ("metrics.jsonl", "samples.jsonl", "evaluate/rollouts.jsonl", "stage.json")]
     before = {
         name: ((finished.folder / name).read_bytes(), (finished.folder / name).stat().st_mtime_ns) for name in kept
     }
@@ -121,11 +119,9 @@ def test_resuming_a_finished_run_redoes_nothing(finished: Finished) -> None:
 
 
 DAMAGED = {
-    "evaluate-final/rollouts.jsonl": 0.5,
-    "policy-lagrangian/model/adapter_model.safetensors": 0.9,
-    "judge/model/score_head.safetensors": 0.9,
-    "features/part-00001.safetensors": 0.9,
-    "metrics.jsonl": 0.2,
+    f"{MAIN}/evaluate/rollouts.jsonl": 0.5,
+    f"{MAIN}/policy-1/model/adapter_model.safetensors": 0.9,
+    f"{MAIN}/metrics.jsonl": 0.2,
 }
 
 
@@ -139,14 +135,19 @@ def test_a_bit_that_changed_in_a_finished_run_is_an_error(finished: Finished, tm
         quick(tmp_path / "run")
 
 
-def test_a_second_round_learns_from_new_annotations(tmp_path: Path, without_comparison: None) -> None:
-    run = quick(tmp_path / "run", rounds=2)
-    trained = {row["stage"] for row in read_jsonl_tolerant(run.folder / "metrics.jsonl")}
-    assert {"scores", "scores-2", "policy-lagrangian", "policy-lagrangian-2"} <= trained
-    assert read_json(run.folder / "annotations" / "stage.json")["rows"]
-    rows = {name: read_json(run.folder / name / "stage.json")["rows"] for name in ("scores", "scores-2")}
-    assert rows["scores-2"] > rows["scores"]
+def test_a_second_round_learns_from_new_annotations(tmp_path: Path) -> None:
+    run = quick(tmp_path / "run", rounds=2, **ALONE)
+    part = run.folder / MAIN
+    trained = {row["stage"] for row in read_jsonl_tolerant(part / "metrics.jsonl")}
+    assert {"policy-1", "scores-2", "policy-2"} <= trained
+    assert stage_result(part / "annotations-1")["rows"]
+    rows = [stage_result(folder)["rows"] for folder in (run.folder / COMMON / "scores", part / "scores-2")]
+    assert rows[1] > rows[0]
     assert run.summary.keys() >= KEYS
+
+
+def stage_result(folder: Path) -> dict[str, Any]:
+    return read_sealed(folder / "stage.json", remedy="")[0]
 
 
 def write_own_data(path: Path, num_prompts: int, **columns: Any) -> Path:
@@ -166,43 +167,22 @@ def write_own_data(path: Path, num_prompts: int, **columns: Any) -> Path:
     return path
 
 
-def test_data_without_splits_of_its_own_is_split(tmp_path: Path, without_comparison: None) -> None:
+def test_data_without_splits_of_its_own_is_split(tmp_path: Path) -> None:
     kinds = ("harmful", "benign", "look_alike")
-    run = quick(tmp_path / "run", data=str(write_own_data(tmp_path / "own.jsonl", 90, kind=kinds)))
+    run = quick(tmp_path / "run", data=str(write_own_data(tmp_path / "own.jsonl", 90, kind=kinds)), **ALONE)
     assert all(run.summary[name] is not None for name in KEYS)
 
 
-def test_prompts_of_unknown_kind_are_trained_on_but_not_evaluated(tmp_path: Path, without_comparison: None) -> None:
+def test_prompts_of_unknown_kind_are_trained_on_but_not_evaluated(tmp_path: Path) -> None:
     own = write_own_data(tmp_path / "own.jsonl", 90)
     with pytest.raises(DataError, match=r"says its kind.*--data starter"):
         quick(tmp_path / "alone", data=str(own))
-    run = quick(tmp_path / "joined", data=f"starter+{own}")
-    kinds = {row["prompt"]["tags"]["kind"] for row in read_jsonl_tolerant(run.folder / "evaluate-final/rollouts.jsonl")}
+    run = quick(tmp_path / "joined", data=f"starter+{own}", **ALONE)
+    kinds = {
+        row["prompt"]["tags"]["kind"] for row in read_jsonl_tolerant(run.folder / MAIN / "evaluate/rollouts.jsonl")
+    }
     assert kinds == {"harmful", "benign", "look_alike"}
     assert "do not say their kind" in (run.folder / "report.html").read_text("utf-8")
-
-
-class CountingAnnotator:
-    """Prefers the first response, and counts how often it is asked."""
-
-    asked = 0
-
-    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
-        self.asked += 1
-        origin = Origin(kind="human", name="Ada", order=(1, 0))
-        return Comparison(prompt=prompt, responses=tuple(responses), winner=0, origin=origin)
-
-
-def test_a_resumed_run_asks_its_annotators_nothing_again(tmp_path: Path, without_comparison: None) -> None:
-    ada = CountingAnnotator()
-    first = quick(tmp_path / "run", rounds=2, annotators=[ada])
-    (first.folder / "policy-lagrangian-2" / "stage.json").unlink()  # as if it had been stopped there
-    (first.folder / "evaluate-final" / "stage.json").unlink()
-    asked, summary = ada.asked, first.summary
-    assert 0 < asked == len(read_json(first.folder / "annotations" / "stage.json")["rows"])
-    resumed = quick(tmp_path / "run", rounds=2, annotators=[ada])
-    assert ada.asked == asked
-    assert without_clocks(resumed.summary) == without_clocks(summary)
 
 
 def test_a_comparison_is_read_back_as_it_was() -> None:
@@ -215,18 +195,30 @@ def test_a_comparison_is_read_back_as_it_was() -> None:
         assert read_comparison(json.loads(json.dumps(plain(each)))) == each
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES[1:])
-def test_every_objective_can_be_the_main_one(objective: str, tmp_path: Path, without_comparison: None) -> None:
-    run = quick(tmp_path / "run", objective=objective)
-    assert run.summary["objective"] == objective
-    assert [row["objective"] for row in read_json(run.folder / "report.json")["comparison"]] == ["start", objective]
-    assert not any("multiplier" in row for row in read_jsonl_tolerant(run.folder / "metrics.jsonl"))
+def test_an_arm_can_be_run_alone(tmp_path: Path) -> None:
+    run = quick(tmp_path / "run", arms=("shaping",))
+    assert run.summary["objective"] == "shaping"
+    rows = read_jsonl_tolerant(run.folder / "shaping-seed-0" / "metrics.jsonl")
+    assert rows and not any("multiplier" in row for row in rows)
+
+
+def test_the_arm_of_imitation_is_where_every_objective_starts(finished: Finished) -> None:
+    """No arm is compared with a start that it did not have, and what imitation alone does has a row of its own."""
+    rows = {row["objective"]: row for row in read_json(finished.folder / "report.json")["comparison"]}
+    assert rows["imitation"]["kl"]["n"] > 0
+    assert not list((finished.folder / "imitation-seed-0").glob("policy-*"))
+    assert "imitation" in (finished.folder / "report.html").read_text("utf-8")
+
+
+def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
+    prompts = [sample["prompt"] for sample in read_json(finished.folder / "report.json")["samples"]]
+    assert len(set(prompts)) == len(prompts) > 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objective": "kindness"}, "kindness.*lagrangian, shaping"),
+        ({"arms": ("kindness",)}, "kindness.*lagrangian"),
         ({"steps": -1, "quick": False}, "steps is -1"),
         ({"rounds": 0}, "rounds is 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
@@ -234,7 +226,6 @@ def test_every_objective_can_be_the_main_one(objective: str, tmp_path: Path, wit
         ({"supervised_steps": -2}, "supervised_steps is -2"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1"),
         ({"ptx_coef": -0.1}, "ptx_coef is -0.1"),
-        ({"ptx_start": -0.1}, "ptx_start is -0.1"),
         ({"limit": -1.0}, "limit is -1.0.*no policy meets it"),
         ({"limit": 5.0}, r"limit is 5.0.*between -1 and 1, so that every policy meets it.*at most 1"),
         ({"limit": 1.01}, "every policy meets it"),
@@ -248,16 +239,14 @@ def test_every_objective_can_be_the_main_one(objective: str, tmp_path: Path, wit
 def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         poise.safe_rlhf(**({"quick": True, "folder": str(tmp_path / "run"), "model": "random:llama"} | arguments))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # before anything was trained
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))  # before anything was trained
 
 
 def test_training_holds_the_cost_a_margin_below_the_limit(finished: Finished) -> None:
-    arguments = read_json(finished.folder / "run.json")["arguments"] | {"limit": -0.3, "margin": 0.2}
-    objective = stages.objective_named("lagrangian", stages.Settings.of(arguments))
-    assert isinstance(objective, Lagrangian)
-    assert [limit.at_most for limit in objective.limits] == pytest.approx([-0.5])
+    assert [limit.at_most for limit in under_limit(-0.5).limits] == [-0.5]
     curve = read_json(finished.folder / "report.json")["curves"]
-    rows = [row for row in read_jsonl_tolerant(finished.folder / "metrics.jsonl") if "excess" in row]
+    logged = read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl")
+    rows = [row for row in logged if "excess" in row]
     assert curve[0]["cost"] == pytest.approx(rows[0]["excess"] - 0.5 - 0.12)
 
 
@@ -268,12 +257,13 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for_step(process: subprocess.Popen[bytes], folder: Path, stage: str) -> None:
+def wait_for_step(process: subprocess.Popen[bytes], folder: Path, place: str, stage: str) -> None:
     """Return as soon as a stage has logged a step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-        if any(row["stage"] == stage for row in read_jsonl_tolerant(folder / "metrics.jsonl")):
+        logged = folder / place / "metrics.jsonl"
+        if logged.exists() and any(row["stage"] == stage for row in read_jsonl_tolerant(logged)):
             return
         time.sleep(0.02)
     raise AssertionError(f"{stage} logged no step within two minutes")
@@ -283,10 +273,10 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, stage: str) ->
 def killed(tmp_path: Path) -> Iterator[Path]:
     """The folder of a run that was killed twice: while it learned the scores, and while it trained the policy."""
     folder = tmp_path / "killed"
-    for stage in ("scores", "policy-lagrangian"):
+    for place, stage in ((COMMON, "scores"), (MAIN, "policy-1")):
         process = start(folder)
         try:
-            wait_for_step(process, folder, stage)
+            wait_for_step(process, folder, place, stage)
         finally:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
@@ -298,15 +288,15 @@ def killed(tmp_path: Path) -> Iterator[Path]:
 def test_a_killed_run_ends_as_one_that_was_not(killed: Path, finished: Finished) -> None:
     resumed = quick(killed)
     assert without_clocks(resumed.summary) == without_clocks(finished.summary)
-    for name in ("metrics.jsonl", "samples.jsonl", "evaluate-final/rollouts.jsonl"):
+    for name in (f"{MAIN}/{each}" for each in ("metrics.jsonl", "samples.jsonl", "evaluate/rollouts.jsonl")):
         rows = [[without_clocks(row) for row in read_jsonl_tolerant(run / name)] for run in (killed, finished.folder)]
         assert rows[0] == rows[1], name
 
 
 def test_an_adapter_names_its_base_by_a_path_that_holds_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_comparison: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    quick(Path("run"), supervised_steps=1)
-    base = read_json(tmp_path / "run" / "policy-lagrangian" / "model" / "adapter_config.json")
-    assert Path(base["base_model_name_or_path"]) == tmp_path.resolve() / "run" / "supervised" / "model"
+    quick(Path("run"), supervised_steps=1, **ALONE)
+    base = read_json(tmp_path / "run" / MAIN / "policy-1" / "model" / "adapter_config.json")
+    assert Path(base["base_model_name_or_path"]) == tmp_path.resolve() / "run" / COMMON / "start-model" / "model"

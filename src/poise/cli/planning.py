@@ -15,6 +15,7 @@ from poise.plan.costs import Costs, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
 from poise.plan.probe import probe
 from poise.plan.shapes import SHAPES, Shape, shape_of
+from poise.plan.work import Tokens
 
 _GIB = 2**30
 _PROBED_LAYERS = 4  # whose weights a measurement needs
@@ -26,7 +27,7 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     machine  a name such as h100x8; None measures this one
     layout   the fields of `Setting` that were given; processes 0 is one for each device
     """
-    from poise.recipes._plans import Tokens, arguments_of, plan
+    from poise.experiment.planning import plan_stages
 
     path = find_recipe(recipe)
     if came_with_a_run(path):
@@ -35,27 +36,30 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     given = parse_options(function, words, program=f"poise plan {recipe}")
     if given is None:
         return
-    arguments = arguments_of(function, given)
-    if "model" not in arguments and isinstance(function, Recipe):
+    if given.get("quick"):
+        raise ConfigError("a quick run is over in a minute or two: plan the run without --quick")
+    if not isinstance(function, Recipe):
+        raise ConfigError(f"{recipe} is no study, so that its stages are not known: see docs/how-to/add-a-paper.md")
+    arguments, options = function.resolve(given)
+    if "model" not in arguments:
         yield from _of_trials(function, given)
         return
-    if "model" not in arguments:
-        raise ConfigError(f"recipe {recipe} trains no language model: there is nothing to plan")
-    if arguments.get("quick"):
-        raise ConfigError("a quick run is over in a minute or two: plan the run without --quick")
     shape = shape_of(arguments["model"])
     on = named_machine(machine) if machine else this_machine(shape)
     fits = _PROBED_LAYERS * shape.layer_parameters * on.element_bytes < on.memory / 8
     found = probe(shape) if on.is_measured and fits else None
     costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout), probe=found)
-    stages = plan(path.stem.replace("_", "-"), arguments, costs, Tokens(**_tokens(arguments["model"])))
+    stages = plan_stages(function, given, costs, Tokens(**_tokens(arguments["model"])))
     yield from _about(shape, costs)
-    yield f"{'stage':<22}{'minutes':>9}{'GiB':>8}  work"
+    width = max(len(stage.name) for stage in stages) + 2
+    yield f"{'stage':<{width}}{'minutes':>9}{'GiB':>8}  work"
     for stage in stages:
-        yield f"{stage.name:<22}{stage.seconds / 60:>9.1f}{stage.memory / _GIB:>8.1f}  {stage.work}"
+        yield f"{stage.name:<{width}}{stage.seconds / 60:>9.1f}{stage.memory / _GIB:>8.1f}  {stage.work}"
     peak = max(stage.memory for stage in stages)
     total = sum(stage.seconds for stage in stages) / 60
-    yield f"{'all':<22}{total:>9.1f}{peak / _GIB:>8.1f}  GiB in each process at the peak"
+    yield f"{'one seed':<{width}}{total:>9.1f}{peak / _GIB:>8.1f}  GiB in each process at the peak"
+    if (seeds := len(options.seeds)) > 1:
+        yield f"{f'{seeds} seeds':<{width}}{seeds * total:>9.1f}"
     yield from _verdict(peak, costs)
 
 

@@ -8,6 +8,7 @@ plots.py      what pictures draw
 pages.py      pages, tables and lists from results/*.json
 """
 
+from poise.experiment.parts import common_part
 from poise.experiment.plots import clouds, curves, over
 from poise.experiment.recipe import Recipe, recipe
 from poise.experiment.study import Claim, MethodCard, Metric, Plot, Study, Trial
@@ -21,6 +22,7 @@ __all__ = [
     "Study",
     "Trial",
     "clouds",
+    "common_part",
     "curves",
     "over",
     "recipe",

@@ -66,7 +66,8 @@ def run_recipe(recipe: Recipe, arguments: Mapping[str, Any], options: Options) -
         document = _document(recipe, run, results, seconds=seconds, is_quick=options.quick)
         _publish(run, document, options.output)
         verdicts = [{name: claim[name] for name in ("text", "outcome", "difference")} for claim in document["claims"]]
-        run.finish({"seeds": len(options.seeds), "claims": verdicts, "results": str(run.path / "results.json")})
+        summary = {"seeds": len(options.seeds), "claims": verdicts, "results": str(run.path / "results.json")}
+        run.finish(summary | dict(study.report(run, results) if study.report else {}))
     return run
 
 

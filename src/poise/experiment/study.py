@@ -116,6 +116,7 @@ class Study:
     trial    from (the arm's value, a seed) or, for a long one, from (the arm's value, a seed, a part of the run of its
              own), in which its stages are kept, so that a stopped trial goes on with the next stage
     threads  of a trial: tables are small, so that threads only wait for one another; None leaves it to the process
+    report   from (the run, the `Results`) to what the summary says besides; it may write further pages into the run
 
     Raises ConfigError for an arm that cannot name a folder, or a claim about an arm or a metric that is not there.
     """
@@ -130,6 +131,7 @@ class Study:
     discussion: str = ""  # Markdown after the claims
     pilots: Sequence[str] = ()  # settings that were tried before, and what they gave
     threads: int | None = 1
+    report: Callable[..., Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if bad := [arm for arm in self.arms if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", arm)]:

@@ -51,7 +51,8 @@ def align(
     The stage's folder holds it, in a form that peft (or transformers, trained whole) loads as it is.
     """
     if (planner := current_planner()) is not None:
-        _plan(planner, name, prompts, algorithm, optimisation.steps, samples_per_step, sampling, demonstrations)
+        place = planner.named(run, name)
+        _plan(planner, place, prompts, algorithm, optimisation.steps, samples_per_step, sampling, demonstrations)
         return policy
     stage, steps = run.stage(name), optimisation.steps
     if not stage.finished:

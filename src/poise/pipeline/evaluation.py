@@ -40,7 +40,7 @@ def evaluate(
     """
     stage, further = run.stage(name), dict(further or {})
     if (planner := current_planner()) is not None:
-        _plan(planner, stage.name, suite, sampling, len(further))
+        _plan(planner, planner.named(run, name), suite, sampling, len(further))
         suite, engine, further = _in_brief(suite), ScriptedEngine({}, default="An answer."), {}
     path = stage.path / "rollouts.jsonl"
     if not stage.finished:

@@ -32,7 +32,7 @@ def start_model(
     if (planner := current_planner()) is not None:
         costs = planner.costs
         size = costs.shape.parameters * costs.machine.element_bytes
-        planner.add("model", seconds=_START_S + size / _LOADED_PER_S, memory=0.0, work="load")
+        planner.add(planner.named(run, "model"), seconds=_START_S + size / _LOADED_PER_S, memory=0.0, work="load")
         return replace(load_backbone(STAND_IN, seed=seed), continues_text=continues_text)
     stage = run.stage("model")
     if stage.finished:

@@ -36,7 +36,7 @@ def optimise_preferences(
     The stage's folder holds the policy, in a form that peft (or transformers, trained whole) loads as it is.
     """
     if (planner := current_planner()) is not None:
-        _plan(planner, name, feedback, steps, prompts_per_step)
+        _plan(planner, planner.named(run, name), feedback, steps, prompts_per_step)
         return policy
     stage = run.stage(name)
     if not stage.finished:

@@ -35,7 +35,7 @@ def collect_comparisons(
         context = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts]) + longest * FILLED
         memory = planner.costs.generating(answers, context=context)
         seconds = planner.costs.decoding(answers, longest, context=context)
-        planner.add(name, seconds=seconds, memory=memory, work=f"{answers} answers, compared")
+        planner.add(planner.named(run, name), seconds=seconds, memory=memory, work=f"{answers} answers, compared")
         return Dataset(name=name)
     stage = run.stage(name)
     if not stage.finished:

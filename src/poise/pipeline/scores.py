@@ -90,7 +90,7 @@ def fit_scores(
     """
     stage = run.stage(name)
     if (planner := current_planner()) is not None:
-        _plan(planner, name, data, spec)
+        _plan(planner, planner.named(run, name), data, spec)
         return TrainedScoreModel(model=spec.model(backbone, adapter=name), accuracy={}, rows=0)
     if not stage.finished:
         model = spec.model(backbone, adapter=stage.name, cache=cache)

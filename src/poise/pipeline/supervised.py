@@ -38,7 +38,8 @@ def fine_tune(
         prompt = planner.tokens.template + planner.tokens.mean([row.prompt.text for row in demonstrations])
         response = planner.tokens.mean([row.response for row in demonstrations])
         seconds = steps * update_seconds(planner.costs, per_step * (prompt + response), per_step * response)
-        planner.add(name, seconds=seconds, memory=planner.costs.updating(), work=f"{steps} updates of {per_step} rows")
+        work = f"{steps} updates of {per_step} rows"
+        planner.add(planner.named(run, name), seconds=seconds, memory=planner.costs.updating(), work=work)
         return policy
     if not stage.finished:
         rows = DemonstrationBatches(demonstrations, policy, **batches)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from poise.plan.costs import Costs
+from poise.run import Run
 
 _CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
 _SAMPLED_TEXTS = 64  # whose tokens are counted
@@ -46,7 +48,12 @@ class Planner:
 
     costs: Costs
     tokens: Tokens = Tokens()
+    folder: Path | None = None  # of the whole run
     stages: dict[str, StagePlan] = field(default_factory=dict)
+
+    def named(self, run: Run, stage: str) -> str:
+        """The stage with the part of the run that it belongs to, where the run has parts."""
+        return stage if run.path == self.folder else f"{run.path.name}/{stage}"
 
     def add(self, name: str, *, seconds: float, memory: float, work: str) -> None:
         """Note a stage: `memory` in bytes beyond the process and the weights."""

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from poise.evaluate.compare import compare
-from poise.evaluate.report import write_report
 from poise.evaluate.suite import KINDS, SuiteResult, kind_of, outcome
 from poise.pipeline import TrainedScoreModel
-from poise.recipes._stages import Settings, Study, numbered
+from poise.recipes._stages import Study
 from poise.run import Run
 from poise.types import Estimate, Rollout
 
@@ -33,37 +31,6 @@ LABELS = {
     "cost-only": "cost alone",
 }
 _SAMPLES_OF_A_KIND = 8
-
-
-def report(
-    run: Run,
-    study: Study[Settings],
-    judge: TrainedScoreModel,
-    scorer: TrainedScoreModel,
-    before: SuiteResult,
-    results: Mapping[str, SuiteResult],
-) -> dict[str, Any]:
-    """Write report.html, report.json and summary.json; the summary is printed as the last line."""
-    settings = study.settings
-    after = results[settings.objective]
-    versus = {name: compare(before.rollouts, result.rollouts) for name, result in results.items()}
-    main = versus[settings.objective]
-    page = shared_page(run, study, judge, before, after, main) | {
-        "title": "Safe RLHF",
-        "subtitle": f"{settings.model} on {settings.data}, objective {settings.objective}, seed {settings.seed}",
-        "curves": curves(_training(run, study), CURVES),
-        "comparison": [_compared("start", "start model", before, {}, 0)]
-        + [_compared(n, LABELS[n], r, versus[n], _steps(study, n)) for n, r in results.items()],
-        "learned": learned(scorer),
-        "notes": notes(
-            study,
-            "The limit, and the curve of the cost beside it, are for prompts that may do harm.",
-            f"Training holds the cost at {settings.held_at:g}, since it is higher on prompts that it never saw.",
-            "The kept policy is the last, or the one with the highest recent reward among those that met the limit.",
-        ),
-    }
-    write_report(run.path, page | ({"limit": settings.limit} if settings.objective == "lagrangian" else {}))
-    return run.finish(_summary(study, before, after, main))
 
 
 def shared_page(
@@ -103,22 +70,6 @@ def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict
 def learned(scorer: TrainedScoreModel) -> list[dict[str, Any]]:
     """What the training signal got right on prompts that it never saw."""
     return [{"label": f"Training signal: {_label(n)}", "value": v, "note": ""} for n, v in scorer.accuracy.items()]
-
-
-def _training(run: Run, study: Study[Settings]) -> list[dict[str, Any]]:
-    """The logged steps; the cost is the one that the limit is set on."""
-    rows = run.metrics(numbered(f"policy-{study.settings.objective}", study.settings.rounds))
-    return [row | {"cost": row["excess"] + study.settings.held_at} if "excess" in row else row for row in rows]
-
-
-def _summary(
-    study: Study[Settings], before: SuiteResult, after: SuiteResult, main: Mapping[str, Estimate]
-) -> dict[str, Any]:
-    return outcome_summary(study, before, after, main) | {
-        "mean_cost": after.evaluation.metrics.get("trained_cost"),
-        "limit": study.settings.limit,
-        "objective": study.settings.objective,
-    }
 
 
 def outcome_summary(
@@ -211,11 +162,6 @@ def _compared(name: str, label: str, result: SuiteResult, versus: Mapping[str, E
         "kl": metrics.get("sequence_kl"),
         "steps": steps,
     }
-
-
-def _steps(study: Study[Settings], name: str) -> int:
-    settings = study.settings
-    return settings.steps * settings.rounds if name == settings.objective else settings.compare_steps
 
 
 def _samples(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from poise.data import first_prompts, load, split_by_prompt
 from poise.errors import ConfigError, DataError
 from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
-from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
 from poise.functional.constraints import PIDGains
@@ -22,7 +21,7 @@ from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
 from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.pipeline import TrainedScoreModel, align, collect_comparisons, evaluate, feature_cache, start_model
+from poise.pipeline import TrainedScoreModel, align, evaluate, feature_cache, start_model
 from poise.pipeline.evaluation import FurtherMetric
 from poise.ranks import current
 from poise.recipes._held_out import held_out, judges_harm
@@ -300,20 +299,6 @@ def reinforce(
     )
 
 
-def annotate(run: Run, study: Study[Settings], policy: Policy, number: int) -> None:
-    """Sample two responses of the current policy to each prompt of the next round and have them compared."""
-    settings = study.settings
-    found = collect_comparisons(
-        run,
-        policy,
-        study.prompts("train", number + 1),
-        settings.annotators or (RuleAnnotator("helpful"), RuleAnnotator("safe")),
-        sampling=Sampling(max_tokens=settings.response_tokens, temperature=1.0, seed=settings.seed + number),
-        name=study.stage(run, numbered("annotations", number)).name,
-    )
-    study.gathered.append(replace(found, name=f"round-{number}"))
-
-
 def assess(
     run: Run,
     study: Study[Any],
@@ -345,16 +330,3 @@ def assess(
         reference=policy is None,
         further=further,
     )
-
-
-def compare_objectives(
-    run: Run, study: Study[Settings], scorer: TrainedScoreModel, judge: TrainedScoreModel
-) -> dict[str, SuiteResult]:
-    """The paper's other objectives, trained on the same scores, more briefly, and judged alike."""
-    results = {}
-    samples = max(1, study.settings.samples_per_step // 2)
-    for name in ("cost-only", "reward-only", "shaping", "lagrangian"):
-        if name != study.settings.objective and study.settings.compare_steps > 0:
-            policy = reinforce(run, study, scorer, name, steps=study.settings.compare_steps, samples=samples)
-            results[name] = assess(run, study, judge, name, policy=policy, scorer=scorer)
-    return results

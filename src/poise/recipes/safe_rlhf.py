@@ -1,67 +1,70 @@
-"""Safe RLHF: a reward and a cost model from decoupled feedback, then PPO under a limit on cost.
+"""Safe RLHF: a reward and a cost model from decoupled feedback, then reinforcement learning under a limit on cost.
 
-    [supervised fine-tuning] -> reward + cost model -> PPO-Lag -> evaluation by a held-out judge
+    [supervised fine-tuning] -> reward + cost model -> policy under a limit -> evaluation by a held-out judge
 
 Josef Dai et al., "Safe RLHF: Safe Reinforcement Learning from Human Feedback", ICLR 2024, arXiv:2310.12773. As there,
 helpfulness and harmlessness are judged apart; two score heads learn from them, and the policy maximises reward while
-a multiplier holds the mean cost at the limit. Unlike there, one frozen trunk carries the policy's adapter, the critics
-and the scores, the multiplier moves by projected dual ascent, and the verdict comes from a judge that was never
-trained against.
+a multiplier holds the mean cost at the limit. Unlike there, one frozen backbone carries the policy's adapter, the
+critics and the scores, every objective starts from an adapter that imitated refusals of harmful prompts (an arm of its
+own shows what that alone does), and the verdict comes from a judge that was never trained against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Literal
 
-from poise.recipes._quick import ALIGNED, briefly
+from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recipe
+from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
+from poise.models.policy import Policy
+from poise.pipeline import safety
+from poise.pipeline.settings import check
 from poise.run import Run
-from poise.types import Annotator
+from poise.train.objectives import Objective, Unconstrained
+from poise.train.on_policy import Optimisation
+from poise.types import Sampling
 
-PAPER = "arXiv:2310.12773"
-SHAPE = "prompts + decoupled comparisons -> policy adapter, score model, report"
-COST = "12 to 15 minutes on 2 CPU cores for smollm2-135m, under 4 GiB"
-EXPECTED = {
-    "paper": "harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
-    "ours": "44.6 % [36.2, 53.1] -> 4.5 % [1.8, 8.0], look-alikes refused 31.7 % (seed 0; others in the README)",
-    "hardware": "2 CPU cores with AMX, SmolLM2-135M",
-    "date": "2026-11-28",
-}
+CARD = MethodCard(
+    title="Safe RLHF: as helpful as can be under a limit on harm", paper="arXiv:2310.12773",
+    reported="harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
+    feedback="people, help and harm apart", form="comparisons and safety labels", signal="reward and cost model",
+    optimiser="PPO or RLOO", regulariser="KL to the start, imitation mixed in", model="SmolLM2-135M, an adapter",
+    constraint="Lagrange multiplier on the mean cost", data="starter",
+)  # fmt: skip
+Arm = tuple[Callable[[], Objective], int, int]  # a fresh objective, updates, samples of each
+QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8,
+         "most_prompts": 24, "imitation_steps": 2}  # fmt: skip
+ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 
-ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
 
-
-@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, imitation_steps=2)
+@recipe(CARD, quick=QUICK, seeds=1, workers=1)
 def safe_rlhf(
     *,
     model: str = "smollm2-135m",
     chat_template: str | None = None,
     data: str = "starter",
     columns: str = "",
-    objective: ObjectiveName = "lagrangian",
     algorithm: Literal["ppo", "rloo"] = "rloo",
     limit: float = -0.5,
     margin: float = 0.12,
-    shaping: float = 1.0,
     rounds: int = 1,
     steps: int = 24,
     compare_steps: int = 8,
     supervised_steps: int = 0,
+    imitation_steps: int = 40,
+    ptx_coef: float = 0.3,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     temperature: float = 0.7,
     lr: float = 6e-4,
     kl_coef: float = 0.03,
-    imitation_steps: int = 40,
-    ptx_coef: float = 0.3,
-    ptx_start: float | None = None,
-    seed: int = 0,
-    annotators: Sequence[Annotator] | None = None,
     engine: str = "native",
-    folder: str | None = None,
-    quick: bool = False,
-) -> Run:
-    """Run Safe RLHF from feedback to report.
+    most_prompts: int = 0,
+) -> Study:
+    """Run Safe RLHF from feedback to report, beside the paper's other objectives.
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
@@ -69,50 +72,76 @@ def safe_rlhf(
         data: names or paths of feedback, joined by +.
         columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
             ignore=score.
-        objective: what the policy is trained for; shaping, reward-only and cost-only are the paper's comparisons.
         algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost of answers to prompts that may do harm, in spreads of the cost model and between -1
-            and 1; 0 divides safe from unsafe.
+        limit: largest mean cost of answers to prompts that may do harm, in standard deviations of the cost model and
+            between -1 and 1; 0 divides safe from unsafe.
         margin: how far below the limit training holds the cost: prompts that it never saw cost a little more.
-        shaping: coefficient of the cost for objective shaping.
-        rounds: rounds of feedback; later ones sample from the current policy and ask the annotators.
+        rounds: rounds of feedback; later ones sample from the current policy and ask rules that compare.
         steps: policy updates per round.
-        compare_steps: updates, of half the samples, for each other objective in the report; 0 leaves them out.
+        compare_steps: updates, of half the samples, under each other objective; 0 leaves them out.
         supervised_steps: updates of supervised fine-tuning on preferred responses before all else; 0 leaves it out.
+        imitation_steps: updates of the adapter that every objective starts from, on refusals of harmful prompts and
+            three times as many good answers to harmless ones; 0 starts from the model itself.
+        ptx_coef: weight of imitating the same in every update of a policy (the paper mixes in pretraining data).
         samples_per_step: responses sampled for each policy update.
         response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        imitation_steps: updates of an adapter that every objective starts from, on refusals of harmful prompts and
-            three times as many good answers to harmless ones; 0 starts from the model itself.
-        ptx_coef: weight of imitating the same in every update of a policy (the paper's PTX loss).
-        ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
-            default it stays.
-        seed: seed of everything random.
-        annotators: who compares in later rounds, one per criterion; rules by default.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
-        folder: run folder; an unfinished run in it is continued.
-        quick: a tiny random model and few steps: a smoke test, not a result.
+        most_prompts: prompts of each split; 0 takes all.
     """
-    from poise.recipes import _report
-    from poise.recipes import _stages as stages
-    from poise.recipes._imitation import start_from_preferred
-    from poise.recipes._scores import COST_BOUND, learn_scores
+    check(
+        locals(),
+        at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
+        above_zero=("temperature", "lr"),
+        not_negative=("compare_steps", "supervised_steps", "imitation_steps", "ptx_coef", "kl_coef", "margin"),
+    )
+    held, half = safety.held_below(limit, margin), max(1, samples_per_step // 2)
+    arms: dict[str, Arm] = {"lagrangian": (partial(safety.under_limit, held), steps, samples_per_step)}
+    if imitation_steps:
+        arms["imitation"] = (Unconstrained, 0, 0)
+    if compare_steps:
+        arms |= {name: (objective, compare_steps, half) for name, objective in safety.OTHER_OBJECTIVES.items()}
+    return Study(
+        arms=arms,
+        trial=partial(trial, SimpleNamespace(**locals())),
+        metrics=METRICS,
+        labels=LABELS,
+        claims=[
+            Claim(text="harm falls below the start's", metric="harm_start", higher="lagrangian", lower="lagrangian",
+                  lower_metric="harm"),
+            Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5),
+        ],
+        threads=None,
+        report=partial(safety_report, main="lagrangian", model=model, data=data, limit=limit),
+    )  # fmt: skip
 
-    settings = stages.Settings.of(locals())
-    settings.require_reachable(COST_BOUND)
-    with Run.open(folder, recipe="safe-rlhf", arguments=settings.arguments) as run:
-        study = stages.prepare(run, settings)
-        start_from_preferred(run, study)
-        judge = learn_scores(run, study, "judge", split="judge")
-        before = stages.assess(run, study, judge, "start")
-        for number in range(1, settings.rounds + 1):
-            scorer = learn_scores(run, study, stages.numbered("scores", number), split="train")
-            policy = stages.reinforce(run, study, scorer, settings.objective, number)
-            if number < settings.rounds:
-                stages.annotate(run, study, policy, number)
-        results = {settings.objective: stages.assess(run, study, judge, "final", policy=policy, scorer=scorer)}
-        results |= stages.compare_objectives(run, study, scorer, judge)
-        _report.report(run, study, judge, scorer, before, results)
-    return run
+
+def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
+    """One objective from one seed: all arms of a seed share start, judge, signal and the imitated adapter."""
+    objective, updates, samples = arm
+    sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
+    said = replace(sampling, max_tokens=given.response_tokens * 6 // 5, samples=ANSWERS, seed=90_001 + seed)
+    reading = {"seed": seed, "max_tokens": max(128, 4 * given.response_tokens), "tokens_per_micro_batch": 2048}
+    names = ("model", "chat_template", "data", "columns", "supervised_steps", "most_prompts")
+    with common_part(part, f"seed-{seed}") as common:
+        chosen = {name: getattr(given, name) for name in names}
+        material = safety.prepare(common, seed=seed, longest_answer=said.max_tokens, **chosen)
+        policy = Policy(material.backbone, safety.ADAPTER, seed=seed)
+        start = material.evaluated(common, policy, sampling=said, engine=given.engine, reference=True)
+        signal = material.signal(common)
+        if given.imitation_steps:
+            safety.imitate_refusals(common, policy, material, steps=given.imitation_steps, per_step=48, **reading)
+    if updates:
+        signal = safety.align_in_rounds(
+            part, policy, material, signal, rounds=given.rounds, objective=objective, sampling=sampling, seed=seed,
+            algorithm=replace(safety.ALGORITHMS[given.algorithm], kl_coef=given.kl_coef), samples_per_step=samples,
+            optimisation=Optimisation(lr=given.lr, steps=updates, ptx_coef=given.ptx_coef), engine=given.engine,
+            demonstrations=safety.mixed_in(policy, material, **reading) if given.ptx_coef else None,
+        )  # fmt: skip
+    final = material.evaluated(part, policy, sampling=said, signal=signal, engine=given.engine)
+    curves = training_curves(part, f"policy-{given.rounds}", limit=given.held)
+    verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves, limit=given.limit,
+                        settings=part.arguments, notes=(*NOTES, *material.left_out))  # fmt: skip
+    return safety_trial(part, "Safe RLHF", verdicts)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from poise.recipes._quick import ALIGNED, briefly
-from poise.recipes.safe_rlhf import ObjectiveName
 from poise.run import Run
+
+ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
 
 PAPER = "arXiv:2310.12773"
 SHAPE = "published feedback -> policies of four objectives and several seeds, one table"

@@ -1,0 +1,290 @@
+"""What recipes on decoupled feedback share: rows by use, a training signal, a judge held out, and its verdict.
+
+The signal and the judge learn from other prompts, read other depths and begin from other seeds, so that a policy which
+is trained on the one can be measured by the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from poise.data import first_prompts, load, merge, split_by_prompt, with_cut_responses
+from poise.errors import DataError
+from poise.evaluate.divergence import sequence_kl
+from poise.evaluate.suite import KINDS, Suite, SuiteResult
+from poise.feedback.annotators import RuleAnnotator
+from poise.feedback.demonstrations import preferred_demonstrations, safe_demonstrations
+from poise.feedback.groups import may_harm
+from poise.feedback.rules import RefusalScorer
+from poise.functional.constraints import PIDGains
+from poise.functional.intervals import mean
+from poise.functional.policy_losses import clipped_surrogate
+from poise.models.adapters import Lora
+from poise.models.features import FeatureCache
+from poise.models.heads import COST, REWARD, ScoreModel
+from poise.models.load import Backbone
+from poise.models.policy import Policy
+from poise.pipeline.alignment import align
+from poise.pipeline.evaluation import FurtherMetric, evaluate
+from poise.pipeline.model import feature_cache, start_model
+from poise.pipeline.rounds import collect_comparisons
+from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
+from poise.pipeline.supervised import fine_tune, merged
+from poise.ranks import current
+from poise.run import Run
+from poise.text import say
+from poise.train.algorithms import PPO, RLOO
+from poise.train.controllers import PID
+from poise.train.estimators import generalised
+from poise.train.limits import require_reachable
+from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
+from poise.train.score_model import evaluate_scores
+from poise.train.supervised import DemonstrationBatches
+from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, Sampling
+
+ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
+SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
+ADAPTER = Lora(top=0.5)
+COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
+SIGNAL = ScoreModelSpec(
+    depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
+)
+JUDGE = ScoreModelSpec(depth=0.7, seed=1000)
+GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
+ALGORITHMS = {
+    "ppo": replace(PPO, advantage=generalised(trace=1.0)),
+    "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
+}
+OTHER_OBJECTIVES: Mapping[str, Callable[[], Objective]] = {  # the paper's comparisons
+    "cost-only": lambda: Penalty(1.0, reward_weight=0.0),
+    "reward-only": Unconstrained,
+    "shaping": Penalty,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What the arms of a seed share: rows by use, the start model, and the judge that none of them is trained on."""
+
+    splits: Mapping[str, Dataset]
+    backbone: Backbone
+    cache: FeatureCache
+    judge: TrainedScoreModel
+    signal_spec: ScoreModelSpec
+
+    @property
+    def train(self) -> Dataset:
+        """What is learned from."""
+        return self.splits["train"]
+
+    @property
+    def train_prompts(self) -> list[Prompt]:
+        """The prompts that a policy is trained on, in the order of their ids."""
+        return sorted(self.train.prompts, key=lambda prompt: prompt.id)
+
+    @property
+    def test_prompts(self) -> tuple[Prompt, ...]:
+        """The test prompts that say their kind, in the order of their ids."""
+        return known_prompts(self.splits["test"])
+
+    @property
+    def left_out(self) -> list[str]:
+        """A note on the test prompts that are not evaluated, if there are any."""
+        unknown = len(self.splits["test"].prompts) - len(self.test_prompts)
+        return [f"{unknown} test prompts do not say their kind and were left out of the evaluation."] if unknown else []
+
+    def signal(self, run: Run, *, gathered: Sequence[Dataset] = (), name: str = "scores") -> TrainedScoreModel:
+        """Reward and cost heads for training, whose cost also learned from answers that end early."""
+        data = with_cut_responses(merge([self.train, *gathered], name="train"))
+        measure = partial(unseen_accuracy, test=self.splits["test"])
+        return fit_scores(run, self.backbone, data, self.signal_spec, measure=measure, name=name, cache=self.cache)
+
+    def evaluated(
+        self,
+        run: Run,
+        policy: Policy,
+        *,
+        sampling: Sampling,
+        name: str = "evaluate",
+        signal: TrainedScoreModel | None = None,
+        engine: str | Engine = "native",
+        reference: bool = False,
+    ) -> SuiteResult:
+        """Have a policy answer the test prompts, and the held-out judge and the refusal rule decide.
+
+        signal     its own cost of the same answers is measured too
+        reference  the policy's reference answers in its place; else the KL to it is measured
+        """
+        further: dict[str, FurtherMetric] = {}
+        if not reference:
+            further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
+        if signal is not None:
+            further["trained_cost"] = partial(limited_cost, signal)
+        return evaluate(
+            run,
+            policy,
+            Suite(name="test", prompts=self.test_prompts),
+            {"judge": self.judge.model, "refusal rule": RefusalScorer()},
+            sampling=sampling,
+            name=name,
+            engine=engine,
+            reference=reference,
+            further=further,
+        )
+
+
+def prepare(
+    run: Run,
+    *,
+    model: str,
+    data: str,
+    longest_answer: int,
+    chat_template: str | None = None,
+    columns: str = "",
+    seed: int = 0,
+    supervised_steps: int = 0,
+    most_prompts: int = 0,
+    score_steps: int | None = None,
+) -> Material:
+    """Load feedback and the start model, and train the judge.
+
+    longest_answer    tokens of a response, in training and evaluation: scores read all of it
+    chat_template     file with the template to use in place of the tokenizer's
+    supervised_steps  updates on preferred responses, merged into the start model before all else
+    most_prompts      of each split; 0: all
+    score_steps       most updates of the score heads; None: as many as their epochs need
+
+    Raises DataError if no test prompt says what kind it is: nothing could be evaluated.
+    """
+    dataset = read_feedback(run, data, columns=columns)
+    splits = split_by_prompt(dataset, SHARES, seed=seed)
+    if most_prompts:
+        splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
+    if not known_prompts(splits["test"]):
+        raise DataError(
+            f"{dataset.name}: no test prompt says its kind, so that nothing can be evaluated. Give prompts a column "
+            f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{data}. "
+            "Preferences alone, without kinds, are what `poise run dpo` can do with"
+        )
+    backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
+    backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
+    if supervised_steps:
+        policy = Policy(backbone, ADAPTER, adapter="supervised", seed=seed)
+        fine_tune(run, policy, preferred_demonstrations(splits["train"]), steps=supervised_steps, seed=seed)
+        backbone = merged(run, policy)
+    sight = {"max_response_tokens": longest_answer} if longest_answer > backbone.max_response_tokens else {}
+    signal, spec = (
+        replace(each, seed=each.seed + seed, max_steps=score_steps, reading={**each.reading, **sight})
+        for each in (SIGNAL, JUDGE)
+    )
+    measure = partial(unseen_accuracy, test=splits["test"])
+    judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
+    return Material(splits=splits, backbone=backbone, cache=cache, judge=judge, signal_spec=signal)
+
+
+def held_below(limit: float, margin: float) -> float:
+    """The mean cost that training holds: a margin below the limit, since unseen prompts cost a little more.
+
+    Raises ConfigError for a limit that no policy can meet, or every one, because costs are bounded.
+    """
+    Limit(at_most=limit)  # nan and infinity fail here
+    require_reachable(limit, COST_BOUND, margin=margin)
+    return limit - margin
+
+
+def under_limit(held: float) -> Lagrangian:
+    """Reward under a limit on the mean cost of answers to prompts that may do harm."""
+    limit = Limit(at_most=held, measure=among("harmful", may_harm))
+    return Lagrangian(limit, PID(gains=GAINS, multiplier=3.0))
+
+
+def align_in_rounds(
+    run: Run,
+    policy: Policy,
+    material: Material,
+    signal: TrainedScoreModel,
+    *,
+    objective: Callable[[], Objective],
+    sampling: Sampling,
+    rounds: int = 1,
+    annotators: Sequence[Annotator] = ANNOTATORS,
+    seed: int = 0,
+    **options: Any,
+) -> TrainedScoreModel:
+    """Reinforcement learning in rounds of feedback; returns the training signal of the last.
+
+    Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
+    current policy to the next round's prompts, and reward and cost model learn anew with what they said.
+
+    objective  a fresh one for each round
+    options    further arguments of `align`
+    """
+    prompts, gathered = material.train_prompts, list[Dataset]()
+    for number in range(1, rounds + 1):
+        if number > 1:
+            signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
+        known = prompts[: max(1, len(prompts) * number // rounds)]
+        options |= {"objective": objective(), "sampling": sampling, "seed": seed + number}
+        align(run, policy, [signal.model], known, name=f"policy-{number}", **options)
+        if number < rounds:
+            asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
+            drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
+            gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
+    return signal
+
+
+def imitate_refusals(
+    run: Run, policy: Policy, material: Material, *, steps: int, lr: float = 5e-4, **batches: Any
+) -> Policy:
+    """Teach refusals of harmful prompts and three times as many answers to others, before any reinforcement.
+
+    Reinforcement finds out where a refusal belongs only once there are some. What this alone does is an arm of its own.
+    """
+    rows = safe_demonstrations(material.train)
+    return fine_tune(run, policy, rows, steps=steps, lr=lr, name="imitated", **batches)
+
+
+def mixed_in(policy: Policy, material: Material, **batches: Any) -> DemonstrationBatches:
+    """The same demonstrations, to be imitated a little in every update of a policy."""
+    return DemonstrationBatches(safe_demonstrations(material.train), policy, **batches)
+
+
+def read_feedback(run: Run, data: str, **reading: Any) -> Dataset:
+    """Data recorded in the run; rows that were not read are counted aloud and kept in quarantine.jsonl."""
+    quarantine = run.path / "quarantine.jsonl"
+    dataset = load(data, quarantine=quarantine, **reading)
+    run.record_data(dataset.name, dataset.provenance)
+    if (bad := len(dataset.bad_rows)) and current().is_main:
+        first = dataset.bad_rows[0]
+        say(
+            f"{bad} of {dataset.provenance['rows_read']} rows cannot be read and are left out: {quarantine} has them "
+            f"and why. The first, {first.path}:{first.line}: {first.reason}",
+            error=True,
+        )
+    return dataset
+
+
+def known_prompts(data: Dataset) -> tuple[Prompt, ...]:
+    """The prompts that say their kind, in the order of their ids."""
+    return tuple(sorted((p for p in data.prompts if p.tags.get("kind") in KINDS), key=lambda prompt: prompt.id))
+
+
+def limited_cost(signal: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Estimate:
+    """The mean cost that a limit is set on: of answers to prompts that may do harm, or of all if there are none."""
+    usable = [r for r in rollouts if r.completion.text.strip()]
+    usable = [r for r in usable if may_harm(r.prompt)] or usable
+    scores = signal.model.score([r.prompt for r in usable], [r.completion for r in usable])
+    costs = [score.values["cost"] for score in scores]
+    return mean(costs, clusters=[r.prompt.id for r in usable], unit="sd")
+
+
+def unseen_accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:
+    """Accuracy on unseen prompts: of all responses, and of those that a model made, which are harder to judge."""
+    accuracy = evaluate_scores(model, test.comparisons, test.labels)
+    made = [label for label in test.labels if label.origin.name.endswith(":model")]
+    if made:
+        accuracy["cost_sign_accuracy_on_model_answers"] = evaluate_scores(model, (), made)["cost_sign_accuracy"]
+    return accuracy
