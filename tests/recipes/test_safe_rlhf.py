@@ -31,7 +31,7 @@ KEYS = {
     *("harm_rate_before", "harm_rate_after", "helpful_win_rate", "over_refusal_before", "over_refusal_after"),
     *("mean_cost", "limit", "kl", "minutes", "peak_rss_gib"),
 }
-CLOCKS = {"minutes", "peak_rss_gib", "time", "seconds", "tokens_per_s"}
+CLOCKS = {"results", "minutes", "peak_rss_gib", "time", "seconds", "tokens_per_s"}
 ARMS = ("lagrangian", "imitation", "cost-only", "reward-only", "shaping")
 MAIN, COMMON = "lagrangian-seed-0", "seed-0"  # the part of the main arm, and what all arms share
 

@@ -36,7 +36,7 @@ CARD = MethodCard(
 )  # fmt: skip
 Arm = tuple[Callable[[], Objective], int, int]  # a fresh objective, updates, samples of each
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8,
-         "most_prompts": 24, "imitation_steps": 2}  # fmt: skip
+         "most_prompts": 24, "imitation_steps": 2, "seeds": 1}  # fmt: skip
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 
 
