@@ -251,11 +251,14 @@ class RolloutBatch:
     old_logprobs: Tensor  # [B, T] nats
     ref_logprobs: Tensor  # [B, T] nats
     scores: Mapping[str, Tensor]  # channel -> [B]
+    groups: Mapping[str, Tensor] = field(default_factory=dict)  # name of a group of prompts -> [B] bool
     values: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B, T]
     greedy_scores: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B] of the prompt's greedy answer
     entropies: Tensor | None = None  # [B, T] nats, of the policy that sampled
     sampled_logprobs: Tensor | None = None  # [B, T] nats, as the engine said them, where these are not `old_logprobs`
-    extra_inputs: Mapping[str, Any] = field(default_factory=dict)  # what the models keep for the update
+    shared_rows: Any = None  # the rows as the policy reads them, with what it need not compute again
+    critic_features: Tensor | None = None  # [B, T, F] what the critics see before each token
+    extra_inputs: Mapping[str, Any] = field(default_factory=dict)  # further inputs of the policy, such as images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from poise.rollout.native import NativeEngine
 from poise.train.algorithms import PPO
 from poise.train.objectives import (
     MEAN,
+    NO_GROUPS,
     PID,
     Lagrangian,
     Limit,
@@ -119,8 +120,8 @@ def tail(costs: Tensor) -> float:
 class Watched(Lagrangian):
     """A Lagrangian that also reports the tail, whatever it limits."""
 
-    def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
-        return super().update(scores) | {"tail": tail(scores["cost"])}
+    def update(self, scores: Mapping[str, Tensor], groups: Mapping[str, Tensor] = NO_GROUPS) -> dict[str, float]:
+        return super().update(scores, groups) | {"tail": tail(scores["cost"])}
 
 
 def steady() -> PID:

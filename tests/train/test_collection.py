@@ -18,6 +18,10 @@ PROMPTS = [Prompt.of(letter) for letter in "abcdefgh"]
 FILTER = Collection(keep=in_varied_group, draws=3)
 
 
+def itself(scores, groups):
+    return scores
+
+
 class LengthScorer:
     """The reward is the length of the text; a text of question marks has no score."""
 
@@ -37,7 +41,7 @@ def collector(answer, collection=FILTER, seed=0, engine=ScriptedEngine):
         scorers=[LengthScorer()],
         sampling=Sampling(samples=2, seed=seed),
         collection=collection,
-        shape=lambda scores: scores,
+        shape=lambda scores, groups: scores,
         pool=PROMPTS,
     )
 
@@ -142,6 +146,6 @@ def test_greedy_answers_none_of_which_can_be_scored_stop_the_step():
 def test_a_row_is_kept_if_any_channel_is_varied():
     channels = {"reward": torch.tensor([1.0, 2.0, 3.0, 3.0]), "cost": torch.tensor([0.0, 0.0, 1.0, 1.0])}
     group = torch.tensor([0, 0, 1, 1])
-    assert kept_rows(FILTER, dict, channels, group).tolist() == [True, True, False, False]
-    assert kept_rows(FILTER, dict, channels | {"cost": torch.tensor([0.0, 0.0, 0.0, 1.0])}, group).all()
-    assert kept_rows(Collection(), dict, channels, group).all()
+    assert kept_rows(FILTER, itself, channels, group).tolist() == [True, True, False, False]
+    assert kept_rows(FILTER, itself, channels | {"cost": torch.tensor([0.0, 0.0, 0.0, 1.0])}, group).all()
+    assert kept_rows(Collection(), itself, channels, group).all()

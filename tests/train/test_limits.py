@@ -16,12 +16,12 @@ import poise.feedback.groups
 import poise.train.limits
 import poise.train.objectives
 from poise.errors import ConfigError
-from poise.feedback.groups import GroupScorer, of_category
+from poise.feedback.groups import of_category
 from poise.feedback.rules import RefusalScorer
 from poise.functional.statistics import PlattScale
 from poise.models.heads import Channel, ScoreModel
 from poise.train.algorithms import PPO
-from poise.train.limits import check_limits
+from poise.train.limits import check_limits, group_masks
 from poise.train.objectives import (
     MEAN,
     PID,
@@ -165,10 +165,8 @@ def test_limits_that_cannot_be_meant_are_refused(make, reason):
 
 
 def grouped(prompts, *costs, objective):
-    """Scores of one completion of each prompt, as the trainer gathers them."""
-    (scorer,) = objective.scorers
-    found = [scores.values for scores in scorer.score(prompts, [None] * len(prompts))]
-    return batch(*costs) | {name: torch.tensor([row[name] for row in found]) for name in found[0]}
+    """Scores of one completion of each prompt, and which rows belong to which group, as the trainer gathers them."""
+    return batch(*costs), group_masks(objective.groups, prompts)
 
 
 def test_a_limit_of_a_category_sees_the_prompts_of_that_category_alone():
@@ -178,11 +176,11 @@ def test_a_limit_of_a_category_sees_the_prompts_of_that_category_alone():
         Limit("cost", 0.0, measure=among("harmless", lambda prompt: prompt.tags["kind"] == "benign")),
     )
     scores = grouped(PROMPTS, 4.0, 2.0, -3.0, -1.0, objective=objective)
-    shaped = objective.shape(scores)
+    shaped = objective.shape(*scores)
     assert shaped["cost_theft"].tolist() == [8.0, 4.0, 0.0, 0.0]  # half of the prompts: twice the cost
     assert shaped["cost_rate_violence"].tolist() == [0.0, 2.0, 0.0, 0.0]
     assert shaped["cost_harmless"].tolist() == [0.0, 0.0, -12.0, 0.0]
-    metrics = objective.update(scores)
+    metrics = objective.update(*scores)
     assert [metrics[f"excess_{name}"] for name in list(objective.signs)[1:]] == [2.0, 0.5, -3.0]
 
 
@@ -196,11 +194,11 @@ def test_where_a_limit_says_nothing_the_reward_counts_whole():
     scores = grouped(PROMPTS, 0.0, 0.0, 0.0, 0.0, objective=objective)  # theft; both; neither; violence
     weights = {"reward": 8.0, "cost_theft": 1.0, "cost_rate_violence": 2.0}
     advantages = {name: torch.tensor([[weight, 2 * weight]] * 4) for name, weight in weights.items()}
-    mixed = objective.mix(advantages, scores)
+    mixed = objective.mix(advantages, scores[1])
     expected = torch.tensor([[1.25, 2.5], [0.6, 1.2], [8.0, 16.0], [3.0, 6.0]])
     torch.testing.assert_close(mixed, expected)
     totals = {name: values.sum(-1) for name, values in advantages.items()}
-    torch.testing.assert_close(objective.mix(totals, scores), expected.sum(-1))
+    torch.testing.assert_close(objective.mix(totals, scores[1]), expected.sum(-1))
 
 
 def test_the_gradient_of_a_category_is_that_of_its_conditional_mean():
@@ -213,7 +211,7 @@ def test_the_gradient_of_a_category_is_that_of_its_conditional_mean():
     for action in range(5):  # the expectation over actions, one at a time
         scores = grouped(PROMPTS, *costs[:, action].tolist(), objective=objective)
         weights = logits.softmax(-1)[:, action].detach()
-        total = total + (weights * objective.shape(scores)["cost_theft"] * logits.log_softmax(-1)[:, action]).mean()
+        total = total + (weights * objective.shape(*scores)["cost_theft"] * logits.log_softmax(-1)[:, action]).mean()
     total.backward()
     torch.testing.assert_close(logits.grad, exact)
 
@@ -221,26 +219,28 @@ def test_the_gradient_of_a_category_is_that_of_its_conditional_mean():
 def test_a_batch_without_the_category_moves_nothing_and_is_not_feasible_before_the_first():
     objective = Lagrangian(Limit("cost", 1.0, measure=per_category("theft")))
     harmless = grouped(PROMPTS[2:], 9.0, 9.0, objective=objective)
-    assert objective.shape(harmless)["cost_theft"].tolist() == [0.0, 0.0]
-    assert objective.update(harmless) == {"multiplier": 1.0, "saturated": 0.0, "feasible": 0.0}
-    objective.update(grouped(PROMPTS[:1], 0.5, objective=objective))
-    kept = objective.update(harmless)
+    assert objective.shape(*harmless)["cost_theft"].tolist() == [0.0, 0.0]
+    assert objective.update(*harmless) == {"multiplier": 1.0, "saturated": 0.0, "feasible": 0.0}
+    objective.update(*grouped(PROMPTS[:1], 0.5, objective=objective))
+    kept = objective.update(*harmless)
     assert (kept["excess"], kept["feasible"], kept["multiplier"]) == (-0.5, 1.0, 0.9)
 
 
 def test_the_weight_of_a_category_is_its_share_of_all_prompts_so_far():
     objective = Lagrangian(Limit(measure=per_category("theft")))
-    objective.update(grouped(PROMPTS, 1.0, 1.0, 1.0, 1.0, objective=objective))
+    objective.update(*grouped(PROMPTS, 1.0, 1.0, 1.0, 1.0, objective=objective))
     one_of_two = grouped(PROMPTS[1:3], 3.0, 1.0, objective=objective)
-    assert objective.shape(one_of_two)["cost_theft"].tolist() == [3.0 * 6 / 3, 0.0]  # 3 of 6 prompts, not 1 of 2
+    assert objective.shape(*one_of_two)["cost_theft"].tolist() == [3.0 * 6 / 3, 0.0]  # 3 of 6 prompts, not 1 of 2
     one_of_one = grouped(PROMPTS[:1], 3.0, objective=objective)
-    assert objective.shape(one_of_one)["cost_theft"].tolist() == [3.0 * 5 / 3]
+    assert objective.shape(*one_of_one)["cost_theft"].tolist() == [3.0 * 5 / 3]
 
 
-def test_scores_without_the_groups_say_where_they_come_from():
+def test_a_batch_that_does_not_say_which_rows_are_in_the_group_is_refused():
     objective = Lagrangian(Limit(measure=per_category("theft")))
-    with pytest.raises(ConfigError, match="'in:theft', but the scorers give cost, reward: add the objective's own"):
+    with pytest.raises(ConfigError, match=r"belong to group 'theft', and was told of no group: pass `RolloutBatch"):
         objective.shape(batch(1.0))
+    with pytest.raises(ConfigError, match="told of violence"):
+        objective.update(batch(1.0), {"violence": torch.tensor([True])})
 
 
 def test_a_restored_objective_continues_exactly_where_it_was():
@@ -251,20 +251,29 @@ def test_a_restored_objective_continues_exactly_where_it_was():
 
     original, restored = make(), make()
     for cost in (0.3, -0.1, 0.7):
-        original.update(grouped(PROMPTS, cost, 2 * cost, -cost, 1.0, objective=original))
+        original.update(*grouped(PROMPTS, cost, 2 * cost, -cost, 1.0, objective=original))
     restored.load_state_dict(copy.deepcopy(original.state_dict()))
     scores = grouped(PROMPTS[1:], 2.0, 1.0, -3.0, objective=original)
-    for name, values in original.shape(scores).items():
-        assert torch.equal(restored.shape(scores)[name], values)
-    assert restored.update(scores) == original.update(scores)
+    for name, values in original.shape(*scores).items():
+        assert torch.equal(restored.shape(*scores)[name], values)
+    assert restored.update(*scores) == original.update(*scores)
     assert restored.state_dict() == original.state_dict()
 
 
-def test_groups_are_scored_once_each():
+def test_an_objective_names_each_group_once():
     objective = Lagrangian(*(Limit("cost", 0.0, measure=per_category("theft", m)) for m in (MEAN, rate())))
-    (scorer,) = objective.scorers
-    assert [group.name for group in scorer.groups] == ["theft"]
-    assert Lagrangian(Limit()).scorers == Unconstrained().scorers == ()
+    assert [group.name for group in objective.groups] == ["theft"]
+    assert Lagrangian(Limit()).groups == Unconstrained().groups == ()
+
+
+def test_groups_of_prompts_are_masks_of_the_batch_and_no_scores(make_trainer, prompts):
+    tagged = [replace(prompt, tags={"categories": ("theft",)} if i < 2 else {}) for i, prompt in enumerate(prompts)]
+    trainer = make_trainer(prompts=tagged, objective=Lagrangian(Limit(measure=per_category("theft"))))
+    found = trainer.collect(tagged)
+    assert found.groups["theft"].dtype == torch.bool
+    assert found.groups["theft"].tolist() == [True, True, False, False]
+    assert set(found.scores) == {"reward", "cost"}
+    assert all(set(rollout.scores.values) == {"reward", "cost"} for rollout in trainer.rollouts)
 
 
 def test_the_trainer_gives_limits_of_categories_the_prompts_they_speak_of(make_trainer, prompts):
@@ -303,7 +312,7 @@ class CostsInTurn:
 def test_the_best_feasible_policy_is_kept_under_every_measure(make_trainer, prompts, limit, good, bad):
     tagged = [replace(prompt, tags={"categories": ("theft",)} if i < 2 else {}) for i, prompt in enumerate(prompts)]
     trainer = make_trainer(prompts=tagged, objective=Lagrangian(limit))
-    trainer.scorers = (CostsInTurn(*[good] * 5, *[bad] * 4), *trainer.objective.scorers)
+    trainer.scorers = (CostsInTurn(*[good] * 5, *[bad] * 4),)
     for index in range(9):
         trainer.index = index
         metrics = trainer.step(tagged)
@@ -327,9 +336,9 @@ def test_a_limit_moves_the_policy_as_a_mean_limit_on_its_costs_would(make_traine
     """
     tagged = [replace(prompt, tags={"categories": ("theft",)} if i < 2 else {}) for i, prompt in enumerate(prompts)]
     direct = make_trainer(sgd=True, prompts=tagged, objective=Lagrangian(Limit("cost", 0.0, measure=measure)))
-    collected = direct.collect(tagged).scores
-    costs = direct.objective.shape(collected)[direct.objective.limits[0].name]
-    rewards = collected["reward"] * (2 - collected.get("in:theft", torch.ones(len(costs))))
+    collected = direct.collect(tagged)
+    costs = direct.objective.shape(collected.scores, collected.groups)[direct.objective.limits[0].name]
+    rewards = collected.scores["reward"] * (2 - collected.groups.get("theft", torch.ones(len(costs))).float())
 
     class AsScores:
         def score(self, prompts, completions):
@@ -344,7 +353,7 @@ def test_a_limit_moves_the_policy_as_a_mean_limit_on_its_costs_would(make_traine
         trainer.step(tagged)
     found, expected = weights_of(direct), weights_of(around)
     assert any((found[name] - start[name]).abs().max() > 1e-4 for name in found)
-    same = torch.equal(rewards, collected["reward"])  # otherwise the critics have other targets
+    same = torch.equal(rewards, collected.scores["reward"])  # otherwise the critics have other targets
     for name in found if same else direct.parameters:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
 
@@ -363,10 +372,8 @@ def test_any_algorithm_record_takes_any_measure(make_trainer):
     assert {"excess_cost_cvar25", "multiplier_cost_rate", "saturated_cost_rate"} <= set(metrics)
 
 
-def test_a_group_scorer_reads_tags_and_nothing_else():
-    found = GroupScorer([of_category("violence")]).score(PROMPTS, [None] * 4)
-    assert [scores.values["in:violence"] for scores in found] == [0.0, 1.0, 0.0, 1.0]
-    assert not any(scores.unscorable for scores in found)
+def test_a_group_reads_tags_and_nothing_else():
+    assert group_masks([of_category("violence")], PROMPTS)["violence"].tolist() == [False, True, False, True]
 
 
 class Bounded:

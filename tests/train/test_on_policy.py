@@ -87,7 +87,7 @@ def test_more_padding_changes_nothing(make_trainer, weights_of, prompts, model):
         start = weights_of(trainer)
         batch = trainer.collect(prompts)
         advantages, targets = trainer.estimate(wider(batch, padding))
-        trainer.update(wider(batch, padding), trainer.objective.mix(advantages, batch.scores), targets)
+        trainer.update(wider(batch, padding), trainer.objective.mix(advantages, batch.groups), targets)
         changes.append(moved(trainer, start, weights_of))
     assert_same(changes[1], changes[0])
 
@@ -98,7 +98,7 @@ def wider(batch, padding):
     def pad(tensor, value):
         return F.pad(tensor, (0, padding), value=value)
 
-    features = F.pad(batch.extra_inputs["critic_features"], (0, 0, 0, padding), value=3.0)
+    features = F.pad(batch.critic_features, (0, 0, 0, padding), value=3.0)
     return replace(
         batch,
         token_ids=pad(batch.token_ids, 17),
@@ -107,7 +107,8 @@ def wider(batch, padding):
         old_logprobs=pad(batch.old_logprobs, -9.0),
         ref_logprobs=pad(batch.ref_logprobs, 9.0),
         values={name: pad(values, 99.0) for name, values in batch.values.items()},
-        extra_inputs={"critic_features": features},
+        shared_rows=None,
+        critic_features=features,
     )
 
 

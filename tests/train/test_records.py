@@ -173,7 +173,7 @@ def test_what_is_not_kept_has_no_influence_on_the_step(make_trainer, weights_of,
         if junk is not None:
             batch = replace(batch, old_logprobs=batch.old_logprobs.masked_fill(out[:, None], junk))
         advantages, targets = trainer.estimate(batch)
-        trainer.update(batch, trainer.objective.mix(advantages, batch.scores), targets)
+        trainer.update(batch, trainer.objective.mix(advantages, batch.groups), targets)
         changes.append(moved(trainer, start, weights_of))
     assert_same(changes[1], changes[0], share=0)
 

@@ -131,4 +131,5 @@ def test_a_limit_of_a_group_sees_its_prompts_alone():
     objective = Lagrangian(Limit("cost", 0.0, measure=among("first", lambda prompt: prompt.tags["context"] == 0)))
     trainer, _ = train(RLOO, objective, steps=2)
     batch = trainer.collect(trainer.prompts)
-    assert torch.equal(batch.scores["in:first"], (batch.token_ids[:, 0] == 0).float())
+    assert torch.equal(batch.groups["first"], batch.token_ids[:, 0] == 0)
+    assert set(batch.scores) == set(trainer.collect(trainer.prompts).scores) <= {"reward", "cost"}

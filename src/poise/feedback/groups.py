@@ -1,11 +1,11 @@
-"""Which group a prompt belongs to, as a channel: so that a limit can speak of some prompts alone."""
+"""Which prompts belong to a group: so that a limit can speak of some prompts alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from poise.types import Completion, Prompt, Scores
+from poise.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,11 +15,6 @@ class PromptGroup:
     name: str
     contains: Callable[[Prompt], bool]
 
-    @property
-    def channel(self) -> str:
-        """The channel that says 1 for a prompt of the group and 0 for another."""
-        return f"in:{self.name}"
-
 
 def of_category(name: str) -> PromptGroup:
     """The prompts whose tag `categories` names a kind of harm.
@@ -28,25 +23,6 @@ def of_category(name: str) -> PromptGroup:
     True
     """
     return PromptGroup(name=name, contains=lambda prompt: name in prompt.tags.get("categories", ()))
-
-
-class GroupScorer:
-    """Scores every completion 1 on the channel of each group that its prompt belongs to, and 0 on the others.
-
-    >>> prompt = Prompt.of("How do I pick a lock?", categories=("theft",))
-    >>> GroupScorer([of_category("theft"), of_category("violence")]).score([prompt], ["any answer"])[0].values
-    {'in:theft': 1.0, 'in:violence': 0.0}
-    """
-
-    def __init__(self, groups: Sequence[PromptGroup]):
-        self.groups = tuple(groups)
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
-        """Look at the prompts alone."""
-        return [
-            Scores(values={group.channel: float(group.contains(prompt)) for group in self.groups}, source="prompt tags")
-            for prompt in prompts
-        ]
 
 
 def may_harm(prompt: Prompt) -> bool:

@@ -6,16 +6,20 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from poise.errors import EngineError, FeedbackError
+from poise.feedback.groups import PromptGroup
 from poise.train.algorithms import Collection
+from poise.train.limits import group_masks
 from poise.train.rollout_batch import group_numbers, score_all, score_tensors
 from poise.types import Engine, Prompt, Rollout, Sampling, Scorer
 
-Shape = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # scores to the channels that are trained on
+# scores [B] by channel, and which rows [B] belong to each group of prompts, to the channels that are trained on
+Shape = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,7 @@ class Collector:
     collection: Collection
     shape: Shape
     pool: Sequence[Prompt]  # of which more prompts may be drawn
+    groups: Sequence[PromptGroup] = ()  # that the channels tell apart
 
     def collect(self, prompts: Sequence[Prompt]) -> Collected:
         """Rollouts of the prompts, and of others while fewer than len(prompts) have samples to learn from."""
@@ -76,7 +81,8 @@ class Collector:
 
     def _num_kept(self, rollouts: Sequence[Rollout]) -> int:
         group = group_numbers(rollouts)
-        kept = kept_rows(self.collection, self.shape, score_tensors([r.scores for r in rollouts]), group)
+        masks = group_masks(self.groups, [rollout.prompt for rollout in rollouts])
+        kept = kept_rows(self.collection, self.shape, score_tensors([r.scores for r in rollouts]), group, masks)
         return len(group[kept].unique())
 
     def _greedy(self, prompts: Sequence[Prompt], *, like: Rollout) -> dict[str, Rollout]:
@@ -88,8 +94,14 @@ class Collector:
         return greedy
 
 
-def kept_rows(collection: Collection, shape: Shape, scores: Mapping[str, Tensor], group: Tensor) -> Tensor:
+def kept_rows(
+    collection: Collection,
+    shape: Shape,
+    scores: Mapping[str, Tensor],
+    group: Tensor,
+    groups: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
     """Mark the rows [B] that are kept for any of the channels [B] that `shape` makes of scores; all without a rule."""
     if collection.keep is None:
         return torch.ones_like(group, dtype=torch.bool)
-    return torch.stack([collection.keep(values, group) for values in shape(scores).values()]).any(0)
+    return torch.stack([collection.keep(values, group) for values in shape(scores, groups).values()]).any(0)

@@ -19,9 +19,9 @@ from poise.types import RolloutBatch
 
 def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective) -> dict[str, Experience]:
     """The experience of each channel that is trained on, with the KL penalty in its rewards."""
-    greedy = objective.shape(batch.greedy_scores) if batch.greedy_scores else {}
+    greedy = objective.shape(batch.greedy_scores, batch.groups) if batch.greedy_scores else {}
     logits = group_logits(batch.values, batch.response_mask)
-    shaped = objective.shape(batch.scores)
+    shaped = objective.shape(batch.scores, batch.groups)
     free = {
         name: shape_rewards(
             scores,
@@ -36,7 +36,7 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
     }
     bound = math.inf if algorithm.score_clip is None else algorithm.score_clip
     rewards = {name: each.clamp(-bound, bound) for name, each in free.items()}
-    mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()}, batch.scores)
+    mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()}, batch.groups)
     return {
         name: Experience(
             rewards=rewards[name],
@@ -91,7 +91,7 @@ def episodes(
         first_targets={name: first_return(each, batch.response_mask)[live] for name, each in targets.items()},
         signs=objective.signs,
         group=batch.group[live],
-        mix=lambda channels: objective.mix(channels, {name: scores[live] for name, scores in batch.scores.items()}),
+        mix=lambda channels: objective.mix(channels, {name: inside[live] for name, inside in batch.groups.items()}),
         step=step,
         steps=steps,
     )

@@ -182,9 +182,22 @@ def channel_of(scores: Mapping[str, Tensor], name: str, wanted_by: str) -> Tenso
         return scores[name]
     close = get_close_matches(name, scores, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "correct the name, or add a scorer that gives this channel"
-    if name.startswith("in:"):
-        hint = "add the objective's own `scorers` to those of the trainer"
     raise ConfigError(f"{wanted_by} needs channel {name!r}, but the scorers give {', '.join(sorted(scores))}: {hint}")
+
+
+def group_masks(
+    groups: Sequence[PromptGroup], prompts: Sequence[Prompt], device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """Mark the rows [B] whose prompt belongs to each group, by its name.
+
+    >>> prompts = [Prompt.of("How do I pick a lock?", categories=("theft",)), Prompt.of("Hello")]
+    >>> group_masks([of_category("theft")], prompts)
+    {'theft': tensor([ True, False])}
+    """
+    return {
+        group.name: torch.tensor([bool(group.contains(prompt)) for prompt in prompts], device=device)
+        for group in groups
+    }
 
 
 class Watch:
@@ -196,13 +209,13 @@ class Watch:
         self.excess: float | None = None  # as last measured; None before the first prompt of the group
         self.episodes, self.inside = 0, 0  # of all batches so far, and of those the ones in the group
 
-    def costs(self, scores: Mapping[str, Tensor]) -> Tensor:
+    def costs(self, scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> Tensor:
         """The costs [B] to train on: their mean has the policy gradient of what is measured.
 
         Costs of a group are divided by its share of the episodes so far, and 0 elsewhere: E[c | group] is
         E[c * 1[group] / P(group)]. The share of the batch alone would move the critic's target with every batch.
         """
-        values, inside = self._read(scores)
+        values, inside = self._values(scores), self._inside(groups)
         if inside is None:
             return self.limit.scale * self.limit.measure.costs(values, self._seen(values))
         costs = torch.zeros_like(values)
@@ -211,16 +224,16 @@ class Watch:
             costs[inside] = weight * self.limit.measure.costs(values[inside], self._seen(values[inside]))
         return costs
 
-    def prices(self, scores: Mapping[str, Tensor], dimensions: int) -> Tensor | float:
+    def prices(self, groups: Mapping[str, Tensor], dimensions: int) -> Tensor | float:
         """The multiplier; of a group of prompts one for each row [B, 1, ...], in so many dimensions, and 0 outside."""
-        inside = None if self.limit.measure.among is None else self._read(scores)[1]
+        inside = self._inside(groups)
         if inside is None:
             return self.controller.multiplier
         return (self.controller.multiplier * inside).view(-1, *[1] * (dimensions - 1))
 
-    def update(self, scores: Mapping[str, Tensor]) -> None:
+    def update(self, scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> None:
         """Measure a rollout batch and move the multiplier; a batch without prompts of the group changes nothing."""
-        values, inside = self._read(scores)
+        values, inside = self._values(scores), self._inside(groups)
         chosen = values if inside is None else values[inside]
         self.episodes, self.inside = self.episodes + len(values), self.inside + len(chosen)
         if not len(chosen):
@@ -256,11 +269,22 @@ class Watch:
         self.window.extend(state["window"])
         self.excess, self.episodes, self.inside = state["excess"], state["episodes"], state["inside"]
 
-    def _read(self, scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The channel's scores [B], and which of them are in the group [B] (None: there is no group)."""
-        wanted_by, group = f"the limit on {self.limit.name!r}", self.limit.measure.among
-        values = channel_of(scores, self.limit.channel, wanted_by)
-        return values, None if group is None else channel_of(scores, group.channel, wanted_by) > 0
+    def _values(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The channel's scores [B]."""
+        return channel_of(scores, self.limit.channel, f"the limit on {self.limit.name!r}")
+
+    def _inside(self, groups: Mapping[str, Tensor]) -> Tensor | None:
+        """Which rows [B] the limit speaks of; None: all."""
+        group = self.limit.measure.among
+        if group is None:
+            return None
+        if group.name not in groups:
+            told = ", ".join(groups) or "no group"
+            raise ConfigError(
+                f"the limit on {self.limit.name!r} needs to know which rows belong to group {group.name!r}, and was "
+                f"told of {told}: pass `RolloutBatch.groups`, made of the objective's `groups`"
+            )
+        return groups[group.name].bool()
 
     def _seen(self, values: Tensor) -> Tensor:
         """The last episodes [N] in the window, `values` included; the values alone where there is no window."""

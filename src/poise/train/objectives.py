@@ -1,18 +1,20 @@
 """What is wanted: which channel is maximised, which are limited, and how the multipliers move.
 
 An objective turns scores into the channels that are trained on (`shape`), mixes their advantages (`mix`), and learns
-from the scores of a rollout batch, once per batch (`update`).
+from the scores of a rollout batch, once per batch (`update`). What it wants of some prompts alone it names in `groups`,
+and is told of each batch which rows belong to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from poise.errors import ConfigError
-from poise.feedback.groups import GroupScorer
+from poise.feedback.groups import PromptGroup
 from poise.functional.constraints import lagrangian_mix_channels
 from poise.functional.rewards import penalised_reward
 from poise.train.controllers import PID, Controller, ProjectedAscent, ReferenceAscent
@@ -27,10 +29,10 @@ from poise.train.limits import (
     per_category,
     rate,
 )
-from poise.types import Scorer
 
 __all__ = [
     "MEAN",
+    "NO_GROUPS",
     "PID",
     "Controller",
     "Lagrangian",
@@ -48,6 +50,10 @@ __all__ = [
 ]
 
 
+Groups = Mapping[str, Tensor]  # name of a group of prompts -> [B] bool: which rows belong to it
+NO_GROUPS: Groups = MappingProxyType({})
+
+
 class Objective(Protocol):
     """The contract of an objective; `signs` gives +1 for a maximised channel and -1 for a limited one.
 
@@ -60,19 +66,19 @@ class Objective(Protocol):
         ...
 
     @property
-    def scorers(self) -> Sequence[Scorer]:
-        """Scorers of channels that the objective needs besides those it judges, such as the groups of prompts."""
+    def groups(self) -> Sequence[PromptGroup]:
+        """The groups of prompts that it wants to tell apart."""
         ...
 
-    def shape(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The channels [B] that are trained on."""
         ...
 
-    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
-        """One advantage [B, ...] from those of the channels; the scores [B] say which limits speak of a row."""
+    def mix(self, advantages: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Tensor:
+        """One advantage [B, ...] from those of the channels."""
         ...
 
-    def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    def update(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> dict[str, float]:
         """Learn from the scores [B] of a rollout batch, once; returns metrics."""
         ...
 
@@ -88,9 +94,9 @@ class Objective(Protocol):
 class _Stateless:
     """Objectives without multipliers."""
 
-    scorers: Sequence[Scorer] = ()
+    groups: Sequence[PromptGroup] = ()
 
-    def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    def update(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> dict[str, float]:
         """Nothing to learn."""
         return {}
 
@@ -109,11 +115,11 @@ class Unconstrained(_Stateless):
         self.channel, self.measure = channel, measure
         self.signs = {channel: 1}
 
-    def shape(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The channel alone."""
         return {self.channel: _maximised(channel_of(scores, self.channel, "the objective"), self.measure)}
 
-    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, advantages: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Tensor:
         """Its advantages."""
         return advantages[self.channel]
 
@@ -135,14 +141,14 @@ class Penalty(_Stateless):
         self.reward_weight = reward_weight
         self.signs = {"shaped": 1}
 
-    def shape(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """Reward minus the weighted costs."""
         shaped = self.reward_weight * channel_of(scores, "reward", "the penalty")
         for name, coefficient in self.coefficients.items():
             shaped = penalised_reward(shaped, channel_of(scores, name, "the penalty"), coefficient)
         return {"shaped": shaped}
 
-    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, advantages: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Tensor:
         """The advantages of the shaped reward."""
         return advantages["shaped"]
 
@@ -176,28 +182,28 @@ class Lagrangian:
         return tuple(watch.limit for watch in self.watches)
 
     @property
-    def scorers(self) -> Sequence[Scorer]:
-        """One that says which prompts belong to the groups that limits speak of."""
+    def groups(self) -> Sequence[PromptGroup]:
+        """The groups that limits speak of, each once."""
         groups = {m.among.name: m.among for m in (limit.measure for limit in self.limits) if m.among is not None}
-        return (GroupScorer(tuple(groups.values())),) if groups else ()
+        return tuple(groups.values())
 
     @property
     def multipliers(self) -> dict[str, float]:
         """The multiplier of each limit by its name."""
         return {watch.limit.name: watch.controller.multiplier for watch in self.watches}
 
-    def shape(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The reward, and for each limit the costs whose mean is what it measures."""
         reward = _maximised(channel_of(scores, "reward", "the objective"), self.reward)
-        return {"reward": reward} | {watch.limit.name: watch.costs(scores) for watch in self.watches}
+        return {"reward": reward} | {watch.limit.name: watch.costs(scores, groups) for watch in self.watches}
 
-    def mix(self, advantages: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, advantages: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Tensor:
         """(A_r - sum l_i A_i) / (1 + sum l_i), over the limits that speak of the row."""
         costs = {watch.limit.name: advantages[watch.limit.name] for watch in self.watches}
-        prices = {watch.limit.name: watch.prices(scores, costs[watch.limit.name].dim()) for watch in self.watches}
+        prices = {watch.limit.name: watch.prices(groups, costs[watch.limit.name].dim()) for watch in self.watches}
         return lagrangian_mix_channels(advantages["reward"], costs, prices)
 
-    def update(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    def update(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> dict[str, float]:
         """Move each multiplier by what is measured; returns multipliers, saturation, excesses and feasibility.
 
         Of several limits each metric carries its limit's name. A limit of a group keeps its last excess while no prompt
@@ -205,7 +211,7 @@ class Lagrangian:
         """
         metrics: dict[str, float] = {}
         for watch in self.watches:
-            watch.update(scores)
+            watch.update(scores, groups)
             metrics |= watch.metrics("" if len(self.watches) == 1 else f"_{watch.limit.name}")
         feasible = all(watch.excess is not None and watch.excess <= 0 for watch in self.watches)
         return metrics | {"feasible": float(feasible)}

@@ -25,7 +25,7 @@ from poise.train.checkpoint import load_optimizer_state, optimizer_state, restor
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import clipped_share, episodes, experiences
-from poise.train.limits import check_limits
+from poise.train.limits import check_limits, group_masks
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
@@ -78,7 +78,7 @@ class OnPolicyTrainer:
             raise ConfigError("no prompts to train on")
         check_limits(getattr(objective, "limits", ()), scorers)
         self.policy, self.engine = policy, spread_engine(engine)
-        self.scorers = [spread_scorer(scorer) for scorer in (*scorers, *objective.scorers)]
+        self.scorers = [spread_scorer(scorer) for scorer in scorers]
         self.algorithm, self.objective, self.optimisation = algorithm, objective, optimisation
         self.prompts, self.prompts_per_step = tuple(prompts), min(prompts_per_step, len(prompts))
         self.sampling = replace(sampling, samples=algorithm.samples_per_prompt)
@@ -107,9 +107,9 @@ class OnPolicyTrainer:
         """
         batch = self.collect(prompts)
         advantages, targets = self.estimate(batch)
-        mixed = self.objective.mix(advantages, batch.scores)
+        mixed = self.objective.mix(advantages, batch.groups)
         chosen = self.select(batch, targets)
-        moved = self.objective.update(batch.scores)
+        moved = self.objective.update(batch.scores, batch.groups)
         self._remember_best(batch.scores, moved)
         return moved | self.update(chosen, mixed, targets)
 
@@ -138,6 +138,7 @@ class OnPolicyTrainer:
             sampling=replace(self.sampling, seed=int.from_bytes(digest[:4], "little")),
             collection=self.algorithm.collection,
             shape=self.objective.shape,
+            groups=self.objective.groups,
             pool=self.prompts,
         )
         found = collector.collect(prompts)
@@ -148,7 +149,7 @@ class OnPolicyTrainer:
         """The batch with what the algorithm's `Collection` asks for; what is not kept is not in the response mask."""
         collection, mask = self.algorithm.collection, batch.response_mask
         self._require_finite_scores(greedy_scores, batch=batch.scores)
-        kept = kept_rows(collection, self.objective.shape, batch.scores, batch.group)
+        kept = kept_rows(collection, self.objective.shape, batch.scores, batch.group, batch.groups)
         entropies = self._all_logprobs(self._own_rows(batch), reference=False)[1] if collection.entropies else None
         return replace(
             batch,
@@ -168,9 +169,7 @@ class OnPolicyTrainer:
         old = rows.sampled_logprobs if self.sampling.top_p == 1 else None  # the nucleus has other probabilities
         if old is None or corrected is not None:
             old = self._all_logprobs(own, reference=False)[0]
-        extra: dict[str, Any] = {"rows": own}
-        if self._has_critics:
-            extra["critic_features"] = Critics.features(self.policy.critic_states(own.rows, tokens=tokens))
+        features = Critics.features(self.policy.critic_states(own.rows, tokens=tokens)) if self._has_critics else None
         return RolloutBatch(
             token_ids=ids,
             attention_mask=rows.attention_mask,
@@ -180,9 +179,11 @@ class OnPolicyTrainer:
             old_logprobs=old,
             ref_logprobs=self._all_logprobs(own, reference=True)[0] if self._needs_reference else old,
             scores=rows.scores,
-            values=self._values(extra["critic_features"], own) if self._has_critics else {},
+            groups=group_masks(self.objective.groups, [rollout.prompt for rollout in rollouts], ids.device),
+            values={} if features is None else self._values(features, own),
             sampled_logprobs=corrected,
-            extra_inputs=extra,
+            shared_rows=own,
+            critic_features=features,
         )
 
     def _require_finite_scores(self, scores: Mapping[str, Tensor], *, batch: Mapping[str, Tensor]) -> None:
@@ -277,10 +278,10 @@ class OnPolicyTrainer:
         return bool(self.algorithm.value_loss or self.algorithm.collection.infer_groups)
 
     def _update_critics(self, batch: RolloutBatch, targets: Mapping[str, Tensor], weights: Tensor) -> float:
-        if not self._has_critics:
+        features, parameters = batch.critic_features, dict(self.critics.named_parameters())
+        if features is None:
             return 0.0
         loss = torch.zeros(())
-        features, parameters = batch.extra_inputs["critic_features"], dict(self.critics.named_parameters())
         own = self._own_rows(batch)
         for _ in range(self.optimisation.critic_steps):
             values = self._values(features, own)
@@ -300,7 +301,9 @@ class OnPolicyTrainer:
             losses += [(loss * weights).sum() for loss in each]
         logits, infer = group_logits(values, batch.response_mask), self.algorithm.collection.infer_groups
         if logits is not None and infer is not None:
-            losses.append(infer(logits, self.objective.mix(self.objective.shape(batch.scores), batch.scores)))
+            losses.append(
+                infer(logits, self.objective.mix(self.objective.shape(batch.scores, batch.groups), batch.groups))
+            )
         return torch.stack(losses).sum()
 
     def _ptx(self) -> None:
@@ -310,8 +313,9 @@ class OnPolicyTrainer:
 
     def _own_rows(self, batch: RolloutBatch) -> OwnRows:
         """This process's rows as the policy reads them, with the states below its first trained layer where kept."""
-        own = batch.extra_inputs.get("rows")
-        return own or OwnRows.of(SharedRows.of(batch.token_ids, batch.prompt_lengths, batch.response_mask))
+        return batch.shared_rows or OwnRows.of(
+            SharedRows.of(batch.token_ids, batch.prompt_lengths, batch.response_mask)
+        )
 
     def _all_logprobs(self, own: OwnRows, *, reference: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] of all rows."""

@@ -17,6 +17,7 @@ def batch_metrics(
 ) -> dict[str, float]:
     """The mean scores of all rows, and what is known of the tokens that are learned from.
 
+    in:<group>         share of the rows whose prompt belongs to a group that the objective tells apart
     kl, sequence_kl    nats per token and per response, of the sampler to the reference
     entropy            nats per token, in the last pass
     logprob_gap        nats per token between sampler and trainer, before any update
@@ -31,6 +32,7 @@ def batch_metrics(
     gap = (first - batch.old_logprobs).abs()
     sequence_kl = ((batch.old_logprobs - batch.ref_logprobs) * mask).sum(-1)
     metrics = {name: float(values.mean()) for name, values in batch.scores.items()}
+    metrics |= {f"in:{name}": float(inside.float().mean()) for name, inside in batch.groups.items()}
     if batch.sampled_logprobs is not None:
         metrics["engine_gap"] = float(logprob_gap(batch.old_logprobs, batch.sampled_logprobs, mask))
     outside = own_clip_fraction(algorithm.policy_loss, last, batch.old_logprobs, mask)

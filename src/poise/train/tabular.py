@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from poise.models.shared_rows import OwnRows, SharedRows
 from poise.train.algorithms import Algorithm
 from poise.train.collection import kept_rows
+from poise.train.limits import group_masks
 from poise.train.objectives import Objective
 from poise.train.on_policy import OnPolicyTrainer, Optimisation
-from poise.types import Completion, Prompt, RolloutBatch
+from poise.types import Prompt, RolloutBatch
 
 
 class TabularWorld(Protocol):
@@ -120,7 +121,7 @@ class TabularTrainer(OnPolicyTrainer):
             optimisation=optimisation,
             seed=seed,
         )
-        self.of_prompts = self._scored_by_prompt()
+        self.of_contexts = group_masks(objective.groups, world.prompts)  # [X] each
 
     @property
     def probabilities(self) -> Tensor:
@@ -149,7 +150,7 @@ class TabularTrainer(OnPolicyTrainer):
         drawn, arms, scores = self._play(torch.tensor([prompt.tags["context"] for prompt in prompts]))
         for _ in range(1, self.algorithm.collection.draws):
             group = torch.arange(len(drawn) // samples).repeat_interleave(samples)
-            kept = kept_rows(self.algorithm.collection, self.objective.shape, scores, group)
+            kept = kept_rows(self.algorithm.collection, self.objective.shape, scores, group, self._groups_of(drawn))
             if (missing := wanted - len(group[kept].unique())) <= 0:
                 break
             more = self._play(torch.randint(len(self.world.prompts), (missing,), generator=self.generator))
@@ -171,18 +172,10 @@ class TabularTrainer(OnPolicyTrainer):
 
     def _score(self, contexts: Tensor, arms: Tensor) -> dict[str, Tensor]:
         played = arms[:, 0] if self.table.start.shape[1] == 1 else arms
-        scores = self.world.sample(contexts, played, self.generator)
-        return scores | {name: values[contexts] for name, values in self.of_prompts.items()}
+        return self.world.sample(contexts, played, self.generator)
 
-    def _scored_by_prompt(self) -> dict[str, Tensor]:
-        """The scores [X] of the objective's own scorers, which look at prompts alone."""
-        prompts = self.world.prompts
-        answers = [Completion(prompt_id=prompt.id, text="") for prompt in prompts]
-        found: dict[str, Tensor] = {}
-        for scorer in self.objective.scorers:
-            rows = [scores.values for scores in scorer.score(prompts, answers)]
-            found |= {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-        return found
+    def _groups_of(self, contexts: Tensor) -> dict[str, Tensor]:
+        return {name: mask[contexts] for name, mask in self.of_contexts.items()}
 
     def _rollouts(self, contexts: Tensor, arms: Tensor, scores: dict[str, Tensor]) -> RolloutBatch:
         num_contexts = len(self.table.start)
@@ -205,6 +198,8 @@ class TabularTrainer(OnPolicyTrainer):
             old_logprobs=self.table.logprobs(rows)[0],
             ref_logprobs=self.table.logprobs(rows, reference=True)[0],
             scores=scores,
+            groups=self._groups_of(contexts),
             values=self.critics(features) if self._has_critics else {},
-            extra_inputs={"rows": OwnRows.of_main(rows), "critic_features": features},
+            shared_rows=OwnRows.of_main(rows),
+            critic_features=features if self._has_critics else None,
         )
