@@ -49,15 +49,25 @@ from poise.types import (
     Verdict,
 )
 
-# Public names that are imported when they are first used, with the module each comes from.
-_LAZY = {
-    "Lagrangian": "poise.train.objectives",
-    "Limit": "poise.train.objectives",
-    "cvar": "poise.train.objectives",
-    "load": "poise.data",
-    "per_category": "poise.train.objectives",
-    "rate": "poise.train.objectives",
+# Public names that are imported when they are first used, by the module that each comes from.
+_NAMES_BY_MODULE = {
+    "poise.data": ("load",),
+    "poise.experiment": ("Claim", "MethodCard", "Metric", "Study", "Trial", "recipe"),
+    "poise.models.heads": ("ScoreModel", "load_score_model"),
+    "poise.models.load": ("load_backbone",),
+    "poise.models.policy": ("Policy", "load_policy"),
+    "poise.evaluate.suite": ("Suite", "measure"),
+    "poise.feedback.rules": ("RefusalScorer",),
+    "poise.rollout.native": ("NativeEngine",),
+    "poise.train.algorithms": ("Algorithm", "DAPO", "GRPO", "PPO", "RLOO"),
+    "poise.train.controllers": ("PID", "ProjectedAscent"),
+    "poise.train.limits": ("among", "cvar", "per_category", "rate"),
+    "poise.train.loop": ("fit",),
+    "poise.train.objectives": ("Lagrangian", "Limit", "Objective", "Penalty", "Unconstrained"),
+    "poise.train.on_policy": ("OnPolicyTrainer", "Optimisation"),
 }
+_LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+_MODULES = ["pipeline"]  # that are public by their own names
 # Every recipe is public: the function safe_rlhf of recipes/safe_rlhf.py is poise.safe_rlhf.
 _RECIPES = [path.stem for path in (Path(__file__).parent / "recipes").glob("[!_]*.py")]
 
@@ -98,7 +108,7 @@ __all__ = [
     "Verdict",
     "__version__",
 ]
-__all__ += sorted([*_LAZY, *_RECIPES])  # noqa: PLE0605
+__all__ += sorted([*_LAZY, *_MODULES, *_RECIPES])  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
@@ -110,6 +120,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"poise.recipes.{name}"), name)
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"poise.{name}")
     raise AttributeError(f"module 'poise' has no attribute {name!r}")
 
 

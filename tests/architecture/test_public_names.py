@@ -32,6 +32,14 @@ def test_errors_and_nouns_are_all_public() -> None:
         assert classes <= set(poise.__all__)
 
 
+def test_what_the_python_interface_needs_is_public() -> None:
+    wanted = """Algorithm Claim DAPO GRPO Lagrangian Limit MethodCard Metric NativeEngine Objective OnPolicyTrainer PID
+        PPO Penalty Policy RLOO ScoreModel Study Suite Trial Unconstrained cvar fit load load_backbone load_policy
+        load_score_model measure pipeline rate recipe"""
+    assert set(wanted.split()) <= set(poise.__all__)
+    assert {"align", "evaluate", "fit_scores", "start_model"} <= set(poise.pipeline.__all__)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'safe_rhlf'"):
         _ = poise.safe_rhlf

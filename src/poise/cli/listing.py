@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from poise.cli.recipes import RecipeCard, read_card, recipe_files
@@ -24,18 +25,18 @@ def card_text(card: RecipeCard, width: int) -> str:
     return "\n".join([title, *(_row_text(name, str(text), width) for name, text in rows.items() if text)])
 
 
-def cards_table(cards: Sequence[RecipeCard], *, links: str = "") -> str:
-    """The recipes that have a method card, by the axes of the cards, as a Markdown table.
+def cards_table(cards: Sequence[RecipeCard], *, links: str = "", axes: Sequence[str] = AXES) -> str:
+    """The recipes that have a method card, by axes of the cards, as a Markdown table.
 
     links  where pages of results are, seen from where the table stands; no links if empty
     """
-    rows = [["recipe", *AXES, "measured"]]
+    rows = [["recipe", *axes, "measured"]]
     for card in cards:
         if card.method is not None:
             found = published(card.name)
             measured = verdicts(found) if found else "not yet"
             page = f"[{measured}]({links}{card.name}.md)" if links and found else measured
-            rows.append([f"`{card.name}`", *(_linked(card.method.get(axis, "")) for axis in AXES), page])
+            rows.append([f"`{card.name}`", *(_linked(card.method.get(axis, "")) for axis in axes), page])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -82,7 +83,11 @@ def with_tables(text: str, path: Path) -> str:
     return GENERATED.sub(table, text)
 
 
-TABLES = {"cards": cards_table, "claims": claims_table}
+TABLES = {
+    "cards": cards_table,
+    "claims": claims_table,
+    "recipes": partial(cards_table, axes=("title", "paper", "optimiser", "model")),
+}
 
 
 def _study_rows(card: RecipeCard) -> dict[str, str]:
