@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def with_tables(text: str, path: Path) -> str:
     return GENERATED.sub(table, text)
 
 
-TABLES = {
+TABLES: Mapping[str, Callable[..., str]] = {
     "cards": cards_table,
     "claims": claims_table,
     "recipes": partial(cards_table, axes=("title", "paper", "optimiser", "model")),
