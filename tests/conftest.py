@@ -21,3 +21,8 @@ def poise_data() -> Path:
     if not folder:
         pytest.skip("POISE_DATA is not set: it names the folder with the real data sets (docs/data.md)")
     return Path(folder)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: archives hold the time, so that two processes would collect different tests."""
+    return argname if isinstance(val, bytes) else None
