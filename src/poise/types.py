@@ -6,34 +6,24 @@ Signs, fixed once: reward is better when higher; cost is worse when higher and >
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from poise.errors import DataError
 from poise.estimates import PER_CENT as PER_CENT
 from poise.estimates import Estimate as Estimate
+from poise.messages import Message as Message
+from poise.messages import RolloutTurn as RolloutTurn
+from poise.messages import prompt_id as prompt_id
+from poise.messages import text_of as text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tags = Mapping[str, Any]
 Finish = Literal["stop", "length", "error"]
-
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-def prompt_id(messages: Sequence[Message]) -> str:
-    """Name a prompt by its content: the same messages have the same id in every file and run."""
-    text = "\x1e".join(f"{m['role']}\x1f{m['content'].strip()}" for m in messages)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +37,7 @@ class Prompt:
     id: str
     messages: tuple[Message, ...]
     tags: Tags = field(default_factory=dict)  # source, split, kind (harmful/benign/look_alike), categories, line
+    tools: tuple[Mapping[str, Any], ...] = ()  # that may be called, as JSON schemas of functions
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1]["role"] == "assistant":
@@ -58,10 +49,15 @@ class Prompt:
         messages: tuple[Message, ...] = ({"role": "user", "content": text},) if isinstance(text, str) else tuple(text)
         return cls(id=prompt_id(messages), messages=messages, tags=tags)
 
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The same conversation with tools that may be called, which is another prompt with an id of its own."""
+        return replace(self, id=prompt_id(self.messages, tools), tools=tuple(tools))
+
     @property
     def text(self) -> str:
         """The last user turn."""
-        return self.messages[-1]["content"]
+        asked = (message for message in reversed(self.messages) if message["role"] == "user")
+        return text_of(next(asked, self.messages[-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +75,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One response of an engine."""
+    """One response of an engine; one of several turns says in text and tokens all that the policy said in them."""
 
     prompt_id: str
     text: str
     sample: int = 0
     token_ids: tuple[int, ...] = ()  # T ids, the end-of-turn token included when finish is "stop"
     token_logprobs: tuple[float, ...] = ()  # T, nats, under the distribution that was sampled from
+    turns: tuple[RolloutTurn, ...] = ()  # where others speak between: every turn in its order; () for one of one turn
     finish: Finish = "stop"
     policy_version: int = 0
     choice_logprobs: Mapping[str, float] = field(default_factory=dict)
@@ -117,6 +114,8 @@ class Demonstration:
     prompt: Prompt
     response: str
     weight: float = 1.0
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # that the response makes
+    passed_over: tuple[int, ...] = ()  # messages of the prompt that are the assistant's and not to be imitated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,6 +272,6 @@ def test_a_long_conversation_is_rendered_a_few_times_and_not_once_for_each_turn(
     short = messages[:1] * bool(system) + messages[-41 + (not system) :] if turns > 41 else messages
     expected = dropped_one_by_one(renderer, short)
     opened, rendered = renderer._opened, []
-    monkeypatch.setattr(renderer, "_opened", lambda given: rendered.append(1) or opened(given))
+    monkeypatch.setattr(renderer, "_opened", lambda *given: rendered.append(1) or opened(*given))
     assert renderer.prompt_ids(messages) == (expected, len(expected) < len(opened(messages)))
     assert len(rendered) <= 16

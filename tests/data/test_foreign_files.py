@@ -176,7 +176,7 @@ def turns(*roles, content="x"):
         (turns(*"usa"), "turn 2 is the system's"),
         (turns(*"uaa"), "turn 3 is the assistant's"),
         (turns(*"s"), "must end with a user turn"),
-        (turns(*"uta"), "role should be"),
+        (turns(*"uta"), "turn 2 is the tool's where the assistant's is due"),
         ([], "must end with a user turn"),
         ([{"role": "user", "content": 3}, *turns("a")], "content should be"),
         ([{"role": "user", "content": None}, *turns("a")], "content should be"),

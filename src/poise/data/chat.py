@@ -9,28 +9,35 @@ from lengths alone, so pad = eos cannot do harm.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from poise.data.text_tokens import TextTokens
-from poise.data.turns import REMEDY, Turn, find_turn, rendered, role_tokens
+from poise.data.turns import ANSWER, ONE_ANSWER, REMEDY, Tools, Turn, find_turn, left_out, rendered, role_tokens
 from poise.errors import ConfigError, DataError, ModelError
-from poise.types import Message, Prompt
+from poise.messages import text_only
+from poise.types import Message, Prompt, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """Token ids of a conversation; the first `prompt_length` are the prompt, the rest the response."""
+    """Token ids of a conversation; the first `prompt_length` are the prompt, the rest the response.
+
+    A response of several turns has a mask: what a user or a tool says between them is in the response and not of it.
+    """
 
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool = False
+    mask: tuple[bool, ...] = ()  # one flag per token after the prompt; () for a response of one turn
 
     @property
     def response_mask(self) -> tuple[bool, ...]:
-        """One flag per token: does it belong to the response?"""
-        return tuple(index >= self.prompt_length for index in range(len(self.ids)))
+        """One flag per token: did the assistant say it in the response?"""
+        own = self.mask or (True,) * (len(self.ids) - self.prompt_length)
+        return (False,) * self.prompt_length + own
 
 
 class ChatRenderer:
@@ -67,23 +74,29 @@ class ChatRenderer:
         self.stop_ids: frozenset[int] = frozenset(ends)
         self.fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
 
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> tuple[list[int], bool]:
         """Ids of the prompt with the assistant's turn opened, and whether it had to be shortened.
 
         Too long a conversation loses its oldest turns first (a question leaves with its answers, a system message
         last of all), then the beginning of its last user turn. Raises ConfigError if nothing of that would be left,
-        and DataError for a conversation that the template refuses.
+        and DataError for a conversation that the template refuses, or of which it leaves something out.
         """
+        kept, ids = self._fitting(messages, tools)
+        return ids, kept != list(messages)
+
+    def _fitting(self, messages: Sequence[Message], tools: Tools) -> tuple[list[Message], list[int]]:
+        """The messages that fit into the window, and their ids."""
         messages = list(messages)
-        ids, truncated = self._opened(messages), False
+        self._require_shown(messages, tools)
+        ids = self._opened(messages, tools)
         if len(ids) > self.max_prompt_tokens:
-            messages = self._without_oldest_turns(messages)
-            ids, truncated = self._opened(messages), True
+            messages = self._without_oldest_turns(messages, tools)
+            ids = self._opened(messages, tools)
         while len(ids) > self.max_prompt_tokens:
-            text = self._without_beginning(messages[-1]["content"], len(ids) - self.max_prompt_tokens)
-            messages[-1] = {"role": messages[-1]["role"], "content": text}
-            ids, truncated = self._opened(messages), True
-        return ids, truncated
+            text = self._without_beginning(text_of(messages[-1]), len(ids) - self.max_prompt_tokens)
+            messages[-1] = {**messages[-1], "content": text}
+            ids = self._opened(messages, tools)
+        return messages, ids
 
     def response_ids(self, text: str, *, finished: bool = True, whole: bool = False) -> tuple[list[int], bool]:
         """Ids of a response, closed by the end of turn if `finished`, and whether it was cut; never if `whole`.
@@ -95,14 +108,103 @@ class ChatRenderer:
         most = len(ids) if whole else self.max_response_tokens
         return ids[:most], len(ids) > most
 
-    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> Encoded:
-        """A prompt with a response as ids."""
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = True, tool_calls: Tools = ()) -> Encoded:
+        """A prompt with a response as ids; DataError with the prompt's place where the template does not take them."""
+        return self._encoded(prompt, response, finished=finished, tool_calls=tool_calls)[1]
+
+    def encode_every_turn(
+        self,
+        prompt: Prompt,
+        response: str,
+        *,
+        finished: bool = True,
+        tool_calls: Tools = (),
+        passed_over: Sequence[int] = (),
+    ) -> Encoded:
+        """The same ids, with the assistant's turns within the prompt as a part of the response.
+
+        Its mask is True on the tokens of the assistant's turns, the end of each included; not on those that stand at
+        the numbers `passed_over` among the prompt's messages. Raises DataError where the
+        template writes a turn otherwise once others follow it: then the turn that the model is shown is not the one
+        that it would say.
+        """
+        messages, row = self._encoded(prompt, response, finished=finished, tool_calls=tool_calls)
+        head = row.ids[: row.prompt_length]
         try:
-            head, head_cut = self.prompt_ids(prompt.messages)
+            others = {id(prompt.messages[i]) for i in passed_over}
+            spans = self._answers(messages, head, prompt.tools, others)
         except DataError as error:
             raise DataError(f"{named(prompt)}: {error}") from error
-        tail, tail_cut = self.response_ids(response, finished=finished)
-        return Encoded(ids=tuple(head + tail), prompt_length=len(head), truncated=head_cut or tail_cut)
+        if not spans:
+            return row
+        said = {place for start, stop in spans for place in range(start, stop)}
+        mask = [place in said or place >= len(head) for place in range(spans[0][0], len(row.ids))]
+        return replace(row, prompt_length=spans[0][0], mask=tuple(mask))
+
+    def reply_ids(self, messages: Sequence[Message], replies: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Ids from the end of an answer to these messages on to the next: the replies, and the assistant's turn opened.
+
+        What the assistant said stands for itself in its own tokens, and is not read here. Raises DataError where the
+        template refuses the replies or leaves them out.
+        """
+        before = [ANSWER if message["role"] == "assistant" else message for message in messages]
+        whole = [*before, ANSWER, *replies]
+        self._require_shown(whole, tools)
+        head = self._tokens(before, tools, open_turn=True)
+        ids = self._opened(whole, tools)
+        end = self._end_of_answer(head, ids)
+        return ids[end:]
+
+    def _encoded(
+        self, prompt: Prompt, response: str, *, finished: bool, tool_calls: Tools
+    ) -> tuple[list[Message], Encoded]:
+        """The messages of the prompt that fit, and the row."""
+        try:
+            messages, head = self._fitting(prompt.messages, prompt.tools)
+            if tool_calls:
+                tail, tail_cut = self._call_ids(messages, head, response, prompt.tools, tool_calls)
+            else:
+                tail, tail_cut = self.response_ids(response, finished=finished)
+        except DataError as error:
+            raise DataError(f"{named(prompt)}: {error}") from error
+        cut = tail_cut or messages != list(prompt.messages)
+        return messages, Encoded(ids=tuple(head + tail), prompt_length=len(head), truncated=cut)
+
+    def _call_ids(
+        self, messages: Sequence[Message], head: Sequence[int], text: str, tools: Tools, calls: Tools
+    ) -> tuple[list[int], bool]:
+        """Ids of an answer that calls tools, as the template writes it."""
+        answer: Message = {"role": "assistant", "content": text, "tool_calls": list(calls)}
+        self._require_shown([*messages, answer], tools)
+        whole = self._tokens([*messages, answer], tools, open_turn=False)
+        tail = whole[len(head) : self._end_of_answer(head, whole)]
+        return tail[: self.max_response_tokens], len(tail) > self.max_response_tokens
+
+    def _answers(
+        self, messages: Sequence[Message], ids: Sequence[int], tools: Tools, others: Container[int]
+    ) -> list[tuple[int, int]]:
+        """Where the assistant's turns among the messages, less `others`, begin and end in the ids of these."""
+        places = [i for i, m in enumerate(messages) if i and m["role"] == "assistant" and id(m) not in others]
+        heads = [self._opened(messages[:i], tools) for i in places]
+        spans = [(len(head), self._end_of_answer(head, ids)) for head in heads]
+        if any(stop > start for (_, stop), (start, _) in pairwise(spans)):
+            raise DataError(f"the chat template of {self.tokenizer.name_or_path!r} does not end every answer")
+        return spans
+
+    def _end_of_answer(self, head: Sequence[int], ids: Sequence[int]) -> int:
+        """The place in `ids` behind the answer that follows `head` there; DataError unless they begin with it."""
+        size, name = len(head), self.tokenizer.name_or_path
+        if list(ids[:size]) != list(head):
+            raise DataError(
+                f"the chat template of {name!r} writes a conversation otherwise once its answer or further turns "
+                f"follow, so that what was read before the answer is not what stands before it then; {ONE_ANSWER}"
+            )
+        end = next((place for place in range(size, len(ids)) if ids[place] in self.stop_ids), None)
+        if end is None:
+            raise DataError(
+                f"the chat template of {name!r} does not end an answer that further turns follow; {ONE_ANSWER}"
+            )
+        return end + 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of response ids, without the end of turn and the space that the template puts around an answer."""
@@ -111,12 +213,13 @@ class ChatRenderer:
 
     def check(self, prompts: Iterable[Prompt]) -> None:
         """Raise DataError if the template refuses one of the prompts; each order of roles is tried once."""
-        by_roles: dict[tuple[str, ...], list[Prompt]] = {}
+        by_roles: dict[tuple[Any, ...], list[Prompt]] = {}
         for prompt in prompts:
-            by_roles.setdefault(tuple(message["role"] for message in prompt.messages), []).append(prompt)
+            by_roles.setdefault((bool(prompt.tools), *map(_shape, prompt.messages)), []).append(prompt)
         for group in by_roles.values():
             try:
-                self._opened(group[0].messages)
+                self._require_shown(group[0].messages, group[0].tools)
+                self._opened(group[0].messages, group[0].tools)
             except DataError as error:
                 raise DataError(
                     f"{len(group)} prompts cannot be rendered, the first {named(group[0])}: {error}"
@@ -125,7 +228,7 @@ class ChatRenderer:
     def _begun(self, text: str) -> list[int]:
         return self._texts.ids(self._turn.lead + text) if text else []
 
-    def _without_oldest_turns(self, messages: list[Message]) -> list[Message]:
+    def _without_oldest_turns(self, messages: list[Message], tools: Tools) -> list[Message]:
         """The longest rest of a conversation that fits, else its last turn; found by halving, for rendering is slow."""
         rests = list(_rests(messages))
 
@@ -134,7 +237,7 @@ class ChatRenderer:
             return messages[system] + messages[start:]
 
         def fits(place: int) -> bool:
-            return len(self._opened(rest(place))) <= self.max_prompt_tokens
+            return len(self._opened(rest(place), tools)) <= self.max_prompt_tokens
 
         place = bisect_left(range(len(rests)), True, key=fits)
         return rest(min(place, len(rests) - 1)) if rests else messages
@@ -150,14 +253,15 @@ class ChatRenderer:
         rest = self._texts.text(ids[excess:]).lstrip("\ufffd")
         return rest if len(rest) < len(text) else text[1:]
 
-    def _opened(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation with the assistant's turn opened; its texts are only text."""
-        contents, meaning = self._texts.masked([part for m in messages for part in (m["role"], m["content"])])
-        if meaning:
-            pairs = zip(contents[::2], contents[1::2], strict=True)
-            messages = [{"role": role, "content": content} for role, content in pairs]
+    def _opened(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Ids of a conversation with the assistant's turn opened."""
+        return self._tokens(messages, tools, open_turn=True, then=self._turn.opening)
+
+    def _tokens(self, messages: Sequence[Message], tools: Tools, *, open_turn: bool, then: str = "") -> list[int]:
+        """Ids of a conversation; its texts are only text."""
+        (said, known), meaning = self._texts.masked_in((text_only(messages), list(tools)))
         try:
-            text = rendered(self.tokenizer, messages, open_turn=True) + self._turn.opening
+            text = rendered(self.tokenizer, said, open_turn=open_turn, tools=known) + then
         except ValueError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
@@ -166,6 +270,18 @@ class ChatRenderer:
                 f"user turn), leave them out, or {REMEDY}"
             ) from error
         return self._texts.unmasked(text, meaning) if meaning else self._texts.parsed(text)
+
+    def _require_shown(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Raise DataError where the template leaves out what tools there are, their calls or their answers."""
+        try:
+            missing = left_out(self.tokenizer, text_only(messages), list(tools))
+        except ValueError:  # for another reason, which rendering names
+            return
+        if missing:
+            raise DataError(
+                f"the chat template of {self.tokenizer.name_or_path!r} leaves out {missing}: the model would not see "
+                f"it. Leave such rows out, or {REMEDY}"
+            )
 
     def _find_turn(self, ends: Sequence[int]) -> Turn:
         turn = find_turn(self.tokenizer, self._texts, ends)
@@ -179,13 +295,31 @@ class TextRenderer(ChatRenderer):
     Only the last message of a prompt is read. A finished response is closed by the eos token.
     """
 
-    def _opened(self, messages: Sequence[Message]) -> list[int]:
-        return self._texts.ids(messages[-1]["content"])
+    def _tokens(self, messages: Sequence[Message], tools: Tools, *, open_turn: bool, then: str = "") -> list[int]:
+        return self._texts.ids(text_of(text_only(messages[-1:])[0]))
+
+    def _require_shown(self, messages: Sequence[Message], tools: Tools) -> None:
+        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            raise DataError("plain text has no tools: give a model with a chat template, or leave such rows out")
+
+    def _answers(
+        self, messages: Sequence[Message], ids: Sequence[int], tools: Tools, others: Container[int]
+    ) -> list[tuple[int, int]]:
+        return []
+
+    def reply_ids(self, messages: Sequence[Message], replies: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Raise DataError: where there are no turns there is no reply."""
+        raise DataError("plain text has no turns: give a model with a chat template to go on after a reply")
 
     def _find_turn(self, ends: Sequence[int]) -> Turn:
         if not ends:
             raise ModelError(f"tokenizer {self.tokenizer.name_or_path!r} has no eos token to end a text; set eos_token")
         return Turn(end=ends[0])
+
+
+def _shape(message: Message) -> tuple[str, bool]:
+    """What tells a template's rules of order apart."""
+    return message["role"], bool(message.get("tool_calls"))
 
 
 def named(prompt: Prompt) -> str:
@@ -198,7 +332,8 @@ def _rests(messages: Sequence[Message]) -> Iterator[tuple[slice, int]]:
 
     A question leaves with the answers to it, the system message when only the last turn is left besides.
     """
-    system, start, last = slice(0, 0), 0, len(messages) - 1
+    system, start = slice(0, 0), 0
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
     while start < last or system.stop:
         if not system.stop and messages[start]["role"] == "system" and last - start > 1:
             system, start = slice(start, start + 1), start + 1
@@ -206,6 +341,6 @@ def _rests(messages: Sequence[Message]) -> Iterator[tuple[slice, int]]:
             system = slice(0, 0)
         else:
             start += 1
-            while start < last and messages[start]["role"] == "assistant":
+            while start < last and messages[start]["role"] in ("assistant", "tool"):
                 start += 1
         yield system, start

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from poise.data import contradictions
-from poise.types import Comparison, Dataset, Prompt
+from poise.types import Comparison, Dataset, Prompt, text_of
 
 Severity = Literal["error", "warning", "info"]
 LONG_RESPONSE = 4000  # characters: about 1,000 tokens of English, more than most training windows keep
@@ -273,9 +273,9 @@ def _both_places(places: Mapping[str, str]) -> str:
 
 
 def _all_turns(prompt: Prompt) -> str:
-    return "\n".join(message["content"] for message in prompt.messages)
+    return "\n".join(text_of(message) for message in prompt.messages)
 
 
 def _normalised_prompt(prompt: Prompt) -> str:
-    text = "\x1e".join(normalised(message["content"]) for message in prompt.messages)
+    text = "\x1e".join(normalised(text_of(message)) for message in prompt.messages)
     return text if text.strip("\x1e") else prompt.id  # a prompt of symbols alone is like no other

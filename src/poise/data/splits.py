@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from poise.data.collect import summed
 from poise.data.lint_checks import normalised
 from poise.errors import ConfigError, DataError
-from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, Rating, SafetyLabel, Verdict
+from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, Rating, SafetyLabel, Verdict, text_of
 
 Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict, Rating)
 Choice = str | Collection[str] | None
@@ -131,7 +131,7 @@ def _require_shares(shares: Mapping[str, float]) -> None:
 
 def _question(prompt: Prompt) -> str:
     """The first user turn, folded; a turn of signs alone as it is."""
-    text = next((m["content"] for m in prompt.messages if m["role"] == "user"), prompt.text)
+    text = next((text_of(m) for m in prompt.messages if m["role"] == "user"), prompt.text)
     return normalised(text) or text
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from poise.errors import ModelError
@@ -88,6 +88,26 @@ class TextTokens:
         free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
         return [self._mask(text, marks, free) for text in texts], {mark: text for text, mark in marks.items()}
 
+    def masked_in(self, value: Any) -> tuple[Any, dict[str, str]]:
+        """The same for all texts within lists and mappings, keys that hold a control token among them."""
+        masks, meaning = self.masked(list(self._texts_in(value)))
+        return (_with_texts(value, iter(masks), self._spells_control) if meaning else value), meaning
+
+    def _texts_in(self, value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                if self._spells_control(key):
+                    yield key
+                yield from self._texts_in(item)
+        elif isinstance(value, Sequence):
+            for item in value:
+                yield from self._texts_in(item)
+
+    def _spells_control(self, key: Any) -> bool:
+        return isinstance(key, str) and self._pattern.search(key) is not None
+
     def unmasked(self, text: str, meaning: dict[str, str]) -> list[int]:
         """Ids of a text with control tokens parsed, and those that `meaning` has for a character of it as text."""
         if not self.tokenizer.is_fast:
@@ -142,6 +162,19 @@ class TextTokens:
     def _decoded(self, ids: Sequence[int]) -> str:
         # cleaning up would delete spaces before punctuation
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _with_texts(value: Any, texts: Iterator[str], is_text: Callable[[Any], bool]) -> Any:
+    """The same value with other texts in the order of `_texts_in`; keys are taken from them where `is_text` says so."""
+    if isinstance(value, str):
+        return next(texts)
+    if isinstance(value, Mapping):
+        return {
+            (next(texts) if is_text(key) else key): _with_texts(item, texts, is_text) for key, item in value.items()
+        }
+    if isinstance(value, Sequence):
+        return [_with_texts(item, texts, is_text) for item in value]
+    return value
 
 
 def anchors() -> tuple[str, ...]:

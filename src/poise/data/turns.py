@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from poise.data.text_tokens import TextTokens, anchors
 from poise.errors import ModelError, PoiseError
@@ -13,8 +13,9 @@ from poise.types import Message
 
 _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 _ANSWER = "Good day to you"
-_REPLY: Message = {"role": "assistant", "content": _ANSWER}
+ANSWER: Message = {"role": "assistant", "content": _ANSWER}
 _TOOL: Message = {"role": "tool", "content": "4"}
+_OTHER = "_2"
 _LINES = " One line,\n\n and  another .\n"
 REMEDY = "give another template (--chat-template FILE, or chat_template= in Python)"
 
@@ -32,15 +33,54 @@ class Turn:
     tail: str = ""  # space between the answer and the end
 
 
-def rendered(tokenizer: Any, messages: Sequence[Message], *, open_turn: bool) -> str:
+ONE_ANSWER = f"learn from the last answers alone (every_turn=False), or {REMEDY}"
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message], *, open_turn: bool, tools: Tools = ()) -> str:
     """The text of a conversation by the tokenizer's template; ValueError with its reason where it refuses."""
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=open_turn, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, add_generation_prompt=open_turn, tokenize=False
+        )
     except (TemplateError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return str(text)
+
+
+def left_out(tokenizer: Any, messages: Sequence[Message], tools: Tools) -> str:
+    """What the template does not show of tools in a conversation, in words; "" where it shows all there is.
+
+    A template shows what it renders otherwise when it is another. ValueError where it refuses the conversation.
+    """
+    others: dict[str, tuple[Sequence[Message], Tools]] = {}
+    if any(message["role"] == "tool" for message in messages):
+        said = [{**m, "content": f"{m['content']}{_OTHER}"} if m["role"] == "tool" else m for m in messages]
+        others["the turns of tools"] = cast("list[Message]", said), tools
+    if any(message.get("tool_calls") for message in messages):
+        others["the calls of tools"] = [_calling_others(message) for message in messages], tools
+    if tools:
+        others["the list of tools"] = messages, ()
+    if not others:
+        return ""
+    own = rendered(tokenizer, messages, open_turn=True, tools=tools)
+    found = (
+        what for what, (said, known) in others.items() if rendered(tokenizer, said, open_turn=True, tools=known) == own
+    )
+    return next(found, "")
+
+
+def _calling_others(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "name": f"{call['function']['name']}{_OTHER}"}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def find_turn(tokenizer: Any, texts: TextTokens, ends: Sequence[int]) -> Turn:
@@ -54,7 +94,7 @@ def find_turn(tokenizer: Any, texts: TextTokens, ends: Sequence[int]) -> Turn:
         raise ModelError(f"tokenizer {name!r} has no chat template; set tokenizer.chat_template first, or {REMEDY}")
     try:
         head = rendered(tokenizer, _PROBE, open_turn=True)
-        whole = rendered(tokenizer, [*_PROBE, _REPLY], open_turn=False)
+        whole = rendered(tokenizer, [*_PROBE, ANSWER], open_turn=False)
     except ValueError as error:
         raise ModelError(
             f"the chat template of {name!r} cannot render one question with an answer: {error}. Mend it, or {REMEDY}"
@@ -78,7 +118,7 @@ def role_tokens(tokenizer: Any, texts: TextTokens) -> list[int]:
 
     What it writes into the last answer alone, such as an empty thought, is a model's to say.
     """
-    answered = [*_PROBE, _REPLY]
+    answered = [*_PROBE, ANSWER]
     first: list[list[Message]] = [[], [{"role": "system", "content": "Be kind."}], [*answered, _TOOL], [_TOOL]]
     found: list[int] = []
     for messages in ([*each, *answered, *_PROBE] for each in first):

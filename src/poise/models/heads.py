@@ -224,7 +224,7 @@ class ScoreModel(nn.Module):
         """A whole completion as tokens, or why there is none to score."""
         if completion.unfit:
             return completion.unfit
-        head, _ = self.renderer.prompt_ids(prompt.messages)
+        head, _ = self.renderer.prompt_ids(prompt.messages, prompt.tools)
         # a text may have more tokens than it was sampled in, which are those that the window counts
         fits = 0 < len(completion.token_ids) <= self.max_response_tokens
         tail, cut = self.renderer.response_ids(completion.text, finished=False, whole=fits)

@@ -316,7 +316,7 @@ def _states_below(trunk: Trunk, rows: SharedRows) -> tuple[Tensor, Tensor]:
 def _require_fits(trunk: Trunk, rows: SharedRows) -> None:
     """Raise DataError for a row beyond the model's context, or with a token that the embedding does not have."""
     prompts = rows.prompt_lengths[rows.owner]
-    lengths = prompts + rows.response_mask.sum(-1)
+    lengths = prompts + rows.response_lengths
     if len(lengths) and int(lengths.max()) > trunk.context:
         row = int(lengths.argmax())
         raise DataError(

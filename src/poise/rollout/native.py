@@ -57,7 +57,7 @@ class NativeEngine:
         """
         check_sampling(sampling)
         self.renderer.check(prompts)
-        encoded = [self.renderer.prompt_ids(prompt.messages)[0] for prompt in prompts]
+        encoded = [self.renderer.prompt_ids(prompt.messages, prompt.tools)[0] for prompt in prompts]
         self._check_context(encoded, sampling)
         verify_generation(self.policy.model, self._forward, adapter=self._adapter)
         version = 0 if self.reference else self.policy.version

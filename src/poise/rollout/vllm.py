@@ -139,7 +139,7 @@ class VLLMEngine(ServerEngine):
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling) -> Request:
         if sampling.choices:
             return super()._request(prompt, sample, sampling)
-        ids = self.renderer.prompt_ids(prompt.messages)[0]
+        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)[0]
         body = {
             "prompt": ids,
             "logprobs": 1,

@@ -11,7 +11,7 @@ from poise.models.heads import ScoreModel
 from poise.models.policy import Policy
 from poise.ranks import current
 from poise.rollout.engine import places_by_prompt
-from poise.types import Completion, Engine, Prompt, Sampling, Scorer, Scores
+from poise.types import Completion, Engine, Prompt, Sampling, Scorer, Scores, text_of
 
 
 def spread_engine(engine: Engine) -> Engine:
@@ -40,7 +40,7 @@ class _PartedEngine:
         """Every process answers its part; results are the same as of one process, since each draw has its own seed."""
         ranks = current()
         groups = places_by_prompt(prompts)
-        costs = [float(len(g) * sum(len(message["content"]) for message in prompts[g[0]].messages)) for g in groups]
+        costs = [float(len(g) * sum(len(text_of(message)) for message in prompts[g[0]].messages)) for g in groups]
         parts, weight = ranks.my_part(groups, costs)
         own = [i for group in parts for i in group]
         acts_as_reference = getattr(self.engine, "reference", False)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from poise.errors import DataError
-from poise.types import Comparison, Demonstration, Message, Origin, Prompt, SafetyLabel, Verdict
+from poise.messages import text_only
+from poise.types import Comparison, Demonstration, Message, Origin, Prompt, SafetyLabel, Verdict, text_of
 
 _UNKNOWN: tuple[Any, ...] = (None, "", (), [], {})
 Item = Prompt | Demonstration | Comparison | SafetyLabel | Verdict
@@ -71,6 +83,7 @@ class Row(BaseModel):
 
 
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
+_ROLES |= {"function": "tool", "observation": "tool"}
 
 
 def _our_role(role: Any) -> Any:
@@ -86,16 +99,91 @@ def _joined_parts(content: Any) -> Any:
     return "".join(known) if len(known) == len(content) else content
 
 
+def _of_known_types(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A content whose parts say what they are and have it, or refer to it."""
+    for part in [] if isinstance(content, str) else content or [{}]:
+        kind, rest = part.get("type"), [name for name, value in part.items() if name != "type" and value is not None]
+        if not isinstance(kind, str) or not rest or (kind == "text" and not isinstance(part.get("text"), str)):
+            raise ValueError("should be text, or parts with their type and a text or what refers to an image")
+        json.dumps(part, ensure_ascii=False, default=str).encode()
+    return content
+
+
+def _arguments(value: Any) -> Any:
+    """Arguments as an object; OpenAI's files have its JSON text."""
+    if not isinstance(value, str):
+        return {} if value is None else value
+    try:
+        return json.loads(value or "{}")
+    except ValueError as error:
+        raise ValueError(f"should be an object, or one as JSON text ({error})") from error
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: PromptText
+    arguments: Annotated[dict[str, Any], BeforeValidator(_arguments)] = Field(default_factory=dict)
+
+
+class _Call(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    id: Text | None = None
+    function: _Function
+
+
+def _as_templates_know_them(calls: list[_Call]) -> list[dict[str, Any]]:
+    return [
+        ({"id": call.id} if call.id else {})
+        | {"type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
+        for call in calls
+    ]
+
+
+Calls = Annotated[Any, AfterValidator(lambda given: given and _as_templates_know_them(_CALLS.validate_python(given)))]
+_CALLS = TypeAdapter(list[_Call])
+
+
 class Turn(BaseModel):
     """One message of a conversation: role and content, or from and value as ShareGPT has them."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_our_role)] = Field(
+    role: Annotated[Literal["system", "user", "assistant", "tool"], BeforeValidator(_our_role)] = Field(
         validation_alias=AliasChoices("role", "from")
     )
-    content: Annotated[Text, BeforeValidator(_joined_parts)] = Field(validation_alias=AliasChoices("content", "value"))
+    content: Annotated[Text | list[dict[str, Any]], BeforeValidator(_joined_parts), AfterValidator(_of_known_types)] = (
+        Field(validation_alias=AliasChoices("content", "value"))
+    )
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # 0: not to be imitated (OpenAI)
+    tool_calls: Calls = None
+    tool_call_id: Text | None = None
+    name: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_are_content(cls, turn: Any) -> Any:
+        """Calls may stand without a content, and one call where OpenAI's older files have it."""
+        if not isinstance(turn, dict):
+            return turn
+        turn = {name: value for name, value in turn.items() if name != "tool_calls" or value}
+        if turn.get("function_call") is not None and "tool_calls" not in turn:
+            turn["tool_calls"] = [{"function": turn.pop("function_call")}]
+        if "tool_calls" in turn and turn.get("content", turn.get("value")) is None:
+            turn["content"] = ""
+        return turn
+
+    @property
+    def message(self) -> Message:
+        """The turn as a message, with the keys that its role has."""
+        message: Message = {"role": self.role, "content": self.content}
+        if self.role == "assistant" and self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        if self.role == "tool":
+            message |= {"tool_call_id": self.tool_call_id} if self.tool_call_id else {}
+            message |= {"name": self.name} if self.name else {}
+        return message
 
 
 def validate(record: type[Record], columns: Mapping[str, Any], place: Place) -> Record:
@@ -128,33 +216,58 @@ def messages_of(conversation: str | list[Turn]) -> tuple[Message, ...]:
     """One user text, or turns, as messages."""
     if isinstance(conversation, str):
         return ({"role": "user", "content": conversation},)
-    return tuple({"role": turn.role, "content": turn.content} for turn in conversation)
+    return tuple(turn.message for turn in conversation)
+
+
+def answer_text(message: Message) -> str:
+    """The text of an answer; DataError where it is more than a text."""
+    if message.get("tool_calls"):
+        raise DataError("the answer calls tools, and only a demonstration can hold calls")
+    return text_of(text_only([message])[0])
 
 
 def require_order(messages: Sequence[Message]) -> None:
     """Raise DataError unless user and assistant alternate, the user first, after one system turn at most.
 
-    Other orders are what some templates refuse and others render into something else.
+    After an assistant's calls the tools answer, and then the assistant goes on. Other orders are what some templates
+    refuse and others render into something else.
 
     >>> require_order([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tea?"}])
     """
     first = 1 if messages and messages[0]["role"] == "system" else 0
-    for number, message in enumerate(messages[first:]):
-        expected = ("user", "assistant")[number % 2]
-        if message["role"] != expected:
+    due: tuple[str, ...] = ("user",)
+    calls: Sequence[Mapping[str, Any]] = ()
+    for number, message in enumerate(messages[first:], start=first + 1):
+        role, own = message["role"], message.get("tool_calls") or ()
+        if role not in due:
+            expected = "'s or the ".join(due)
             raise DataError(
-                f"turn {first + number + 1} is the {message['role']}'s where the {expected}'s is due: a conversation "
-                "is a system turn or none, then user and assistant in turn"
+                f"turn {number} is the {role}'s where the {expected}'s is due: a "
+                "conversation is a system turn or none, then user and assistant in turn, and what tools answer to the "
+                "assistant's calls"
             )
-        if not message["content"].strip() and first + number + 1 < len(messages):
-            raise DataError(f"turn {first + number + 1}, the {expected}'s, is empty")
+        if not text_of(message).strip() and not own and role != "tool" and number < len(messages):
+            raise DataError(f"turn {number}, the {role}'s, is empty")
+        if role == "tool":
+            _require_called(message, calls, number)
+        calls = own if role == "assistant" else calls
+        due = {"user": ("assistant",), "tool": ("tool", "assistant")}.get(role, ("tool",) if own else ("user",))
+
+
+def _require_called(message: Message, calls: Sequence[Mapping[str, Any]], number: int) -> None:
+    """Raise DataError where a tool answers a call that nobody made."""
+    made = {call["id"] for call in calls if call.get("id")}
+    if made and message.get("tool_call_id") and message["tool_call_id"] not in made:
+        raise DataError(
+            f"turn {number} answers the call {message['tool_call_id']!r}, and the calls before it are {sorted(made)}"
+        )
 
 
 def awaiting_answer(messages: tuple[Message, ...], tags: Mapping[str, Any]) -> Prompt:
-    """A prompt from messages of which the last is the user's; raises DataError if it is not, or is empty."""
-    if not messages or messages[-1]["role"] != "user":
+    """A prompt from messages of which the last is the user's or a tool's; DataError if it is not, or is empty."""
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise DataError(f"the prompt must end with a user turn, got roles {[m['role'] for m in messages]}")
-    if not messages[-1]["content"].strip():
+    if messages[-1]["role"] == "user" and not text_of(messages[-1]).strip():
         raise DataError("the last user turn is empty")
     require_order(messages)
     return Prompt.of(messages, **tags)

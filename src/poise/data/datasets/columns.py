@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +14,7 @@ from poise.data.datasets.base import (
     Parse,
     Place,
     Turn,
+    answer_text,
     awaiting_answer,
     is_unknown,
     messages_of,
@@ -37,7 +38,7 @@ from poise.data.datasets.own_rows import (
 )
 from poise.data.reading import RawFile
 from poise.errors import DataError
-from poise.types import Comparison, Demonstration, Message, Prompt, SafetyLabel, Verdict
+from poise.types import Comparison, Demonstration, Message, Prompt, SafetyLabel, Verdict, text_of
 
 _TRANSCRIPT = "\n\nHuman:"
 
@@ -78,6 +79,7 @@ def parse_openai_preference(columns: Mapping[str, Any], place: Place) -> Iterato
     row = validate(OpenAiPreferenceRow, columns, place)
     _require_no_judgement(row, row.input, row.input.messages, row.preferred_output, row.non_preferred_output)
     messages = messages_of(row.input.messages)
+    row.tools = row.tools or row.input.tools
     answers = (("preferred_output", row.preferred_output), ("non_preferred_output", row.non_preferred_output))
     chosen, rejected = (_answer(answer, messages, name) for name, answer in answers)
     yield Comparison(
@@ -113,7 +115,27 @@ def parse_messages(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     _require_no_judgement(row, row.messages)
     require_order(messages)
     prompt = _prompt(messages[:-1], row, place)
-    yield from _judged(prompt, messages[-1]["content"], row, place, weight=row.messages[-1].weight)
+    for item in _judged(prompt, _text_or_calls(messages[-1], row), row, place, weight=row.messages[-1].weight):
+        yield _as_given(item, row.messages) if isinstance(item, Demonstration) else item
+
+
+def _text_or_calls(answer: Message, row: JudgedRow) -> str:
+    """The text of an answer, which may call tools where nothing is said of it."""
+    judged = (row.label, row.desirable, row.safe, row.unsafe) != (None,) * 4
+    return text_of(answer) if answer.get("tool_calls") and not judged else answer_text(answer)
+
+
+def _as_given(item: Demonstration, turns: Sequence[Turn]) -> Demonstration:
+    """The demonstration with the calls of its answer, and with which turns before it are not to be imitated."""
+    offset = len(item.prompt.messages) - len(turns) + 1  # of a system turn from a column
+    passed_over = tuple(
+        i + offset for i, turn in enumerate(turns[:-1]) if turn.role == "assistant" and not _counts(turn)
+    )
+    return replace(item, tool_calls=tuple(turns[-1].tool_calls or ()), passed_over=passed_over)
+
+
+def _counts(turn: Turn) -> bool:
+    return turn.weight is None or turn.weight > 0
 
 
 def parse_completion(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
@@ -262,7 +284,8 @@ def _prompt(
         if messages and messages[0]["role"] == "system":
             raise DataError("a system turn stands both in the column system and in the conversation: keep one")
         messages = (Message(role="system", content=row.system), *messages)
-    return awaiting_answer(messages, known | {name: value for name, value in own.items() if value})
+    prompt = awaiting_answer(messages, known | {name: value for name, value in own.items() if value})
+    return prompt.with_tools(row.tools) if row.tools else prompt
 
 
 def _judged(
@@ -361,4 +384,4 @@ def _answer(response: str | list[Turn], prompt: tuple[Message, ...], column: str
     if [message["role"] for message in messages] != ["assistant"]:
         roles = [message["role"] for message in messages]
         raise DataError(f"{column} must add one assistant turn to the prompt, and adds {roles}")
-    return messages[0]["content"]
+    return answer_text(messages[0])

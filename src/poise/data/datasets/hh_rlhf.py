@@ -12,7 +12,7 @@ from typing import Any
 
 from poise.data.datasets.base import Item, Place, Row, Text, awaiting_answer, validate
 from poise.errors import DataError
-from poise.types import Comparison, Message
+from poise.types import Comparison, Message, text_of
 
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _SPEAKERS = {role: speaker for speaker, role in _ROLES.items()}
@@ -37,7 +37,7 @@ def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     prompt = awaiting_answer(tuple(chosen[:-1]), tags)
     yield Comparison(
         prompt=prompt,
-        responses=(chosen[-1]["content"], rejected[-1]["content"]),
+        responses=(text_of(chosen[-1]), text_of(rejected[-1])),
         criterion="safe" if invites_harm else "helpful",
         winner=0,
         origin=place.origin("human"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
@@ -29,8 +30,23 @@ def _turns(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+def _tools(value: Any) -> Any:
+    """Tools as OpenAI has them, from a list of them or of their functions alone, or its JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "[]")
+        except ValueError as error:
+            raise ValueError(f"should be a list of tools, or one as JSON text ({error})") from error
+    for tool in value if isinstance(value, list) else [value]:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError('should be a list of tools, each {"type": "function", "function": {"name": ...}}')
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+
+
 Flag = Annotated[Annotated[bool, Field(strict=True)], BeforeValidator(_flag)]
 Said = Annotated[Annotated[bool, Field(strict=True)], BeforeValidator(_said)]
+Tools = Annotated[list[dict[str, Any]] | None, BeforeValidator(lambda value: value and _tools(value))]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Asked = Annotated[PromptText | list[Turn], BeforeValidator(_turns)]
 Answer = Annotated[Text | list[Turn], BeforeValidator(_turns)]
@@ -44,6 +60,7 @@ class OwnRow(Row):
     category: Categories = None
     categories: Categories = None
     system: Text | None = None  # a system turn before the prompt
+    tools: Tools = Field(default=None, validation_alias=AliasChoices("tools", "functions"))  # that may be called
 
 
 class PreferenceRow(OwnRow):
@@ -107,7 +124,7 @@ class OpenAiInput(Row):
     """The conversation before the answer, in OpenAI's preference files."""
 
     messages: list[Turn]
-    tools: list[Any] = Field(default_factory=list, max_length=0)  # what a template would show and we do not
+    tools: Tools = None
 
 
 class OpenAiPreferenceRow(OwnRow):
