@@ -9,7 +9,7 @@ from poise.errors import ConfigError, NonFiniteError
 from poise.models.adapters import use_adapter
 from poise.train.loop import constant
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
-from poise.types import Demonstration
+from poise.types import Demonstration, Prompt
 
 ANSWERS = ("Hi!", "Mix flour, water and yeast, wait, and bake it hot.", "", "The Nile and the Rhine")
 FAMILIES = ["random:llama", "random:gpt2"]
@@ -129,3 +129,30 @@ def test_a_loss_that_is_not_finite_stops(make_policy, demonstrations):
 def test_training_needs_demonstrations(make_policy):
     with pytest.raises(ConfigError, match="no demonstrations"):
         DemonstrationBatches([], make_policy())
+
+
+@pytest.mark.parametrize("every_turn", [True, False])
+def test_turns_of_a_conversation_are_learned_as_transformers_learns_their_labels(make_policy, every_turn):
+    policy = make_policy("random:llama")
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, ANSWERS, strict=True)]
+    turns[2]["content"] = "And two big rivers?"
+    shown = [
+        Demonstration(prompt=Prompt.of(turns[:3]), response=ANSWERS[3]),
+        Demonstration(prompt=Prompt.of("Hello"), response="Hi!"),
+    ]
+    batches = DemonstrationBatches(shown, policy, every_turn=every_turn)
+    found = batches.backward(policy, 0)["loss"]
+    gradients = {name: p.grad.clone() for name, p in policy.parameters().items()}
+    for parameter in policy.parameters().values():
+        parameter.grad = None
+    sums, count = 0.0, 0
+    for row in batches.rows:
+        labels = [token if said else -100 for token, said in zip(row.ids, row.response_mask, strict=True)]
+        with use_adapter(policy.model, policy.adapter):
+            loss = policy.model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([labels])).loss
+        sums, count = sums + loss * sum(row.response_mask), count + sum(row.response_mask)
+    assert count == sum(len(text) + 1 for text in (*([ANSWERS[1]] if every_turn else []), ANSWERS[3], "Hi!"))
+    (sums / count).backward()
+    assert found == pytest.approx((sums / count).item(), rel=1e-5)
+    for name, parameter in policy.parameters().items():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)

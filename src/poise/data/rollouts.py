@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
-from poise.types import Comparison, Completion, Origin, Prompt, Rollout, Scores
+from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, Scores
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -26,7 +26,16 @@ def read_rollouts(path: Path) -> tuple[Rollout, ...]:
 
 def read_completion(row: Mapping[str, Any]) -> Completion:
     """The completion that `poise.files.plain` made a JSON object of."""
-    return Completion(**(dict(row) | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}))
+    changed: dict[str, Any] = _with_tuples(row) | {"turns": tuple(map(_read_turn, row.get("turns", ())))}
+    return Completion(**(dict(row) | changed))
+
+
+def _read_turn(row: Mapping[str, Any]) -> RolloutTurn:
+    return RolloutTurn(**(dict(row) | _with_tuples(row)))
+
+
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}
 
 
 def read_comparison(row: Mapping[str, Any]) -> Comparison:
@@ -44,4 +53,5 @@ def read_comparison(row: Mapping[str, Any]) -> Comparison:
 
 
 def _read_prompt(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(id=row["id"], messages=tuple(row["messages"]), tags=row["tags"])
+    tools = tuple(row.get("tools", ()))
+    return Prompt(id=row["id"], messages=tuple(row["messages"]), tags=row["tags"], tools=tools)

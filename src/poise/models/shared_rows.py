@@ -63,7 +63,8 @@ class SharedRows:
         """
         lengths, sizes = prompt_lengths.tolist(), (last_index(response_mask) + 1).tolist()
         rows = [ids[: start + size] for ids, start, size in zip(token_ids.tolist(), lengths, sizes, strict=True)]
-        masks = [flags[:size] for flags, size in zip(response_mask.tolist(), sizes, strict=True)]
+        is_whole = sizes == response_mask.sum(-1).tolist()
+        masks = None if is_whole else [flags[:size] for flags, size in zip(response_mask.tolist(), sizes, strict=True)]
         return cls.of_lists(rows, lengths, masks=masks, width=response_mask.shape[1], device=token_ids.device)
 
     @classmethod

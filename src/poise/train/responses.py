@@ -73,7 +73,10 @@ def ranked_pairs(comparison: Comparison) -> Iterator[tuple[int, int, float]]:
 def shared_rows(policy: Policy, rows: Sequence[Encoded]) -> SharedRows:
     """Encoded rows as the policy reads them, each distinct prompt once."""
     return SharedRows.of_lists(
-        [row.ids for row in rows], [row.prompt_length for row in rows], device=policy.backbone.device
+        [row.ids for row in rows],
+        [row.prompt_length for row in rows],
+        masks=[row.response_mask[row.prompt_length :] for row in rows] if any(row.mask for row in rows) else None,
+        device=policy.backbone.device,
     )
 
 
@@ -118,7 +121,7 @@ def _stored(cache: Path) -> dict[str, Any] | None:
 def _checksum(backbone: Backbone, rows: Sequence[Encoded]) -> str:
     digest = hashlib.sha256(f"{backbone.checksum} {backbone.dtype}".encode())
     for row in rows:
-        digest.update(json.dumps([row.prompt_length, row.ids]).encode())
+        digest.update(json.dumps([row.prompt_length, row.ids, *([row.mask] if row.mask else [])]).encode())
     for name, weight in backbone.model.named_parameters():
         if ".lora_" not in name:
             entries = current().whole(weight).flatten()[:: max(1, weight.numel() // _ENTRIES_HASHED)]

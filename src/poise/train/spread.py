@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
+from poise.data.rollouts import read_completion
 from poise.feedback.asking import ask, name_of
 from poise.models.heads import ScoreModel
 from poise.models.policy import Policy
@@ -51,7 +51,7 @@ class _PartedEngine:
         for numbers, answers in ranks.collect([own if weight else [], rows]):
             for place, i in enumerate(numbers):
                 of_prompt = answers[place * sampling.samples : (place + 1) * sampling.samples]
-                found[i] = [_completion(row) for row in of_prompt]
+                found[i] = [read_completion(row) for row in of_prompt]
         return [completion for i in range(len(prompts)) for completion in found[i]]
 
 
@@ -63,7 +63,7 @@ class _MainEngine:
         """The main process asks, all have the answers."""
         ranks = current()
         made = [asdict(c) for c in self.engine.generate(prompts, sampling)] if ranks.is_main else None
-        return [_completion(row) for row in ranks.share(made)]
+        return [read_completion(row) for row in ranks.share(made)]
 
 
 class _MainScorer:
@@ -75,8 +75,3 @@ class _MainScorer:
         ranks = current()
         given = [asdict(scores) for scores in ask(self.scorer, prompts, completions)] if ranks.is_main else None
         return [Scores(**row) for row in ranks.share(given)]
-
-
-def _completion(row: dict[str, Any]) -> Completion:
-    tokens = {"token_ids": tuple(row["token_ids"]), "token_logprobs": tuple(row["token_logprobs"])}
-    return Completion(**row | tokens)

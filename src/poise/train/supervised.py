@@ -1,4 +1,4 @@
-"""Learn to answer as demonstrated: the cross-entropy of response tokens given the prompt."""
+"""Learn to answer as demonstrated: the cross-entropy of the assistant's tokens given what stands before them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from poise.data.batching import epoch_order
+from poise.data.chat import ChatRenderer, Encoded
 from poise.errors import ConfigError
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows
@@ -23,8 +24,9 @@ class DemonstrationBatches:
 
     Prompts are cut where every other role on the backbone cuts them, responses at half of `max_tokens`.
     `finished` says whether the model also learns to stop where they end; with `max_response_tokens` it learns how they
-    begin, and where they are cut nothing about the end. `temperature` is that of the sampler whose words are to be
-    learned: at 0.7, a model that imitates what it says itself at 0.7 stays as it is.
+    begin, and where they are cut nothing about the end. With `every_turn` it also learns the assistant's turns before
+    the last one, all in one row; a token weighs the same wherever it stands. `temperature` is that of the sampler whose
+    words are to be learned: at 0.7, a model that imitates what it says itself at 0.7 stays as it is.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class DemonstrationBatches:
         max_response_tokens: int | None = None,
         tokens_per_micro_batch: int = 4096,
         finished: bool = True,
+        every_turn: bool = False,
         temperature: float = 1.0,
         seed: int = 0,
     ):
         if not demonstrations:
             raise ConfigError("no demonstrations to learn from")
         renderer = policy.backbone.renderer(max_response_tokens=max_response_tokens or max_tokens // 2)
-        self.rows = [renderer.encode(d.prompt, d.response, finished=finished) for d in demonstrations]
+        self.rows = [_encoded(renderer, d, finished=finished, every_turn=every_turn) for d in demonstrations]
         self.weights = [d.weight for d in demonstrations]
         self.seed, self.temperature = seed, temperature
         self.per_step, self.tokens = min(per_step, len(demonstrations)), tokens_per_micro_batch
@@ -53,7 +56,7 @@ class DemonstrationBatches:
         chosen = epoch_order(len(self.rows), self.per_step, step, seed=self.seed)
         rows = [self.rows[i] for i in chosen]
         factors = [self.weights[i] for i in chosen]
-        sizes = [len(row.ids) - row.prompt_length for row in rows]
+        sizes = [sum(row.response_mask) for row in rows]
         total = sum(factor * size for factor, size in zip(factors, sizes, strict=True)) or 1.0
         loss_sum = 0.0
         own = OwnRows.of(shared_rows(policy, rows))
@@ -67,6 +70,14 @@ class DemonstrationBatches:
             loss_sum += loss.item()
         loss_sum = current().sum(torch.tensor(loss_sum, dtype=torch.float64)).item()
         return {"loss": loss_sum, "tokens": float(sum(len(row.ids) for row in rows))}
+
+
+def _encoded(renderer: ChatRenderer, shown: Demonstration, *, finished: bool, every_turn: bool) -> Encoded:
+    """A demonstration as tokens, of which those of the last answer or of every one are learned."""
+    prompt, text, calls = shown.prompt, shown.response, shown.tool_calls
+    if not every_turn:
+        return renderer.encode(prompt, text, finished=finished, tool_calls=calls)
+    return renderer.encode_every_turn(prompt, text, finished=finished, tool_calls=calls, passed_over=shown.passed_over)
 
 
 class SupervisedTrainer:

@@ -15,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -132,17 +131,9 @@ class _Call(BaseModel):
     id: Text | None = None
     function: _Function
 
-
-def _as_templates_know_them(calls: list[_Call]) -> list[dict[str, Any]]:
-    return [
-        ({"id": call.id} if call.id else {})
-        | {"type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
-        for call in calls
-    ]
-
-
-Calls = Annotated[Any, AfterValidator(lambda given: given and _as_templates_know_them(_CALLS.validate_python(given)))]
-_CALLS = TypeAdapter(list[_Call])
+    def as_templates_know_it(self) -> dict[str, Any]:
+        known = {"type": "function", "function": {"name": self.function.name, "arguments": self.function.arguments}}
+        return {"id": self.id} | known if self.id else known
 
 
 class Turn(BaseModel):
@@ -157,7 +148,7 @@ class Turn(BaseModel):
         Field(validation_alias=AliasChoices("content", "value"))
     )
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # 0: not to be imitated (OpenAI)
-    tool_calls: Calls = None
+    tool_calls: list[_Call] | None = None
     tool_call_id: Text | None = None
     name: Text | None = None
 
@@ -179,7 +170,7 @@ class Turn(BaseModel):
         """The turn as a message, with the keys that its role has."""
         message: Message = {"role": self.role, "content": self.content}
         if self.role == "assistant" and self.tool_calls:
-            message["tool_calls"] = self.tool_calls
+            message["tool_calls"] = [call.as_templates_know_it() for call in self.tool_calls]
         if self.role == "tool":
             message |= {"tool_call_id": self.tool_call_id} if self.tool_call_id else {}
             message |= {"name": self.name} if self.name else {}

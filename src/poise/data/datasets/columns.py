@@ -131,7 +131,7 @@ def _as_given(item: Demonstration, turns: Sequence[Turn]) -> Demonstration:
     passed_over = tuple(
         i + offset for i, turn in enumerate(turns[:-1]) if turn.role == "assistant" and not _counts(turn)
     )
-    return replace(item, tool_calls=tuple(turns[-1].tool_calls or ()), passed_over=passed_over)
+    return replace(item, tool_calls=tuple(turns[-1].message.get("tool_calls", ())), passed_over=passed_over)
 
 
 def _counts(turn: Turn) -> bool:
