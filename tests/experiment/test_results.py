@@ -54,6 +54,13 @@ def test_one_seed_shows_nothing():
     assert (verdict.outcome, verdict.detectable) == ("not shown", None)
 
 
+def test_a_claim_about_what_no_trial_measured_is_listed_and_not_judged():
+    wins = Metric(name="wins", label="wins", over="prompts")
+    claims = [Claim(text="it wins", metric="wins", higher="a", lower=0.5), claim(higher="a", lower="b")]
+    document = results((GAIN, wins), claims, a=trials(1.0, 3.0), b=trials(0.5, 2.5)).document()
+    assert (document["untested"], len(document["claims"])) == (["it wins"], 1)
+
+
 def test_a_claim_may_speak_of_a_number_or_of_another_metric():
     start = Metric(name="start", label="start")
     found = results((GAIN, start), a=[Trial(metrics={"gain": 2.0 + x, "start": 1.0 + x}) for x in (0.0, 0.1)])

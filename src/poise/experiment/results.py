@@ -131,7 +131,8 @@ class Results:
                 for arm, trials in self.trials.items()
             },
             "estimates": self.estimates(),
-            "claims": [self.verdict(claim) for claim in study.claims],
+            "claims": [self.verdict(claim) for claim in study.claims if self._can_test(claim)],
+            "untested": [claim.text for claim in study.claims if not self._can_test(claim)],
             "plots": [
                 {"title": plot.title, "across": plot.across, "up": plot.up, "panels": plot.draw(self)}
                 for plot in study.plots
@@ -140,6 +141,11 @@ class Results:
             "discussion": study.discussion.strip(),
             "pilots": list(study.pilots),
         }
+
+    def _can_test(self, claim: Claim) -> bool:
+        """Whether both sides were measured: data without harmless prompts say nothing of wins."""
+        sides = (claim.higher, claim.metric), (claim.lower, claim.lower_metric or claim.metric)
+        return all(self.has(arm, metric) for arm, metric in sides if isinstance(arm, str))
 
     def _metric(self, name: str) -> Metric:
         return next(metric for metric in self.study.metrics if metric.name == name)

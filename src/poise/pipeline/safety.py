@@ -164,11 +164,7 @@ def prepare(
     if most_prompts:
         splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
     if not known_prompts(splits["test"]):
-        raise DataError(
-            f"{dataset.name}: no test prompt says its kind, so that nothing can be evaluated. Give prompts a column "
-            f"kind with {', '.join(KINDS)} (docs/data.md), or add the starter set: --data starter+{data}. "
-            "Preferences alone, without kinds, are what `poise run dpo` can do with"
-        )
+        raise DataError(_why_not_evaluated(dataset.name, splits, data))
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     if supervised_steps:
@@ -270,6 +266,23 @@ def read_feedback(run: Run, data: str, **reading: Any) -> Dataset:
 def known_prompts(data: Dataset) -> tuple[Prompt, ...]:
     """The prompts that say their kind, in the order of their ids."""
     return tuple(sorted((p for p in data.prompts if p.tags.get("kind") in KINDS), key=lambda prompt: prompt.id))
+
+
+def _why_not_evaluated(name: str, splits: Mapping[str, Dataset], data: str) -> str:
+    """What a user can do where no test prompt has a kind: there are none, or they do not say it."""
+    counts = {use: len(part.prompts) for use, part in splits.items()}
+    instead = f"or add the starter set: --data starter+{data}"
+    if not counts["test"]:
+        there = ", ".join(f"{count} in {use}" for use, count in counts.items())
+        return (
+            f"{name}: no prompt is left to evaluate on: of {sum(counts.values())} prompts there are {there}. Prompts "
+            f"without a column split are divided by a hash of their text: give more, some hundred, {instead}"
+        )
+    return (
+        f"{name}: no test prompt says its kind, so that nothing can be evaluated. Give prompts a column kind with "
+        f"{', '.join(KINDS)} (docs/data.md), {instead}. Preferences alone, without kinds, are what `poise run dpo` can "
+        "do with"
+    )
 
 
 def limited_cost(signal: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from poise.data import split_by_prompt, without_splits
 from poise.data.batching import num_steps
+from poise.errors import DataError
 from poise.models.features import FeatureCache
 from poise.models.heads import COST, REWARD, Channel, ScoreModel, load_score_model
 from poise.models.load import Backbone
@@ -97,6 +98,7 @@ def fit_scores(
         # another seed than the split itself was drawn with: by the same one all its prompts would fall on one side
         shares = {"fit": 1 - CALIBRATED, "calibrate": CALIBRATED}
         parts = split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
+        _require_judgements(data, parts, spec.channels)
         trainer = spec.trainer(model, parts["fit"])
         fit(trainer, run=run, stage=stage.name, steps=trainer.steps, save_every=50)
         held = parts["calibrate"]
@@ -110,6 +112,23 @@ def fit_scores(
     model = load_score_model(stage.path / "model", backbone=backbone, adapter=stage.name, expect=expect, cache=cache)
     accuracy = {key: Estimate(**value) for key, value in stage.result["accuracy"].items()}
     return TrainedScoreModel(model=model, accuracy=accuracy, rows=stage.result["rows"])
+
+
+def _require_judgements(data: Dataset, parts: Mapping[str, Dataset], channels: Sequence[Channel]) -> None:
+    """Raise DataError for a channel that nothing is said of, in all of the data or on the side that is held back."""
+    for side in (data, *parts.values()):
+        criteria = {row.criterion for row in side.comparisons} | {row.criterion for row in side.ratings}
+        if missing := [
+            f"{channel.name} (criterion {' or '.join(channel.criteria)})"
+            for channel in channels
+            if not criteria & set(channel.criteria) and not (channel.higher_is_worse and side.labels)
+        ]:
+            where = "" if side is data else f", of which {len(side.prompts)} are held back,"
+            raise DataError(
+                f"{data.name}: nothing in its {len(data.prompts)} prompts{where} says anything about "
+                f"{' and '.join(missing)}: a score model needs judgements for each of its channels, on enough prompts "
+                "to hold a sixth of them back (docs/data.md)"
+            )
 
 
 def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> None:
