@@ -72,9 +72,9 @@ def run_recipe(recipe: Recipe, arguments: Mapping[str, Any], options: Options) -
 
 
 def perform(job: Job) -> float:
-    """Perform a job from what was sent: import the recipe, build its study, try one arm once."""
+    """Perform a job from what was sent: import the recipe, build its study, run one trial."""
     recipe = getattr(import_file(Path(job.file)), job.recipe)
-    return _attempt(recipe.build(**job.arguments), job)
+    return _run_trial(recipe.build(**job.arguments), job)
 
 
 def _perform_open(run: Run, study: Study, jobs: Sequence[Job], workers: int) -> None:
@@ -89,7 +89,7 @@ def _perform_open(run: Run, study: Study, jobs: Sequence[Job], workers: int) -> 
 
 def _performed(study: Study, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
     if workers <= 1:
-        yield from ((job, _attempt(study, job)) for job in jobs)
+        yield from ((job, _run_trial(study, job)) for job in jobs)
         return
     executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
@@ -100,8 +100,8 @@ def _performed(study: Study, jobs: Sequence[Job], workers: int) -> Iterator[tupl
         executor.shutdown(cancel_futures=True)
 
 
-def _attempt(study: Study, job: Job) -> float:
-    """Try an arm, record what it came to as the result of its stage, and return the seconds that it took."""
+def _run_trial(study: Study, job: Job) -> float:
+    """Run one trial, record what it came to as the result of its stage, and return the seconds that it took."""
     arm, wants_part = study.arms[job.arm], len(inspect.signature(study.trial).parameters) > 2
     with _threads(study.threads), _part(job) if wants_part else nullcontext() as part:
         begin = time.monotonic()
