@@ -191,8 +191,9 @@ REINFORCE_PP_BASELINE = replace(REINFORCE_PP, advantage=returns_above_group, sam
 def group_invariance(penalty: float = 3.0, *, base: Algorithm = PPO, balance: float = 1.0) -> Algorithm:
     """An algorithm whose return shall be the same in every group of responses, where the groups are inferred.
 
-    `penalty` weighs the variance between groups (3 is what helped where a shortcut pays in one of two domains; 0.1 and
-    0.3 earned less there than PPO), `balance` keeps either group from being empty.
+    `penalty` weighs the variance between groups: 3 is what helped where a shortcut pays in one of two domains, and 0.1
+    and 0.3 earned less there than PPO; where groups differ by what can be earned at all, it costs reward. `balance`
+    keeps either group from being empty.
     Source: group invariant learning (arXiv:2310.11971); see `poise.functional.group_invariance` for what is ours in it.
     """
     collection = replace(base.collection, infer_groups=partial(group_inference_loss, balance=balance))
