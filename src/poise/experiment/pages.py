@@ -78,7 +78,8 @@ def hardware(made: Mapping[str, Any]) -> str:
 def verdicts(document: Document) -> str:
     """How many claims held, were contradicted or were not shown, over how many seeds."""
     found = [claim["outcome"] for claim in document["claims"]]
-    counts = [f"{found.count(kind)} {kind}" for kind in ("holds", "not shown", "contradicted") if kind in found]
+    kinds = {"holds": "held", "not shown": "not shown", "contradicted": "contradicted"}
+    counts = [f"{found.count(kind)} {word}" for kind, word in kinds.items() if kind in found]
     return f"{', '.join(counts) or 'no claims'} (n = {len(document['seeds'])} seeds)"
 
 
