@@ -61,6 +61,21 @@ def test_arms_and_seeds_are_chosen_on_the_command_line(mine):
 
 
 @pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        (["2"], [0, 1]),
+        (["2,"], [2]),
+        (["3,1"], [3, 1]),
+        (["3", "--seeds", "1"], [3, 1]),
+        (["0,4", "--seeds", "2"], [0, 4, 2]),
+    ],
+)
+def test_one_number_is_how_many_seeds_and_several_are_which(mine, words, seeds):
+    assert run(mine, "--arms", "bad", "--seeds", *words) == 0
+    assert results()["seeds"] == seeds
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--arms", "great"], "no arm great: there are fair, good, bad"),

@@ -136,12 +136,18 @@ def _kind(annotation: Any) -> _Kind | None:
 
 
 def _joined(value: Any) -> Any:
-    """The value of an option; of one that may be given several times, all its lists as one, and None if not given."""
-    if not isinstance(value, list) or not all(each is _NONE or isinstance(each, (list, tuple)) for each in value):
+    """The value of an option; of one that may be given several times, all its lists as one, and None if not given.
+
+    A single value that is no list stays one: `--seeds 2` of an option that takes a number or a list is the number.
+    """
+    if not isinstance(value, list):
         return value
     if not value or _NONE in value:
         return _NONE if value else None
-    return type(value[0])(item for each in value for item in each)
+    if len(value) == 1:
+        return value[0]
+    made = list if any(isinstance(each, list) for each in value) else tuple
+    return made(item for each in value for item in (each if isinstance(each, (list, tuple)) else [each]))
 
 
 def _reader(kind: type) -> Callable[[str], Any]:
