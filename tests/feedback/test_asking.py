@@ -58,7 +58,7 @@ def test_a_number_of_any_kind_is_a_float(value, expected):
 @pytest.mark.parametrize(
     "value",
     [None, "0.5", b"1", [0.5], (), {}, 1j, object(), np.array("0.5"), np.zeros(2), torch.zeros(2), torch.zeros(0)],
-    ids=str,
+    ids=lambda value: f"{type(value).__name__}",
 )
 def test_what_is_no_number_is_an_error_that_names_scorer_channel_and_count(value):
     with pytest.raises(FeedbackError, match=r"'Giving': 2 of 3 values on channel 'reward' are no numbers"):
@@ -71,13 +71,19 @@ def test_too_few_or_too_many_scores_are_an_error_that_names_the_scorer_and_both_
         ask(Giving([Scores(values={"reward": 1.0})] * number, name="judge"), PROMPTS, COMPLETIONS)
 
 
-@pytest.mark.parametrize("answer", [None, 0.5, "good", {"reward": 1.0}, Scores(values={"reward": 1.0})], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [None, 0.5, "good", {"reward": 1.0}, Scores(values={"reward": 1.0})],
+    ids=lambda value: type(value).__name__,
+)
 def test_an_answer_that_is_no_list_is_an_error(answer):
     with pytest.raises(FeedbackError, match=r"'Giving' gave .*list of Scores is due"):
         ask(Giving(answer), PROMPTS, COMPLETIONS)
 
 
-@pytest.mark.parametrize("row", [0.5, {"reward": 1.0}, None, Scores(values=0.5), Scores(values=None)], ids=str)
+@pytest.mark.parametrize(
+    "row", [0.5, {"reward": 1.0}, None, Scores(values=0.5), Scores(values=None)], ids=lambda value: type(value).__name__
+)
 def test_an_answer_that_is_no_record_of_scores_is_an_error(row):
     with pytest.raises(FeedbackError, match="'Giving': 3 of 3 answers are no Scores"):
         ask(Giving([row] * 3), PROMPTS, COMPLETIONS)
