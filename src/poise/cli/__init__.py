@@ -50,7 +50,7 @@ def everything(version: Annotated[bool, _VERSION] = False) -> None:
 
 @app.command("list")
 def list_recipes(
-    cards: Annotated[bool, typer.Option("--cards", help="A table of methods by what they learn from and how.")] = False,
+    cards: Annotated[bool, typer.Option("--cards", help="A table: feedback, signal, optimiser, ...")] = False,
 ) -> None:
     """Show all recipes: paper, cost and the last published result."""
     width = min(120, shutil.get_terminal_size().columns)
@@ -78,12 +78,14 @@ def run_recipe(context: typer.Context) -> None:
 def plan_recipe(
     context: typer.Context,
     recipe: str,
-    machine: Annotated[str | None, typer.Option(help="Such as h100x8; this machine is measured otherwise.")] = None,
-    processes: Annotated[int, typer.Option(help="0 is one for each device.", min=0)] = 0,
-    shard: Annotated[bool, typer.Option(help="Spread the model over the processes.")] = True,
+    machine: Annotated[
+        str | None, typer.Option(help="A machine such as h100x8; by default this one is measured.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Number of processes; 0 means one per device.", min=0)] = 0,
+    shard: Annotated[bool, typer.Option(help="Shard the model over the processes.")] = True,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations twice, keep few.")] = False,
-    base_bits: Annotated[int, typer.Option(help="Bits of a frozen weight: 16, or 4 on a GPU.")] = 16,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Recompute activations, to save memory.")] = False,
+    base_bits: Annotated[int, typer.Option(help="Bits per frozen weight: 16, or 4 on a GPU.")] = 16,
 ) -> None:
     """Estimate time and memory of a recipe's stages before anything runs; further options are the recipe's own.
 
@@ -136,8 +138,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder that holds rep
 def chat(
     model: Annotated[str, typer.Argument(help="A model name, a folder, or a run folder.")],
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 always gives the likeliest answer.")] = 0.7,
-    chat_template: Annotated[Path | None, typer.Option(help="A file, in place of the tokenizer's template.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always gives the most likely answer.")] = 0.7,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A file to use instead of the tokenizer's template.")
+    ] = None,
 ) -> None:
     """Talk to a model; an empty line is skipped, Ctrl-D ends."""
     from poise.cli.chatting import chat_with
@@ -148,10 +152,8 @@ def chat(
 @app.command("serve-scorer")
 def serve_scorer(
     folder: Annotated[Path, typer.Argument(help="A folder with a saved score model.")],
-    host: Annotated[str, typer.Option(help="Where to listen; other machines reach only what is not loopback.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 takes a free port.")] = 8900,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8900,
 ) -> None:
     """Serve a score model's scores over HTTP; clients need the token of POISE_SCORER_TOKEN, or the one it prints."""
     from poise.cli import serving

@@ -24,10 +24,10 @@ _OURS = Path(__file__).parents[1] / "recipes"
 _HELP = """
     seeds: how many seeds of each arm, such as 5, or which ones, such as 0,1,4.
     arms: the arms to run, joined by commas; all of them by default.
-    workers: processes.
+    workers: trials that run at the same time, each in a process of its own.
     output: a file to write as well: FILE.md the page with its pictures beside it, FILE.json the results.
     folder: run folder; an unfinished run in it is continued.
-    quick: few seeds and little work: a smoke test, not a result. What is given besides still counts.
+    quick: few seeds and little work: a smoke test, not a result. Options given beside it still count.
 """
 
 
