@@ -54,6 +54,21 @@ def text_of(message: Message) -> str:
     return "".join(str(part.get("text", "")) if _is_text(part) else f"[{part.get('type', 'part')}]" for part in content)
 
 
+def transcript(turns: Iterable[RolloutTurn]) -> str:
+    """A response of several turns as a person reads it: who says what, and which tools are called.
+
+    >>> transcript([RolloutTurn(message={"role": "assistant", "content": "5"})])
+    'assistant: 5'
+    """
+    return "\n\n".join(f"{turn.message['role']}: {_with_calls(turn.message)}" for turn in turns)
+
+
+def _with_calls(message: Message) -> str:
+    functions = [call.get("function", {}) for call in message.get("tool_calls", ())]
+    calls = [f"{each.get('name')}({json.dumps(each.get('arguments', {}), ensure_ascii=False)})" for each in functions]
+    return "\n".join([text_of(message), *calls] if text_of(message) else calls)
+
+
 def text_only(messages: Iterable[Message]) -> list[Message]:
     """The messages with the parts of their contents joined to texts, as a model reads them that knows only text.
 

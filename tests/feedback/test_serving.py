@@ -361,3 +361,27 @@ with _stoppable():
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_scorer_behind_a_server_reads_tools_and_scores_no_image():
+    seen = []
+
+    class Reads:
+        def score(self, prompts, completions):
+            seen.extend(prompts)
+            return [Scores(values={"reward": 1.0}) for _ in prompts]
+
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    asked = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "name": "add"},
+    ]
+    with_tools = Prompt.of(asked).with_tools([call])
+    image = Prompt.of([{"role": "user", "content": [{"type": "image", "url": "a.png"}]}])
+    with ScorerServer(Reads(), {"reward": False}, token="t") as server:
+        scorer = RemoteScorer(server.url, token="t")
+        prompts = [with_tools, image]
+        found = scorer.score(prompts, [Completion(prompt_id=prompt.id, text="Four.") for prompt in prompts])
+    assert found[0].values == {"reward": 1.0} and [prompt.id for prompt in seen] == [with_tools.id]
+    assert not found[1].values and "reads text alone" in found[1].unscorable

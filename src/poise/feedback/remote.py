@@ -6,13 +6,15 @@ that passes between `RemoteScorer` and `ScorerServer` (`poise serve-scorer`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from poise.errors import FeedbackError
+from poise.errors import DataError, FeedbackError
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
+from poise.messages import text_only
 from poise.text import one_line
 from poise.types import Completion, Prompt, Scores
 
@@ -30,6 +32,9 @@ class Turn(_Record):
 
     role: str
     content: str
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class ScoreRow(_Record):
@@ -37,6 +42,7 @@ class ScoreRow(_Record):
 
     messages: list[Turn] = Field(min_length=1)
     response: str
+    tools: list[dict[str, Any]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _awaits_an_answer(self) -> ScoreRow:
@@ -173,14 +179,20 @@ class RemoteScorer:
         if completion.finish == "error":
             return RowScores(values={}, unscorable=completion.error or "the completion failed")
         try:
-            for text in (completion.text, *(part for message in prompt.messages for part in message.values())):
-                str(text).encode()
+            said = [*text_only(prompt.messages), *prompt.tools]
+            json.dumps([completion.text, *said], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
             return RowScores(values={}, unscorable="half a surrogate pair in its text, which cannot be sent")
+        except DataError as error:
+            return RowScores(values={}, unscorable=str(error))
         return None
 
     def _request(self, rows: Sequence[tuple[Prompt, Completion]]) -> Request:
-        sent = [{"messages": [dict(m) for m in prompt.messages], "response": c.text} for prompt, c in rows]
+        sent = [
+            {"messages": text_only(prompt.messages), "response": c.text}
+            | ({"tools": list(prompt.tools)} if prompt.tools else {})
+            for prompt, c in rows
+        ]
         return Request(path="/score", body={"rows": sent})
 
     def _read(self, answer: Any) -> list[RowScores]:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from poise.feedback.remote import Health, RowScores, ScoreRow
 from poise.feedback.web import Web, WebLimits
 from poise.http_client import check_token
 from poise.text import one_line
-from poise.types import Completion, Prompt, Scorer, Scores
+from poise.types import Completion, Message, Prompt, Scorer, Scores
 
 TOO_LONG = "longer than the window"
 
@@ -113,10 +114,12 @@ class ScorerServer:
         if len(row.messages) > self.limits.turns:
             return _unscorable(f"{TOO_LONG}: {len(row.messages)} turns, where {self.limits.turns} are taken")
         length = len(row.response) + sum(len(turn.role) + len(turn.content) for turn in row.messages)
+        length += sum(len(str(turn.tool_calls)) for turn in row.messages if turn.tool_calls) + len(str(row.tools or ""))
         if length > self.limits.characters:
             return _unscorable(f"{TOO_LONG}: {length} characters, where {self.limits.characters} are taken")
         try:
-            prompt = Prompt.of([{"role": turn.role, "content": turn.content} for turn in row.messages])
+            said = [cast("Message", turn.model_dump(exclude_none=True)) for turn in row.messages]
+            prompt = Prompt.of(said).with_tools(row.tools) if row.tools else Prompt.of(said)
             return prompt if self.sees_all(prompt, row.response) else _unscorable(TOO_LONG)
         except DataError as error:  # such as turns that the model's template refuses
             return _unscorable(str(error))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from poise.evaluate.suite import KINDS, SuiteResult, kind_of, outcome
+from poise.messages import transcript
 from poise.pipeline import TrainedScoreModel
 from poise.recipes._stages import Study
 from poise.run import Run
@@ -184,7 +185,7 @@ def _samples(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[dict[s
 def _side(rollout: Rollout) -> dict[str, Any]:
     values = rollout.scores.values
     return {
-        "text": rollout.completion.text,
+        "text": transcript(rollout.completion.turns) or rollout.completion.text,
         "cost": values.get("cost"),
         "reward": values.get("reward"),
         "outcome": outcome(rollout),

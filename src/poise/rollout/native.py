@@ -55,9 +55,16 @@ class NativeEngine:
         the shape of a batch can move a logit by a last bit and tip a draw. Raises ConfigError if a prompt with its
         completion is longer than the model's context.
         """
-        check_sampling(sampling)
         self.renderer.check(prompts)
-        encoded = [self.renderer.prompt_ids(prompt.messages, prompt.tools)[0] for prompt in prompts]
+        rows = [self.renderer.prompt_ids(prompt.messages, prompt.tools)[0] for prompt in prompts]
+        return self.generate_rows(prompts, rows, sampling)
+
+    @torch.no_grad()
+    def generate_rows(
+        self, prompts: Sequence[Prompt], encoded: list[list[int]], sampling: Sampling
+    ) -> list[Completion]:
+        """Completions of prompts whose token ids are known, such as those that go on with what was drawn before."""
+        check_sampling(sampling)
         self._check_context(encoded, sampling)
         verify_generation(self.policy.model, self._forward, adapter=self._adapter)
         version = 0 if self.reference else self.policy.version
@@ -75,6 +82,11 @@ class NativeEngine:
                 ]
         completions = [replace(completion, policy_version=version) for completion in completions]
         return check_completions(prompts, completions, sampling)
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads at most."""
+        return self.policy.backbone.context
 
     def _check_context(self, encoded: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest, context = max(map(len, encoded), default=0), self.policy.backbone.context

@@ -21,7 +21,7 @@ from poise.files import append_line, cut_half_line, json_line, plain, read_jsonl
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
 from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.sampling import stop_position
-from poise.types import Completion, Finish, Prompt, Sampling, prompt_id
+from poise.types import Completion, Finish, Message, Prompt, Sampling, prompt_id
 
 _LISTED = 20  # likeliest first tokens that an endpoint is asked to list: as many as the protocol allows
 _LEAST, _ROUNDED = 1e6, 1e-6  # nats: below -_LEAST is nonsense, and up to _ROUNDED above 0 an engine may round
@@ -128,12 +128,14 @@ class ServerEngine:
     def _key(self, prompt: Prompt, sample: int, sampling: Sampling) -> str:
         """What a completion answers: by this it is found again in the file of answers."""
         settings = plain(replace(sampling, samples=1))
-        asked = [self.model, self.policy_version, prompt.id, prompt_id(prompt.messages), sample, settings]
+        said = prompt_id(prompt.messages, prompt.tools)
+        asked = [self.model, self.policy_version, prompt.id, said, sample, settings]
         asked += [self.fields, self.logprobs]
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling) -> Request:
-        body: dict[str, Any] = {"messages": [dict(message) for message in prompt.messages]}
+        body: dict[str, Any] = {"messages": [_sent(message) for message in prompt.messages]}
+        body |= {"tools": list(prompt.tools)} if prompt.tools else {}
         if sampling.choices:
             body |= {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": _LISTED}
         else:
@@ -201,6 +203,19 @@ class ServerEngine:
             advice = f"Check the address, which usually ends in /v1, and the model name {self.model!r}"
         kept = f". {done} finished completions are kept in {self.answers}" if self.answers and done else ""
         return EngineError(f"{self.endpoint.url}: {failure}. {advice}, and repeat the command{kept}")
+
+
+def _sent(message: Message) -> dict[str, Any]:
+    """A message as the protocol has it: parts as they are, the arguments of calls as JSON text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _as_text(call["function"].get("arguments", {}))}}
+        for call in message.get("tool_calls", ())
+    ]
+    return dict(message) | ({"tool_calls": calls} if calls else {})
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def only_choice(answer: Any) -> Mapping[str, Any]:

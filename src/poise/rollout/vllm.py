@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class VLLMEngine(ServerEngine):
         self.folder = Path(folder).absolute()
         self.served_folder = (served_folder or str(self.folder)).rstrip("/")
         self.base, self.loaded = model, ""
+        self._known: dict[str, list[int]] = {}  # token ids by prompt
         self.vocabulary = int(policy.backbone.model.get_input_embeddings().weight.shape[0])
         self.family = f"poise-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}-"  # adapters of this run
         self.renderer: ChatRenderer = policy.backbone.renderer(max_prompt_tokens=max_prompt_tokens)
@@ -76,6 +77,21 @@ class VLLMEngine(ServerEngine):
         """Completions of the policy as it is now; its weights are sent first if the server has others."""
         self.publish()
         return super().generate(prompts, sampling)
+
+    def generate_rows(
+        self, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[Completion]:
+        """Completions of prompts whose token ids are known, such as those that go on with what was drawn before."""
+        self._known = {prompt.id: list(ids) for prompt, ids in zip(prompts, encoded, strict=True)}
+        try:
+            return self.generate(prompts, sampling)
+        finally:
+            self._known = {}
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads at most."""
+        return self.policy.backbone.context
 
     def publish(self) -> str:
         """Make the server answer with the policy's weights; returns the name under which it does."""
@@ -139,7 +155,7 @@ class VLLMEngine(ServerEngine):
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling) -> Request:
         if sampling.choices:
             return super()._request(prompt, sample, sampling)
-        ids = self.renderer.prompt_ids(prompt.messages, prompt.tools)[0]
+        ids = self._known.get(prompt.id) or self.renderer.prompt_ids(prompt.messages, prompt.tools)[0]
         body = {
             "prompt": ids,
             "logprobs": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from poise.data.chat import ChatRenderer
 from poise.errors import EngineError, FeedbackError
 from poise.feedback.asking import ask, merged, name_of
 from poise.models.trunk import pad_rows
-from poise.types import Completion, Prompt, Rollout, Scorer, Scores
+from poise.types import Completion, Prompt, Rollout, Scorer, Scores, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +62,25 @@ def score_all(
 
 
 def encode_rollouts(rollouts: Sequence[Rollout], renderer: ChatRenderer, device: torch.device) -> EncodedRollouts:
-    """Pad rollouts to tensors; a response without token ids is encoded from its text."""
-    heads = [renderer.prompt_ids(rollout.prompt.messages)[0] for rollout in rollouts]
-    tails = [_response_ids(rollout.completion, renderer) for rollout in rollouts]
+    """Pad rollouts to tensors; a response without token ids is encoded from its text.
+
+    The response mask is true on what the policy said, and on nothing that was said to it between its turns.
+    """
+    heads = [renderer.prompt_ids(rollout.prompt.messages, rollout.prompt.tools)[0] for rollout in rollouts]
+    turns = [_turns(rollout.prompt, rollout.completion, renderer) for rollout in rollouts]
+    tails = [[token for ids, _ in each for token in ids] for each in turns]
+    flags = [[is_said for ids, is_said in each for _ in ids] for each in turns]
     token_ids, lengths = pad_rows([head + tail for head, tail in zip(heads, tails, strict=True)], device=device)
-    sizes = torch.tensor([len(tail) for tail in tails])
-    mask = torch.arange(int(sizes.max())) < sizes[:, None]
+    mask = pad_rows(flags)[0].bool()
     sampled = [rollout.completion.token_logprobs for rollout in rollouts]
-    known = all(len(values) == len(tail) for values, tail in zip(sampled, tails, strict=True))
+    known = all(len(values) == sum(row) for values, row in zip(sampled, flags, strict=True))
     return EncodedRollouts(
         token_ids=token_ids,
         attention_mask=torch.arange(token_ids.shape[1], device=device) < lengths[:, None],
         prompt_lengths=torch.tensor([len(head) for head in heads], device=device),
         response_mask=mask.to(device),
         group=group_numbers(rollouts).to(device),
-        sampled_logprobs=pad_floats(sampled, mask).to(device) if known else None,
+        sampled_logprobs=in_mask(sampled, mask).to(device) if known else None,
         scores={name: values.to(device) for name, values in score_tensors([r.scores for r in rollouts]).items()},
     )
 
@@ -91,6 +96,28 @@ def score_tensors(scores: Sequence[Scores]) -> dict[str, Tensor]:
     return {name: torch.tensor([each.values[name] for each in scores]) for name in scores[0].values}
 
 
+def _turns(prompt: Prompt, completion: Completion, renderer: ChatRenderer) -> list[tuple[list[int], bool]]:
+    """The tokens of each turn of a response, and whether the policy said them."""
+    turns = completion.turns
+    if not turns:
+        return [(_response_ids(completion, renderer), True)]
+    if all(turn.token_ids for turn in turns):
+        return [(list(turn.token_ids), turn.is_sampled) for turn in turns]
+    found, said = [], list(prompt.messages)
+    for is_sampled, group in groupby(turns, key=lambda turn: turn.is_sampled):
+        messages = [turn.message for turn in group]
+        if is_sampled:
+            is_closed = len(said) + len(messages) < len(prompt.messages) + len(turns) or completion.finish == "stop"
+            ids = renderer.response_ids(text_of(messages[-1]), finished=is_closed, whole=True)[0]
+        else:
+            ids = renderer.reply_ids(
+                said[:-1], messages, prompt.tools
+            )  # what they reply to stands in tokens of its own
+        found.append((ids, is_sampled))
+        said += messages
+    return found
+
+
 def _response_ids(completion: Completion, renderer: ChatRenderer) -> list[int]:
     if completion.token_ids:
         return list(completion.token_ids)
@@ -98,9 +125,6 @@ def _response_ids(completion: Completion, renderer: ChatRenderer) -> list[int]:
     return renderer.response_ids(completion.text, finished=finished)[0]
 
 
-def pad_floats(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
-    """Rows of numbers as a tensor [B, T] of the mask's shape, 0 where there is none."""
-    result = torch.zeros(mask.shape)
-    for target, row in zip(result, rows, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    return result
+def in_mask(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    """Rows of numbers, one for each true place of a row of the mask, as a tensor [B, T]; 0 elsewhere."""
+    return torch.zeros(mask.shape).masked_scatter(mask, torch.tensor([value for row in rows for value in row]))

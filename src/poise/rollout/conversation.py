@@ -1,0 +1,207 @@
+"""Responses of several turns: an engine answers, an environment replies, the engine goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+from poise.data.chat import ChatRenderer
+from poise.errors import ConfigError, EngineError
+from poise.messages import Message, RolloutTurn, text_of
+from poise.rollout.engine import check_completions, check_sampling, sample_numbers
+from poise.types import Completion, Engine, Prompt, Sampling
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Whoever the policy talks to: a tool, a simulated user, a game."""
+
+    def reply(self, prompt: Prompt, messages: Sequence[Message]) -> Message | None:
+        """What is said to the last of the messages, which follow the prompt; None where the conversation is over."""
+        ...
+
+
+class ScriptedEnvironment:
+    """Canned replies: the first one to the first answer, and so on, in one role.
+
+    >>> environment = ScriptedEnvironment(["Are you sure?"])
+    >>> environment.reply(Prompt.of("2 + 2?"), [{"role": "assistant", "content": "5"}])
+    {'role': 'user', 'content': 'Are you sure?'}
+    """
+
+    def __init__(self, replies: Sequence[str], *, role: str = "user"):
+        self.replies, self.role = tuple(replies), role
+
+    def reply(self, prompt: Prompt, messages: Sequence[Message]) -> Message | None:
+        """The next of the replies, None after the last one."""
+        number = sum(message["role"] == "assistant" for message in messages)
+        return None if number > len(self.replies) else {"role": self.role, "content": self.replies[number - 1]}
+
+
+class ConversationEngine:
+    r"""An engine whose completions are conversations with an environment.
+
+    A conversation ends where the environment has no reply, after `max_turns` answers, where an answer is cut at
+    `Sampling.max_tokens`, which holds for each, or where the next one would not fit into the model's context. With an
+    engine that goes on from token ids (`NativeEngine`, `VLLMEngine`) every answer is drawn behind the very tokens that
+    were drawn before, and the completion has all of them; with any other the conversation is sent as text, and the
+    trainer computes its own log-probabilities.
+
+    >>> from poise.rollout.scripted import ScriptedEngine
+    >>> engine = ConversationEngine(ScriptedEngine({"2 + 2?": "5", "Sure?": "4"}), ScriptedEnvironment(["Sure?"]))
+    >>> (completion,) = engine.generate([Prompt.of("2 + 2?")], Sampling())
+    >>> [text_of(turn.message) for turn in completion.turns], completion.text
+    (['5', 'Sure?', '4'], '5\n\n4')
+    """
+
+    def __init__(self, engine: Engine, environment: Environment, *, max_turns: int = 4):
+        if max_turns < 1:
+            raise ConfigError(f"max_turns={max_turns}: a conversation has at least 1 answer")
+        self.engine, self.environment, self.max_turns = engine, environment, max_turns
+
+    @property
+    def policy(self) -> Any:
+        """The policy whose weights the engine draws with; None for an engine that has others."""
+        return getattr(self.engine, "policy", None)
+
+    @property
+    def reference(self) -> bool:
+        """Whether it draws from the reference."""
+        return bool(getattr(self.engine, "reference", False))
+
+    @property
+    def renderer(self) -> ChatRenderer | None:
+        """What the engine renders prompts with, if it does."""
+        return getattr(self.engine, "renderer", None)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """Conversations, `sampling.samples` adjacent ones per prompt; one of one answer is the engine's completion.
+
+        Raises EngineError for a reply in the assistant's name, and DataError where the chat template refuses it.
+        """
+        check_sampling(sampling)
+        if sampling.choices and self.max_turns > 1:
+            raise ConfigError("choices are one answer: ask the engine itself, or set max_turns=1")
+        draws = sample_numbers(prompts, sampling.samples)
+        first = self.engine.generate(prompts, sampling)
+        talks = [_Talk(prompt, draw, each) for (prompt, _, draw), each in zip(draws, first, strict=True)]
+        for _ in range(1, self.max_turns):
+            going_on = [talk for talk in talks if self._hears(talk, sampling)]
+            if not going_on:
+                break
+            answers = self._answers(going_on, replace(sampling, samples=1))
+            for talk, answer in zip(going_on, answers, strict=True):
+                talk.answers.append(answer)
+        return check_completions(prompts, [talk.completion(exact=self._is_exact) for talk in talks], sampling)
+
+    @property
+    def _is_exact(self) -> bool:
+        return hasattr(self.engine, "generate_rows") and self.renderer is not None
+
+    def _hears(self, talk: _Talk, sampling: Sampling) -> bool:
+        """Whether the conversation goes on; the reply is then a part of it."""
+        if talk.is_over:
+            return False
+        reply = self.environment.reply(talk.prompt, talk.messages)
+        if reply is None:
+            talk.ended = True
+            return False
+        if reply["role"] == "assistant":
+            raise EngineError(
+                f"the environment {type(self.environment).__name__} replied as the assistant, whose turns are the "
+                "policy's: reply as the user or as a tool"
+            )
+        talk.hear(reply, self._reply_ids(talk, reply))
+        if self._is_exact and self._is_too_long(talk, sampling):
+            talk.forget_reply()
+            return False
+        return True
+
+    def _reply_ids(self, talk: _Talk, reply: Message) -> tuple[int, ...]:
+        """The reply's tokens with what the template puts around it, up to the policy's next word."""
+        renderer, last = self.renderer, talk.answers[-1].token_ids
+        if renderer is None or not self._is_exact:
+            return ()
+        end = () if last and last[-1] in renderer.stop_ids else (renderer.end_of_turn,)  # after a text that ends it
+        before = [*talk.prompt.messages, *talk.messages[:-1]]
+        return (*end, *renderer.reply_ids(before, [reply], talk.prompt.tools))
+
+    def _is_too_long(self, talk: _Talk, sampling: Sampling) -> bool:
+        context = getattr(self.engine, "context", None)
+        return context is not None and len(self._row(talk)) + sampling.max_tokens > context
+
+    def _row(self, talk: _Talk) -> list[int]:
+        """All that the model has read before its next answer."""
+        renderer = self.renderer
+        assert renderer is not None
+        head = renderer.prompt_ids(talk.prompt.messages, talk.prompt.tools)[0]
+        return head + [token for turn in talk.turns for token in turn.token_ids]
+
+    def _answers(self, talks: Sequence[_Talk], sampling: Sampling) -> list[Completion]:
+        prompts = [talk.so_far for talk in talks]
+        if not self._is_exact:
+            return self.engine.generate(prompts, sampling)
+        goes_on: Any = self.engine
+        found: list[Completion] = goes_on.generate_rows(prompts, [self._row(talk) for talk in talks], sampling)
+        return found
+
+
+class _Talk:
+    """A conversation under way."""
+
+    def __init__(self, prompt: Prompt, draw: int, first: Completion):
+        self.prompt, self.draw = prompt, draw
+        self.answers, self.replies = [first], list[RolloutTurn]()
+        self.is_cut = self.ended = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended or self.is_cut or self.answers[-1].finish != "stop"
+
+    def hear(self, reply: Message, token_ids: tuple[int, ...]) -> None:
+        self.replies.append(RolloutTurn(message=reply, token_ids=token_ids))
+
+    def forget_reply(self) -> None:
+        self.replies.pop()
+        self.is_cut = True
+
+    @property
+    def turns(self) -> list[RolloutTurn]:
+        """All turns after the prompt."""
+        turns = []
+        for number, answer in enumerate(self.answers):
+            message: Message = {"role": "assistant", "content": answer.text}
+            turns.append(RolloutTurn(message=message, token_ids=answer.token_ids, token_logprobs=answer.token_logprobs))
+            turns += self.replies[number : number + 1]
+        return turns
+
+    @property
+    def messages(self) -> list[Message]:
+        return [turn.message for turn in self.turns]
+
+    @property
+    def so_far(self) -> Prompt:
+        """The conversation as a prompt, whose draws are its own."""
+        name = f"{self.prompt.id}/{self.draw}/{len(self.answers)}"
+        return replace(self.prompt, id=name, messages=(*self.prompt.messages, *self.messages))
+
+    def completion(self, *, exact: bool) -> Completion:
+        """The conversation as one completion; without exact tokens it has none at all."""
+        first, last = self.answers[0], self.answers[-1]
+        if len(self.answers) == 1:
+            return replace(first, finish="length") if self.is_cut else first
+        if last.finish == "error":
+            return replace(last, prompt_id=first.prompt_id, sample=first.sample)
+        bare: Mapping[str, Any] = {} if exact else {"token_ids": (), "token_logprobs": ()}
+        turns = tuple(replace(turn, **bare) for turn in self.turns)
+        said = [turn for turn in turns if turn.is_sampled]
+        known = all(len(turn.token_logprobs) == len(turn.token_ids) for turn in said)
+        return replace(
+            first,
+            text="\n\n".join(text_of(turn.message) for turn in said),
+            turns=turns,
+            token_ids=tuple(token for turn in said for token in turn.token_ids),
+            token_logprobs=tuple(value for turn in said for value in turn.token_logprobs) if known else (),
+            finish="length" if self.is_cut else last.finish,
+        )
