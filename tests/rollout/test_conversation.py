@@ -146,6 +146,7 @@ def test_vllm_goes_on_from_the_tokens_that_were_drawn(tmp_path):
         found = engine.generate(PROMPTS, Sampling(max_tokens=300))
         inner.close()
     talks = [completion for completion in found if completion.turns]
+    assert talks
     for completion in talks:
         assert completion.token_ids and len(completion.token_ids) == len(completion.token_logprobs)
     assert not inner._known

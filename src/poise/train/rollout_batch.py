@@ -107,12 +107,12 @@ def _turns(prompt: Prompt, completion: Completion, renderer: ChatRenderer) -> li
     for is_sampled, group in groupby(turns, key=lambda turn: turn.is_sampled):
         messages = [turn.message for turn in group]
         if is_sampled:
+            if len(messages) > 1:
+                raise EngineError(f"prompt {prompt.id}: two answers follow one another in a response of several turns")
             is_closed = len(said) + len(messages) < len(prompt.messages) + len(turns) or completion.finish == "stop"
             ids = renderer.response_ids(text_of(messages[-1]), finished=is_closed, whole=True)[0]
         else:
-            ids = renderer.reply_ids(
-                said[:-1], messages, prompt.tools
-            )  # what they reply to stands in tokens of its own
+            ids = renderer.reply_ids(said[:-1], messages, prompt.tools)  # the answer before them has its own tokens
         found.append((ids, is_sampled))
         said += messages
     return found
