@@ -35,13 +35,13 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
-def adapter_on(base, folder, **settings):
+def adapter_on(base, folder, change=("lora_",), **settings):
     """The folder of an adapter that peft made, and moved."""
     model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
+            if any(part in name for part in change):
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
     adapted.save_pretrained(folder)
     return folder
@@ -70,6 +70,44 @@ def test_an_adapters_folder_has_the_logprobs_of_peft_in_every_role(base, tmp_pat
                 torch.testing.assert_close(found[0], expected, atol=apart, rtol=0)
     assert load_config(str(folder)).hidden_size == 64
     assert len(load_tokenizer(str(folder))) == 260
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_a_tokenizer_with_more_tokens_than_its_base_adds_none_to_a_merged_model(tmp_path, family):
+    base = tmp_path / "base"
+    tiny_model(f"random:{family}").save_pretrained(base)
+    tokenizer = tiny_tokenizer(f"random:{family}")
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.save_pretrained(base)
+    folder = adapter_on(base, tmp_path / "adapter", target_modules=["q_proj"])
+    with torch.no_grad():
+        expected = AutoPeftModelForCausalLM.from_pretrained(folder)(IDS).logits
+        found = load_backbone(str(folder), dtype=torch.float32).model(IDS).logits
+    torch.testing.assert_close(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+def test_single_tokens_that_peft_trains_change_a_tied_head_as_well(base, tmp_path):
+    settings = {"target_modules": ["q_proj"], "trainable_token_indices": [int(IDS[0, 3]), 9]}
+    folder = adapter_on(base, tmp_path / "adapter", change=("lora_", "trainable_tokens"), **settings)
+    with torch.no_grad():
+        expected = AutoPeftModelForCausalLM.from_pretrained(folder)(IDS).logits
+        found = load_backbone(str(folder), dtype=torch.float32).model(IDS).logits
+    torch.testing.assert_close(found.log_softmax(-1), expected.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+def test_what_peft_cannot_merge_or_merges_into_something_else_is_an_error(base, tmp_path, monkeypatch):
+    folder = adapter_on(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merge = "peft.tuners.lora.LoraModel.merge_and_unload"
+
+    def refuse(model):
+        raise RuntimeError("Impossible to merge")
+
+    monkeypatch.setattr(merge, refuse)
+    with pytest.raises(ModelError, match=r"peft cannot load or merge this adapter: Impossible to merge\. Merge it"):
+        load_backbone(str(folder))
+    monkeypatch.setattr(merge, lambda model: model.unload())
+    with pytest.raises(ModelError, match=r"gives other log-probabilities than beside it, by [0-9.]+ nats"):
+        load_backbone(str(folder))
 
 
 def test_an_adapter_trained_on_it_names_a_base_that_every_program_loads(base, tmp_path):

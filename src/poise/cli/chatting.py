@@ -11,7 +11,10 @@ from poise.types import Message, Prompt, Sampling
 
 
 def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template: Path | None = None) -> None:
-    """Read user turns until the end of input and print the model's answers."""
+    """Read user turns until the end of input and print the model's answers.
+
+    Answers take half of the model's context at most; a conversation that does not fit loses its oldest turns.
+    """
     name = model_of(model)
 
     from poise.models.load import read_template
@@ -19,7 +22,10 @@ def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template:
     from poise.rollout.native import NativeEngine
 
     template = None if chat_template is None else read_template(chat_template)
-    engine = NativeEngine(load_policy(name, chat_template=template), max_prompt_tokens=2048)
+    policy = load_policy(name, chat_template=template)
+    context = policy.backbone.context
+    max_tokens = min(max_tokens, max(1, context // 2))
+    engine = NativeEngine(policy, max_prompt_tokens=max(8, min(2048, context - max_tokens)))
     messages: list[Message] = []
     while True:
         try:

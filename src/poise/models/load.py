@@ -8,10 +8,9 @@ random:llama | qwen | gpt2   two layers, byte tokens: for tests, `--quick` runs 
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,11 @@ from poise.models.merged import adapter_in, base_of, merged_folder
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
 from poise.models.trunk import Trunk
+from poise.models.usable import loading, require_usable, require_whole
 from poise.models.verified import verify_layers
 from poise.ranks import current
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-_BUFFERS = (
-    "rotary_emb.inv_freq",
-    "attn.bias",
-    "attn.masked_bias",
-    "attention.bias",
-    "attention.masked_bias",
-)
 _FILES = {"AutoConfig": "config.json", "AutoTokenizer": "tokenizer_config.json"}
 _BASE_BITS = "POISE_BASE_BITS"  # of the frozen trunk's weights: 16, or 4 on a GPU
 
@@ -77,9 +70,15 @@ class Backbone:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a turn by the model's generation_config, one or several."""
+        """The tokens that end a turn by the model's generation_config, or ModelError if they are none."""
         found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        return () if found is None else tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+        listed = () if found is None else tuple(found) if isinstance(found, (list, tuple)) else (found,)
+        if any(type(each) is not int for each in listed):
+            raise ModelError(
+                f"model {self.name!r}: eos_token_id in generation_config.json is {found!r}; give the id of a token, or "
+                "a list of ids"
+            )
+        return listed
 
     def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> ChatRenderer:
         """How this model reads prompts and responses: by its tokenizer's chat template, or as plain text.
@@ -120,6 +119,7 @@ def load_backbone(
         tokenizer.chat_template = chat_template
     model = model.eval().requires_grad_(False)
     trunk = Trunk(model)
+    require_usable(name, model, tokenizer)
     verify_layers(model)
     current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
     model.to(device)
@@ -157,7 +157,7 @@ def _loaded(kind: Any, name: str) -> Any:
         return load_config(base) if kind.__name__ == "AutoConfig" else load_tokenizer(base)
     try:
         return kind.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as in `loading`
         raise ModelError(
             f"cannot read {kind.__name__.removeprefix('Auto').lower()} of model {name!r} ({source}): "
             f"{str(error).splitlines()[0]}. Give a folder, a hub id that this machine can reach, or a name it knows"
@@ -206,59 +206,35 @@ def _resolved(name: str) -> str:
 def _tokenizer(source: str, name: str) -> Any:
     from transformers import AutoTokenizer
 
-    with _explained(source, name):
+    with loading(source, name):
         return AutoTokenizer.from_pretrained(source)
 
 
 def _weights(source: str, name: str, dtype: torch.dtype | str, packed: dict[str, Any]) -> Any:
     """The model, of which every weight was stored; ModelError for a classifier or for weights that are not there."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    with _explained(source, name):
-        config = AutoConfig.from_pretrained(source)
+    with loading(source, name):
+        config: Any = AutoConfig.from_pretrained(source)
         made = getattr(config, "architectures", None) or []
         if made and not any(kind.endswith(_LANGUAGE_MODELS) for kind in made):
             raise ModelError(
                 f"model {name!r} is a {', '.join(made)}, not a causal language model: its head would be random. Give "
                 "the language model that it was made from"
             )
+        if (getattr(config, "pad_token_id", None) or 0) >= getattr(config, "vocab_size", math.inf):
+            config.pad_token_id = None  # of a token that was added and never got weights: nothing here looks it up
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=register(), output_loading_info=True, **packed
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=register(),
+            output_loading_info=True,
+            use_safetensors=True,
+            **packed,
         )
     model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"model {name!r} is an adapter: fetch it (hf download {name} --local-dir FOLDER), give that")
-    _require_whole(name, report)
+    require_whole(name, report)
     return model
-
-
-def _require_whole(name: str, report: Mapping[str, Any]) -> None:
-    """Raise ModelError that names weights which the files lack or which the model has no place for."""
-    extra = [key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS)]
-    for keys, what in (
-        (report["missing_keys"], "lacks weights, which would be random"),
-        (report["mismatched_keys"], "has weights of other shapes than its config.json says"),
-        (extra, "has weights that its config.json has no place for"),
-    ):
-        if keys:
-            first = ", ".join(str(key[0] if isinstance(key, tuple) else key) for key in sorted(keys)[:3])
-            raise ModelError(
-                f"model {name!r} {what}: {len(keys)} in all, the first {first}. Save the whole language model again "
-                "(AutoModelForCausalLM, save_pretrained)"
-            )
-
-
-@contextmanager
-def _explained(source: str, name: str) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        where = "folder" if Path(source).is_dir() else "hub id"
-        raise ModelError(
-            f"cannot load model {name!r} ({where}): {str(error).strip().splitlines()[0]}. "
-            "Give a folder, a hub id that this machine can reach, smollm2-135m or random:llama"
-        ) from error

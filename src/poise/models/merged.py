@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from poise.errors import ModelError
 from poise.models.identity import identity_of
 from poise.models.kept import kept_model
+from poise.models.verified import distance, probe_ids
 
 _WEIGHTS = "adapter_model.safetensors"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")  # that peft saves beside an adapter
+_TOKENS_OF_BOTH = "token_adapter"  # single tokens that peft trains: in a tied head as in the embedding
 _SCORE_CARD = "poise_score_model.json"
+_REMEDY = "Merge it with peft (merge_and_unload, save_pretrained) and give the folder of the whole model"
 
 
 def adapter_in(source: str) -> Path | None:
@@ -45,57 +50,89 @@ def base_of(config: Path) -> str:
     return str(stored["base_model_name_or_path"])
 
 
-def merged_folder(config: Path, base: Any, tokenizer: Any, base_source: str) -> Path:
+def merged_folder(config: Path, base: Callable[[], Any], tokenizer: Any, base_source: str) -> Path:
     """The folder of the merged model in the cache, made from a loaded base and its tokenizer if it is not there yet.
 
     `base` is called for the model when it is needed. Raises ModelError unless all of the adapter's tensors find a
-    place.
+    place, and unless the merged model computes what base and adapter compute together.
     """
     adapter = config.parent
     key = f"{identity_of(str(adapter))['checksum'][:16]}-{identity_of(base_source)['checksum'][:16]}"
 
     def make(folder: Path) -> None:
-        model = base()
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer))
-        _merge(model, adapter).save_pretrained(folder)
+        _merge(base, adapter).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     return kept_model(f"merged/{key}", make)
 
 
-def _merge(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict
+def _merge(base: Callable[[], Any], adapter: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    remedy = "Merge it with peft (merge_and_unload, save_pretrained) and give the folder of the whole model"
     try:
         with safe_open(adapter / _WEIGHTS, framework="pt") as stored:
-            there = set(stored.keys())
-        _untie(model, there)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of keys that are missing: they are compared below
-            adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
-        known = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        strange = sorted(known - there) + sorted(key for key in there - known if not key.endswith(_EMBEDDINGS))
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{adapter}: peft cannot load this adapter: {str(error).splitlines()[0]}. {remedy}") from error
+            shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}
+        model = _with_rows(base(), shapes)
+        ids, parts_ends = probe_ids(model), _changes_one_end(model, set(shapes))
+        adapted = _adapted(model, adapter, set(shapes))
+        expected = _logprobs(adapted, ids)
+        if parts_ends:  # merged, it would change both
+            adapted = _adapted(_untied(_with_rows(base(), shapes)), adapter, set(shapes))
+        merged = adapted.merge_and_unload()
+        apart = distance(merged, _logprobs(merged, ids), expected)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{adapter}: peft cannot load or merge this adapter: {reason}. {_REMEDY}") from error
+    if not apart.is_small:
+        raise ModelError(
+            f"{adapter}: merged into its base, the adapter gives other log-probabilities than beside it, by "
+            f"{apart.nats:.2g} nats. {_REMEDY}"
+        )
+    return merged
+
+
+def _adapted(model: Any, adapter: Path, there: set[str]) -> Any:
+    """The model with the adapter beside it; ModelError unless each has a place for the other's tensors."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of keys that are missing: they are compared below
+        adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
+    known = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    strange = sorted(known - there) + sorted(key for key in there - known if not key.endswith(_EMBEDDINGS))
     if strange:
         raise ModelError(f"{adapter}: the adapter does not fit its base; first differing tensors: {strange[:3]}")
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.peft_config["default"].peft_type
         raise ModelError(f"{adapter}: an adapter of kind {kind} cannot be merged into its base. Give the base model")
-    return adapted.merge_and_unload()
+    return adapted.eval()
 
 
-def _untie(model: Any, keys: set[str]) -> None:
-    """Give the head weights of its own where an adapter changes embedding or head: merged, it would change both."""
-    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+def _logprobs(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.as_tensor(model(ids, use_cache=False).logits).float().log_softmax(-1)
+
+
+def _with_rows(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
+    """The model with as many tokens as the embeddings that the adapter brings: more would take probability from all."""
+    rows = [shape[0] for key, shape in shapes.items() if key.endswith(_EMBEDDINGS)]
+    if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows[0])
+    return model
+
+
+def _changes_one_end(model: Any, keys: set[str]) -> bool:
+    """Whether embedding and head are the same weights, and the adapter changes one of them and not both alike."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(end is None for end in ends) or ends[0].weight is not ends[1].weight:
+        return False
     names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
-    if (
-        len(ends) == 2
-        and ends[0].weight is ends[1].weight
-        and any(f".{name}." in key for name in names for key in keys)
-    ):
-        ends[1].weight = nn.Parameter(ends[1].weight.detach().clone())
-        model.config.tie_word_embeddings = False
+    return any(f".{name}." in key and _TOKENS_OF_BOTH not in key for name in names for key in keys)
+
+
+def _untied(model: Any) -> Any:
+    """The model with weights of its own in the head."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return model

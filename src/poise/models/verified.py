@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from poise.errors import ModelError, RunError
 from poise.files import atomic_write, cache_folder
+from poise.models.families import context_of
 from poise.models.shared_rows import SharedRows, run_every_way
 from poise.models.trunk import Trunk
 from poise.provenance import package_versions
@@ -46,7 +48,7 @@ def verify(model: Any, what: str, check: Check) -> None:
         return
     for probe in _probes(model):
         with torch.no_grad():
-            for way, found, expected in check(probe, _token_ids(probe)):
+            for way, found, expected in check(probe, probe_ids(probe)):
                 _require_equal(probe, way, found, expected)
     _verified.add(key)
     with suppress(RunError):  # a cache that cannot be written costs a check in each process
@@ -76,17 +78,37 @@ def _check_layers(model: Any, ids: Tensor) -> Iterator[tuple[str, Tensor, Tensor
         yield way, torch.cat([found[row, : len(each)] for row, each in enumerate(wanted)]), torch.cat(wanted)
 
 
-def _require_equal(model: Any, way: str, found: Tensor, expected: Tensor) -> None:
-    """Raise ModelError unless log-probabilities agree: closely in fp32, on average in a narrower dtype."""
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far log-probabilities are apart, and whether rounding explains it."""
+
+    nats: float
+    is_small: bool
+
+
+def distance(model: Any, found: Tensor, expected: Tensor) -> Distance:
+    """How far a model's log-probabilities are from those expected: at most in fp32, on average in a narrower dtype."""
     apart = (found - expected).abs()
     is_wide = next(iter(model.parameters())).dtype == torch.float32
-    likely = expected > expected.amax(-1, keepdim=True) - 10  # what has no probability may differ
-    distance = float(apart[likely].max() if is_wide else apart[likely].mean())
-    if not distance <= (0.01 if is_wide else 0.15):
-        config = model.config
+    likely = ~(expected <= expected.amax(-1, keepdim=True) - 10)  # what has no probability may differ, NaN may not
+    nats = float(apart[likely].max() if is_wide else apart[likely].mean())
+    return Distance(nats, nats <= (0.01 if is_wide else 0.15))
+
+
+def probe_ids(model: Any) -> Tensor:
+    """Random ids [2, L] to compare passes with, no longer than the context."""
+    length = min(_TOKENS, context_of(model.config))
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(1)).to(model.device)
+
+
+def _require_equal(model: Any, way: str, found: Tensor, expected: Tensor) -> None:
+    """Raise ModelError unless log-probabilities agree."""
+    apart = distance(model, found, expected)
+    if not apart.is_small:
         raise ModelError(
-            f"model of family {config.model_type!r}: log-probabilities computed {way} differ from those of "
-            f"transformers by {distance:.2g} nats. Its configuration asks for something that is not supported here; "
+            f"model of family {model.config.model_type!r}: log-probabilities computed {way} differ from those of "
+            f"transformers by {apart.nats:.2g} nats. Its configuration asks for something that is not supported here; "
             "compare its config.json with that of a plain model of the family"
         )
 
@@ -137,13 +159,6 @@ def _plain_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
-
-
-def _token_ids(model: Any) -> Tensor:
-    """Random ids [2, L], no longer than the context."""
-    length = min(_TOKENS, Trunk(model).context)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(1)).to(model.device)
 
 
 def _fingerprint(model: Any, what: str) -> str:
