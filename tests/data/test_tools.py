@@ -7,6 +7,7 @@ import pytest
 from poise.data import load
 from poise.data.lint import lint
 from poise.data.rollouts import read_rollouts, write_rollouts
+from poise.data.splits import without_splits
 from poise.types import Completion, Rollout, RolloutTurn, Scores
 
 USER = {"role": "user", "content": "2 + 2?"}
@@ -120,3 +121,11 @@ def test_rollouts_of_several_turns_are_read_back_as_they_were(tmp_path, read):
     rollout = Rollout(prompt=prompt, completion=said, scores=Scores(values={"reward": 1.0}))
     write_rollouts(tmp_path / "rollouts.jsonl", [rollout])
     assert read_rollouts(tmp_path / "rollouts.jsonl") == (rollout,)
+
+
+def test_tools_and_calls_stay_when_a_set_is_split_anew_and_a_call_is_no_empty_answer(read):
+    dataset = read({"messages": [USER, calling(call())], "tools": [FUNCTION], "split": "train"})
+    (shown,) = without_splits(dataset).demonstrations
+    assert shown.prompt.tools == dataset.demonstrations[0].prompt.tools != ()
+    assert shown.tool_calls == dataset.demonstrations[0].tool_calls != ()
+    assert lint(dataset)["empty_responses"].count == 0

@@ -163,7 +163,7 @@ def _near_identical_prompts(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _responses(dataset: Dataset) -> Iterator[Finding]:
-    found = [(each.response, _line(each.prompt)) for each in dataset.demonstrations]
+    found = [(each.response, _line(each.prompt)) for each in dataset.demonstrations if not each.tool_calls]
     found += [(text, each.origin.location) for each in dataset.comparisons for text in each.responses]
     found += [(each.response, each.origin.location) for each in dataset.labels]
     found += [(each.response, each.origin.location) for each in dataset.verdicts]

@@ -192,7 +192,7 @@ def without_splits(dataset: Dataset) -> Dataset:
 
     def strip(prompt: Prompt) -> Prompt:
         tags = {key: value for key, value in prompt.tags.items() if key != "split"}
-        return bare.setdefault(prompt.id, Prompt(id=prompt.id, messages=prompt.messages, tags=tags))
+        return bare.setdefault(prompt.id, replace(prompt, tags=tags))
 
     rows: dict[str, Any] = {
         name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in _ROWS
