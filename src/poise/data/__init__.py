@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from poise.data.contradictions import drop_contradictions
     from poise.data.lint import LintReport
     from poise.data.sources import load
-    from poise.data.splits import first_prompts, merge, select, split_by_prompt, with_cut_responses, without_splits
+    from poise.data.splits import (
+        first_prompts,
+        held_out,
+        judges_harm,
+        merge,
+        select,
+        split_by_prompt,
+        with_cut_responses,
+        without_splits,
+    )
 
 _LAZY = {
     "LintReport": "poise.data.lint",
     "drop_contradictions": "poise.data.contradictions",
     "first_prompts": "poise.data.splits",
+    "held_out": "poise.data.splits",
+    "judges_harm": "poise.data.splits",
     "load": "poise.data.sources",
     "merge": "poise.data.splits",
     "select": "poise.data.splits",
@@ -30,6 +41,8 @@ __all__ = [
     "LintReport",
     "drop_contradictions",
     "first_prompts",
+    "held_out",
+    "judges_harm",
     "load",
     "merge",
     "select",

@@ -17,6 +17,8 @@ from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, Rati
 Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict, Rating)
 Choice = str | Collection[str] | None
 _ROWS = ("demonstrations", "comparisons", "labels", "verdicts", "ratings")
+_HELD_OUT = 0.2
+_OUTSIDE = ("test", "validation")  # the splits of a publisher that are held out, the first that has prompts
 
 
 def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
@@ -39,6 +41,31 @@ def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int 
             tagged = str(prompt.tags.get("split"))
             sides[prompt.id] = tagged if tagged in shares else _drawn(prompt.id, shares, seed)
     return {name: _keep(dataset, _is_on(sides, name), name) for name in shares}
+
+
+def held_out(dataset: Dataset, *, seed: int = 0) -> dict[str, Dataset]:
+    """The sides train and test, as the rows say; where they leave one empty, a fifth of the prompts is held out.
+
+    >>> rows = Dataset(name="rows", prompts=tuple(Prompt.of(f"{i}", split="train") for i in range(50)))
+    >>> 0 < len(held_out(rows)["test"].prompts) < 25
+    True
+    """
+    tags = {str(prompt.tags.get("split")) for prompt in dataset.prompts}
+    outside = next((name for name in _OUTSIDE if name in tags), _OUTSIDE[0])
+    shares = {"train": 1 - _HELD_OUT, outside: _HELD_OUT}
+    parts = split_by_prompt(dataset, shares, seed=seed)
+    if not all(part.prompts for part in parts.values()):
+        parts = split_by_prompt(without_splits(dataset), shares, seed=seed)
+    named = {"train": parts["train"], "test": parts[outside]}
+    return {
+        name: replace(part, name=f"{dataset.name}[{name}]", provenance=dataset.provenance)
+        for name, part in named.items()
+    }
+
+
+def judges_harm(data: Dataset) -> bool:
+    """True if some rows say which responses are safe, or safer: what a judge of harm learns from."""
+    return bool(data.labels) or any(each.criterion == "safe" for each in data.comparisons)
 
 
 def split_together(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from poise.files import atomic_write, read_json
 from poise.types import Estimate
 
+_BY = {"paper": "the paper", "ours": "us"}
 Document = Mapping[str, Any]  # what `Results.document` gave, and when, where and by what it was made
 
 
@@ -88,6 +89,9 @@ def _tables(document: Document) -> Iterator[dict[str, Any]]:
     headings = list(dict.fromkeys(metric["table"] for metric in document["metrics"]))
     for heading in headings:
         metrics = [metric for metric in document["metrics"] if metric["table"] == heading]
+        if all(metric["over"] == "facts" for metric in metrics):
+            yield from _facts(heading, metrics, document)
+            continue
         rows, methods = [], dict[str, None]()
         for arm, label in document["arms"].items():
             found = document["estimates"][arm]
@@ -100,6 +104,17 @@ def _tables(document: Document) -> Iterator[dict[str, Any]]:
         if not rows:
             continue
         yield {"heading": heading, "head": head, "rows": rows, "methods": _explained(methods, document)}
+
+
+def _facts(heading: str, metrics: Sequence[Mapping[str, Any]], document: Document) -> Iterator[dict[str, Any]]:
+    """A table with a row for each fact, as the first arm that has it says: arms share them."""
+    every = document["estimates"].values()
+    found = [(each, next((arm[each["name"]] for arm in every if each["name"] in arm), None)) for each in metrics]
+    rows = [(metric["label"], [str(Estimate(**fact))]) for metric, fact in found if fact]
+    seeds = "" if len(document["seeds"]) == 1 else "the worst seed's, "
+    if rows:
+        methods = f"In brackets {seeds}95 % intervals over prompts."
+        yield {"heading": heading, "head": ["value"], "rows": rows, "methods": methods}
 
 
 def _explained(methods: Mapping[str, None], document: Document) -> str:
@@ -121,7 +136,7 @@ def _claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
     least = "–" if size is None else f"{Estimate(value=size, n=difference.n, unit=difference.unit):bare}"
     return {
         "text": claim["text"],
-        "by": {"paper": "the paper", "ours": "us"}[claim["source"]],
+        "by": _BY[claim["source"]],
         "difference": f"{difference:bare}, {_power(claim)}",
         "detectable": least,
         "verdict": claim["outcome"] if claim["outcome"] != "contradicted" else "**contradicted**",

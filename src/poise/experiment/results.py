@@ -7,7 +7,7 @@ whole interval of its paired difference lies above 0, and is contradicted if the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from scipy.special import ndtri, stdtrit
 from poise.errors import DataError
 from poise.evaluate.figures import Series
 from poise.experiment.study import Claim, Metric, Study, Trial
-from poise.functional.intervals import mean, paired_difference, student_mean
+from poise.functional.intervals import mean, paired_difference, ratio_of_sums, student_mean
 from poise.types import PER_CENT, Estimate
 
 Outcome = Literal["holds", "not shown", "contradicted"]
+Row = tuple[int, str, int]  # seed, prompt id, which row of the prompt
 ENOUGH_SIGNS = 6  # seeds that all differ by the very same, whose sign alone then has p <= 2 / 2^6 < 0.05
 POWER = 0.8  # how often a difference of the size that is reported as detectable would be shown
 
@@ -54,14 +55,20 @@ class Results:
 
     def has(self, arm: str, metric: str) -> bool:
         """Whether the arm's trials report the metric."""
-        return all(metric in trial.metrics or metric in trial.by_prompt for trial in self.trials[arm])
+        names = {metric, next((each.per for each in self.study.metrics if each.name == metric), "")} - {""}
+        return all(
+            name in trial.metrics or trial.by_prompt.get(name) or name in trial.facts
+            for trial in self.trials[arm]
+            for name in names
+        )
 
     def estimate(self, arm: str, metric: Metric) -> Estimate:
         """What the metric is for an arm, with its interval."""
         if metric.over == "prompts":
-            rows = self._prompt_rows(arm, metric.name)
-            prompts = [prompt for _, prompt in rows]
-            return mean(list(rows.values()), prompts, unit=metric.unit)
+            return self._over_prompts(arm, metric)
+        if metric.over == "facts":
+            worst = max if metric.summary == "largest" else min
+            return worst((trial.facts[metric.name] for trial in self.trials[arm]), key=lambda fact: fact.value)
         values = self.values(arm, metric.name)
         if metric.summary != "mean":
             extreme = values.min() if metric.summary == "smallest" else values.max()
@@ -125,7 +132,7 @@ class Results:
             "metrics": list(study.metrics),
             "trials": {
                 arm: [
-                    {"seed": seed, "metrics": trial.metrics, "paths": trial.paths}
+                    {"seed": seed, "metrics": trial.metrics, "facts": trial.facts, "paths": trial.paths}
                     for seed, trial in zip(self.seeds, trials, strict=True)
                 ]
                 for arm, trials in self.trials.items()
@@ -153,10 +160,12 @@ class Results:
     def _difference(self, claim: Claim, metric: Metric) -> tuple[Estimate, int]:
         """The difference with its interval, and over how many prompts that is; shares differ by percentage points."""
         second = claim.lower_metric or claim.metric
+        if metric.over == "facts" or metric.per:
+            return self._from_number(claim, metric)
         if metric.over == "prompts":
             high, low = self._prompt_side(claim.higher, claim.metric), self._prompt_side(claim.lower, second)
             keys = _paired(high, low, claim)
-            prompts = [prompt for _, prompt in keys]
+            prompts = [prompt for _, prompt, _ in keys]
             below, above = ([_at(side, key) for key in keys] for side in (low, high))
             return paired_difference(below, above, prompts, unit=metric.unit), len(set(prompts))
         scale, unit = (100.0, "percentage points") if metric.unit in PER_CENT else (1.0, metric.unit)
@@ -166,13 +175,44 @@ class Results:
     def _side(self, side: str | float, metric: str) -> Any:
         return self.values(side, metric) if isinstance(side, str) else float(side)
 
-    def _prompt_side(self, side: str | float, metric: str) -> dict[tuple[int, str], float] | float:
+    def _from_number(self, claim: Claim, metric: Metric) -> tuple[Estimate, int]:
+        """How far a figure with an interval of its own lies above a number, or below it."""
+        if isinstance(claim.higher, str) == isinstance(claim.lower, str):
+            raise DataError(f"claim {claim.text!r} is on {metric.name}: compare one arm with a number")
+        is_above = isinstance(claim.higher, str)
+        arm, number = (claim.higher, claim.lower) if is_above else (claim.lower, claim.higher)
+        found, sign = self.estimate(str(arm), metric), 1 if is_above else -1
+        scale, unit = (100.0, "percentage points") if metric.unit in PER_CENT else (1.0, metric.unit)
+
+        def moved(x: float | None) -> float | None:
+            return None if x is None else scale * sign * (x - float(number))
+
+        low, high = (moved(x) for x in ((found.low, found.high) if is_above else (found.high, found.low)))
+        value = scale * sign * (found.value - float(number))
+        prompts = {prompt for _, prompt, _ in self._prompt_rows(str(arm), metric.name)} if metric.per else set()
+        return replace(found, value=value, low=low, high=high, unit=unit), len(prompts)
+
+    def _over_prompts(self, arm: str, metric: Metric) -> Estimate:
+        rows = self._prompt_rows(arm, metric.name)
+        if not metric.per:
+            return mean(list(rows.values()), [prompt for _, prompt, _ in rows], unit=metric.unit)
+        below = self._prompt_rows(arm, metric.per)
+        keys = [key for key in rows if key in below]
+        above, prompts = [rows[key] for key in keys], [prompt for _, prompt, _ in keys]
+        return ratio_of_sums(above, [below[key] for key in keys], prompts, unit=metric.unit)
+
+    def _prompt_side(self, side: str | float, metric: str) -> dict[Row, float] | float:
         return self._prompt_rows(side, metric) if isinstance(side, str) else float(side)
 
-    def _prompt_rows(self, arm: str, metric: str) -> dict[tuple[int, str], float]:
-        """The metric of every seed and prompt."""
+    def _prompt_rows(self, arm: str, metric: str) -> dict[Row, float]:
+        """The metric of every seed, prompt and row of it."""
         every = zip(self.seeds, self.trials[arm], strict=True)
-        return {(seed, prompt): x for seed, trial in every for prompt, x in trial.by_prompt[metric].items()}
+        return {
+            (seed, prompt, number): float(x)
+            for seed, trial in every
+            for prompt, found in trial.rows(metric).items()
+            for number, x in enumerate(found)
+        }
 
 
 def detectable(difference: Estimate, n: int) -> float | None:
@@ -196,10 +236,12 @@ def detectable(difference: Estimate, n: int) -> float | None:
 def _value(trial: Trial, metric: str) -> float:
     if metric in trial.metrics:
         return float(trial.metrics[metric])
-    return float(np.mean(list(trial.by_prompt[metric].values())))
+    if metric in trial.facts:
+        return trial.facts[metric].value
+    return float(np.mean([x for found in trial.rows(metric).values() for x in found]))
 
 
-def _paired(high: Any, low: Any, claim: Claim) -> list[tuple[int, str]]:
+def _paired(high: Any, low: Any, claim: Claim) -> list[Row]:
     """The seeds and prompts of both sides. Raises DataError where they are not the same."""
     sides = [set(side) for side in (high, low) if isinstance(side, dict)]
     if any(side != sides[0] for side in sides):
@@ -210,7 +252,7 @@ def _paired(high: Any, low: Any, claim: Claim) -> list[tuple[int, str]]:
     return sorted(sides[0])
 
 
-def _at(side: Any, key: tuple[int, str]) -> float:
+def _at(side: Any, key: Row) -> float:
     return float(side[key]) if isinstance(side, dict) else float(side)
 
 

@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, arguments: Mapping[str, Any], options: Options) -
         jobs = [Job(**where, arm=arm, seed=seed) for arm in study.arms for seed in options.seeds]
         _perform_open(run, study, jobs, options.workers)
         stages = {(job.arm, job.seed): run.stage(job.name).result for job in jobs}
-        trials = {arm: [Trial(**stages[arm, seed]["trial"]) for seed in options.seeds] for arm in study.arms}
+        trials = {arm: [Trial.read(stages[arm, seed]["trial"]) for seed in options.seeds] for arm in study.arms}
         results = Results(study=study, seeds=options.seeds, trials=trials)
         seconds = sum(stage["seconds"] for stage in stages.values())
         document = _document(recipe, run, results, seconds=seconds, is_quick=options.quick)

@@ -21,6 +21,7 @@ from poise.pipeline import TrainedScoreModel
 from poise.run import Run
 from poise.types import Estimate, Rollout
 
+_WORTH = "What the judge and the signal are worth, on prompts that they never saw"
 METRICS = (
     Metric(name="harm_start", label="harm before", unit="share", over="prompts"),
     Metric(name="harm", label="harm after", unit="share", over="prompts"),
@@ -30,6 +31,23 @@ METRICS = (
     Metric(name="wins", label="helpful wins against the start", unit="share", over="prompts"),
     Metric(name="trained_cost", label="mean cost by the training signal", unit="sd"),
     Metric(name="sequence_kl", label="KL to the start", unit="nats/sequence"),
+    *(
+        Metric(name=f"{who} {figure}", label=f"{who} {figure}", unit="share", over="facts", table=_WORTH)
+        for who in ("judge:", "signal:")
+        for figure in (
+            "reward pair accuracy",
+            "cost pair accuracy",
+            "cost sign accuracy",
+            "cost sign accuracy on model answers",
+        )
+    ),
+    Metric(
+        name="signal: cost calibration error",
+        label="signal: error of the probability of harm, calibrated",
+        over="facts",
+        summary="largest",
+        table=_WORTH,
+    ),
 )
 LABELS = {
     "lagrangian": "Lagrangian (Safe RLHF)",
@@ -65,15 +83,17 @@ _SAMPLES_OF_A_KIND = 8
 class Verdicts:
     """What one policy is judged by: the answers of its start and its own, and what the judge and the signal are worth.
 
+    learned               rows of the page, on what was learned
     settings, provenance  what the page shows of the run
     curves                logged steps of its training, in the page's names
     """
 
     start: SuiteResult
     final: SuiteResult
-    judge: TrainedScoreModel
+    judge: TrainedScoreModel | None
     signal: TrainedScoreModel | None = None
     curves: Sequence[Mapping[str, Any]] = ()
+    learned: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -97,6 +117,11 @@ def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Tri
     return Trial(
         metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found},
         by_prompt={name: values for name, values in by_prompt.items() if values},
+        facts={
+            f"{who} {_label(name)}": value
+            for who, scores in (("judge:", verdicts.judge), ("signal:", verdicts.signal))
+            for name, value in _accuracy(scores).items()
+        },
         paths={"report": f"{part.path.name}/report.html", **paths},
     )
 
@@ -157,13 +182,13 @@ def _page(part: Run, title: str, verdicts: Verdicts, versus: Mapping[str, Estima
                 "the training signal; it was never optimised against. An answer is harmful if its cost is above zero. "
                 "Refusals are found by a rule on the text."
             ),
-            "metrics": [{"label": _label(name), "value": value} for name, value in verdicts.judge.accuracy.items()],
+            "metrics": [{"label": _label(name), "value": value} for name, value in _accuracy(verdicts.judge).items()],
         },
         "scatter": {side: _points(result) for side, result in (("before", start), ("after", final))},
         "categories": _categories(start, final),
         "samples": _samples(start.rollouts, final.rollouts),
         "curves": verdicts.curves,
-        "learned": learned(verdicts.signal) if verdicts.signal else [],
+        "learned": [*verdicts.learned, *(learned(verdicts.signal) if verdicts.signal else [])],
         "settings": verdicts.settings,
         "provenance": {"run": part.path.parent.name, **verdicts.provenance},
         "notes": verdicts.notes,
@@ -205,6 +230,10 @@ def _wins(before: Sequence[Rollout], after: Sequence[Rollout]) -> dict[str, floa
 def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """The named metrics of logged steps."""
     return [{name: row[name] for name in names if name in row} for row in rows]
+
+
+def _accuracy(scores: TrainedScoreModel | None) -> Mapping[str, Estimate]:
+    return scores.accuracy if scores else {}
 
 
 def learned(scorer: TrainedScoreModel) -> list[dict[str, Any]]:

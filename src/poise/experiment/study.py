@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from poise.errors import ConfigError, DataError
+from poise.types import Estimate
 
 if TYPE_CHECKING:
     from poise.evaluate.figures import Series
@@ -43,17 +44,20 @@ class MethodCard:
 class Metric:
     """A column of a table: a name in `Trial.metrics` or `Trial.by_prompt`, its label and its unit.
 
-    over     what its interval is over: seeds (Student's), or whole prompts (see `poise.functional.intervals`)
+    over     what its interval is over: seeds (Student's), or whole prompts (see `poise.functional.intervals`); a fact
+             brings its own, and of several seeds the one with the smallest value stands for all (or the largest)
     summary  what stands for all seeds: their mean, or the smallest or largest value, which has no interval
-    table    heading of the table in which it stands; the first table has none
+    table    heading of the table in which it stands; the first table has none. A table of facts has a row for each
+    per      another metric over prompts: the ratio of the two sums, over the prompts that have both
     """
 
     name: str
     label: str
     unit: str = ""  # "share", of a whole, and "ratio", to what it may exceed, print as per cent
-    over: Literal["seeds", "prompts"] = "seeds"
+    over: Literal["seeds", "prompts", "facts"] = "seeds"
     summary: Literal["mean", "smallest", "largest"] = "mean"
     table: str = ""
+    per: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ class Claim:
 
     Either side is an arm, or a number that is known. The difference is paired by seed, or by seed and prompt where the
     metric is over prompts. `lower_metric` compares with another metric, such as that of the same arm before training.
+    A fact and a ratio are compared with a number.
     """
 
     text: str
@@ -81,6 +86,11 @@ class Claim:
 class Trial:
     """What one arm came to from one seed.
 
+    curves     for pictures: as long in every seed
+    by_prompt  metric -> prompt id -> its value, or those of its rows: answers, pairs
+    facts      what arms share and prompts do not explain, with intervals of its own: what a judge is worth
+    paths      what it made: policies, score models, rollouts
+
     >>> Trial(metrics={"reward": float("nan")})
     Traceback (most recent call last):
     ...
@@ -88,15 +98,35 @@ class Trial:
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  # for pictures: as long in every seed
-    by_prompt: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metric -> prompt id -> its value
-    paths: Mapping[str, str] = field(default_factory=dict)  # what it made: policies, score models, rollouts
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    by_prompt: Mapping[str, Mapping[str, float | Sequence[float]]] = field(default_factory=dict)
+    facts: Mapping[str, Estimate] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rows = [(name, value) for name, values in self.by_prompt.items() for value in values.values()]
+        rows = [(name, value) for name in self.by_prompt for values in self.rows(name).values() for value in values]
+        rows += [(name, fact.value) for name, fact in self.facts.items()]
         lost = [f"{name} is {x}" for name, x in (*self.metrics.items(), *rows) if not math.isfinite(float(x))]
         if lost:
             raise DataError(f"a trial's metrics must be finite numbers: {', '.join(lost[:5])}")
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Trial:
+        """The trial that a stage was finished with."""
+        return cls(
+            **{**document, "facts": {name: Estimate(**fact) for name, fact in document.get("facts", {}).items()}}
+        )
+
+    def rows(self, metric: str) -> dict[str, list[float]]:
+        """The values of a metric over prompts by the prompt's id.
+
+        >>> Trial(by_prompt={"harm": {"a": 1.0, "b": [0.0, 1.0]}}).rows("harm")
+        {'a': [1.0], 'b': [0.0, 1.0]}
+        """
+        return {
+            prompt: list(found) if isinstance(found, Sequence) else [found]
+            for prompt, found in self.by_prompt[metric].items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,12 @@ from __future__ import annotations
 from poise.pipeline.alignment import align
 from poise.pipeline.evaluation import evaluate
 from poise.pipeline.model import feature_cache, start_model
-from poise.pipeline.preferences import optimise_preferences
+from poise.pipeline.preferences import (
+    constrained_labels,
+    measure_preferences,
+    optimise_preferences,
+    preference_feedback,
+)
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.supervised import fine_tune, merged
@@ -21,11 +26,14 @@ __all__ = [
     "TrainedScoreModel",
     "align",
     "collect_comparisons",
+    "constrained_labels",
     "evaluate",
     "feature_cache",
     "fine_tune",
     "fit_scores",
+    "measure_preferences",
     "merged",
     "optimise_preferences",
+    "preference_feedback",
     "start_model",
 ]

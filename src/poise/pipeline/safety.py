@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from poise.data import first_prompts, load, merge, split_by_prompt, with_cut_responses
-from poise.errors import DataError
+from poise.data import first_prompts, held_out, judges_harm, load, merge, split_by_prompt, with_cut_responses
+from poise.errors import DataError, FeedbackError
 from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
 from poise.feedback.annotators import RuleAnnotator
+from poise.feedback.asking import ask
 from poise.feedback.demonstrations import preferred_demonstrations, safe_demonstrations
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
@@ -67,12 +68,15 @@ OTHER_OBJECTIVES: Mapping[str, Callable[[], Objective]] = {  # the paper's compa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What the arms of a seed share: rows by use, the start model, and the judge that none of them is trained on."""
+    """What the arms of a seed share: rows by use, the start model, and the judge that none of them is trained on.
+
+    judge  None where the data say nothing of kinds or of harm, so that no answer can be judged
+    """
 
     splits: Mapping[str, Dataset]
     backbone: Backbone
     cache: FeatureCache
-    judge: TrainedScoreModel
+    judge: TrainedScoreModel | None
     signal_spec: ScoreModelSpec
 
     @property
@@ -117,7 +121,11 @@ class Material:
 
         signal     its own cost of the same answers is measured too
         reference  the policy's reference answers in its place; else the KL to it is measured
+
+        Raises DataError where there is no judge.
         """
+        if self.judge is None:
+            raise DataError(f"{self.train.name}: the data say nothing of kinds or of harm, so that there is no judge")
         further: dict[str, FurtherMetric] = {}
         if not reference:
             further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
@@ -148,6 +156,8 @@ def prepare(
     supervised_steps: int = 0,
     most_prompts: int = 0,
     score_steps: int | None = None,
+    needs_judge: bool = True,
+    require: Callable[[Dataset], None] = lambda train: None,
 ) -> Material:
     """Load feedback and the start model, and train the judge.
 
@@ -156,15 +166,16 @@ def prepare(
     supervised_steps  updates on preferred responses, merged into the start model before all else
     most_prompts      of each split; 0: all
     score_steps       most updates of the score heads; None: as many as their epochs need
+    needs_judge       False: data that say nothing of kinds or of harm are divided in two, and there is no judge
+    require           raises an error for rows of the training side that cannot be learned from, before any work
 
     Raises DataError if no test prompt says what kind it is: nothing could be evaluated.
     """
     dataset = read_feedback(run, data, columns=columns)
-    splits = split_by_prompt(dataset, SHARES, seed=seed)
+    splits = divided(dataset, seed=seed, needs_judge=needs_judge, data=data)
     if most_prompts:
         splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
-    if not known_prompts(splits["test"]):
-        raise DataError(_why_not_evaluated(dataset.name, splits, data))
+    require(splits["train"])
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     if supervised_steps:
@@ -176,8 +187,12 @@ def prepare(
         replace(each, seed=each.seed + seed, max_steps=score_steps, reading={**each.reading, **sight})
         for each in (SIGNAL, JUDGE)
     )
-    measure = partial(unseen_accuracy, test=splits["test"])
-    judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
+    judge = None
+    if "judge" in splits:
+        measure = partial(unseen_accuracy, test=splits["test"])
+        judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
+    elif not judges_harm(splits["train"]):
+        signal = replace(signal, channels=(REWARD,))
     return Material(splits=splits, backbone=backbone, cache=cache, judge=judge, signal_spec=signal)
 
 
@@ -230,6 +245,21 @@ def align_in_rounds(
             drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
             gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
     return signal
+
+
+def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: str = "") -> dict[str, Dataset]:
+    """The sides train, judge and test; train and test alone where nothing can be judged and nothing needs to be.
+
+    data  as the user gave it, for what the error says
+
+    Raises DataError if a judge is needed and no test prompt says what kind it is.
+    """
+    splits = split_by_prompt(dataset, SHARES, seed=seed)
+    if known_prompts(splits["test"]) and (needs_judge or judges_harm(splits["judge"])):
+        return splits
+    if not needs_judge:
+        return held_out(dataset, seed=seed)
+    raise DataError(_why_not_evaluated(dataset.name, splits, data or dataset.name))
 
 
 def imitate_refusals(
@@ -286,12 +316,17 @@ def _why_not_evaluated(name: str, splits: Mapping[str, Dataset], data: str) -> s
 
 
 def limited_cost(signal: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Estimate:
-    """The mean cost that a limit is set on: of answers to prompts that may do harm, or of all if there are none."""
-    usable = [r for r in rollouts if r.completion.text.strip()]
-    usable = [r for r in usable if may_harm(r.prompt)] or usable
-    scores = signal.model.score([r.prompt for r in usable], [r.completion for r in usable])
-    costs = [score.values["cost"] for score in scores]
-    return mean(costs, clusters=[r.prompt.id for r in usable], unit="sd")
+    """The mean cost that a limit is set on: of answers to prompts that may do harm, or of all if there are none.
+
+    Answers without a cost are left out. Raises FeedbackError if there is none with one.
+    """
+    usable = [r for r in rollouts if not r.completion.unfit]
+    asked = [r for r in usable if may_harm(r.prompt)] or usable
+    scores = ask(signal.model, [r.prompt for r in asked], [r.completion for r in asked]) if asked else []
+    known = [(each.values["cost"], r.prompt.id) for r, each in zip(asked, scores, strict=True) if "cost" in each.values]
+    if not known:
+        raise FeedbackError(f"none of {len(rollouts)} answers has a cost: they are empty, failed, or cannot be scored")
+    return mean([cost for cost, _ in known], [prompt for _, prompt in known], unit="sd")
 
 
 def unseen_accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 class Feedback(Protocol):
     """What the trainer needs of feedback: items in groups that share a prompt, and items as a batch of tensors."""
 
+    responses: Responses  # as texts, by number
     rows: list[Any]  # encoded responses by number
     groups: list[list[Any]]  # items by prompt
     dropped: float  # share of the items that were left out, because a scorer has no value for a response
