@@ -20,6 +20,14 @@ from poise.errors import RunError
 from poise.ranks import current
 
 
+def expanded(name: str | Path) -> Path:
+    """The path of a name, with ~ for the home folder; a name that only begins so is a path as it stands."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~somebody, who is not there
+        return Path(name)
+
+
 def cache_folder() -> Path:
     """Where what is made once for this machine is kept: POISE_CACHE, or ~/.cache/poise."""
     return Path(os.environ.get("POISE_CACHE") or Path.home() / ".cache" / "poise")

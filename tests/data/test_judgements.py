@@ -40,6 +40,20 @@ def test_an_answer_with_a_safety_flag_is_a_safety_label_and_no_demonstration(wri
     ]
 
 
+@pytest.mark.parametrize("value", ["0", "1", "yes", "t"])
+def test_a_class_in_a_table_is_no_verdict_until_its_meaning_is_said(tmp_path, value):
+    (tmp_path / "mine.csv").write_text(f"prompt,completion,label\nBread?,Bake it.,{value}\n")
+    with pytest.raises(DataError, match=r"label should be true or false: .*--columns desirable="):
+        load(tmp_path / "mine.csv")
+    (verdict,) = load(tmp_path / "mine.csv", columns="desirable=label").verdicts
+    assert verdict.desirable == (value != "0")
+
+
+def test_a_subject_that_is_named_is_no_verdict(write_rows):
+    row = ANSWERED[0] | {"topic": "safe travel", "source": "rejected", "lang": "en", "tags_of_mine": ["news"]}
+    assert len(load(write_rows("mine.jsonl", [row])).demonstrations) == 1
+
+
 def test_a_row_may_say_both_and_a_table_says_them_in_words(tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,completion,label,safe\nBread?,Bake it.,False,true\n")
     dataset = load(tmp_path / "mine.csv")
@@ -55,6 +69,8 @@ def test_a_row_may_say_both_and_a_table_says_them_in_words(tmp_path):
         ("preference", {"which": 2}), ("label", 1), ("label", "bad"), ("label", [0]), ("safe", "maybe"),
         ("user_feedback", "no"), ("isHelpful", False), ("kto_tag", False), ("meta", {"quality_score": 1}),
         ("annotators", [{"name": "x", "rating": 1}]), ("downvotes", 12), ("accepted", 0), ("HUMAN-GRADE", "F"),
+        ("gold", False), ("moderated", True), ("status", "rejected"), ("result", "Fail"), ("class", "toxic"),
+        ("urteil", "not safe"), ("meta", {"review": "approved"}), ("label", "yes"), ("label", 1.0),
     ],
 )  # fmt: skip
 def test_a_judgement_that_is_not_understood_is_an_error_that_names_its_column(write_rows, row, column, value):
@@ -139,3 +155,26 @@ def test_a_foreign_column_with_a_name_of_ours_can_be_left_out(write_rows):
     with pytest.raises(DataError, match=r"kind should be .*--columns ignore=NAME"):
         load(path)
     assert len(load(path, columns="ignore=kind,ignore=split").demonstrations) == 1
+
+
+@pytest.mark.parametrize("answer", ["", "  \n", "\t"])
+def test_an_empty_answer_is_not_there_to_be_imitated(write_rows, answer):
+    turns = [USER, GOOD | {"content": answer}]
+    dataset = load(write_rows("mine.jsonl", [{"messages": [USER, GOOD]}, {"messages": turns}]))
+    assert [row.line for row in dataset.bad_rows] == [2]
+    assert "nothing to imitate" in dataset.bad_rows[0].reason
+
+
+def test_what_a_turn_holds_besides_its_text_is_not_dropped(write_rows):
+    rows = [{"messages": [USER, GOOD | extra]} for extra in ({"reasoning_content": "Hm."}, {"train": False})]
+    plain = [{"messages": [USER, GOOD | {"thinking": None, "train": True}]}] * len(rows)
+    dataset = load(write_rows("mine.jsonl", rows + plain))
+    assert [row.line for row in dataset.bad_rows] == [1, 2]
+    assert "reasoning_content" in dataset.bad_rows[0].reason
+    assert len(dataset.demonstrations) == len(rows)
+
+
+def test_a_margin_below_zero_contradicts_the_choice(write_rows):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    dataset = load(write_rows("mine.jsonl", [pair | {"margin": 0.5}, pair | {"margin": -1}]))
+    assert "margin below 0" in dataset.bad_rows[0].reason

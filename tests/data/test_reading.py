@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from poise.data import load
 from poise.data.reading import data_files, read_file
 from poise.errors import DataError
 
@@ -83,3 +84,21 @@ def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path, name, content, mes
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
         read_file(tmp_path / "none.jsonl", "none")
+
+
+def test_bytes_that_are_no_text_are_no_answer(tmp_path):
+    from pyarrow import parquet, table
+
+    columns = {"prompt": [b"q", b"q"], "completion": [b"plain", b"\xff\xfe"]}
+    parquet.write_table(table(columns), tmp_path / "mine.parquet")
+    dataset = load(tmp_path / "mine.parquet")
+    assert [each.response for each in dataset.demonstrations] == ["plain"]
+    assert "completion should be a valid string, got [{'base64'" in dataset.bad_rows[0].reason
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_path_or_not_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~mine.jsonl").write_text('{"prompt": "p"}')
+    assert len(load("~mine.jsonl").prompts) == 1
+    with pytest.raises(DataError, match="is not found"):
+        load("~nobody.here")

@@ -375,3 +375,13 @@ def test_thoughts_stay_tokens_in_a_response_and_turns_do_not():
     ids = phi.response_ids("Good<|user|>\nbad<|assistant|>")[0]
     assert not set(ids) & set(phi.tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"]))
     assert phi.decode(ids) == "Good<|user|>\nbad<|assistant|>"
+
+
+def test_a_template_that_leaves_out_the_system_turn_is_told_before_anything_is_trained():
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    tokenizer = byte_level(CHATML_TOKENS, silent, "<|im_end|>")
+    system: list[Message] = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    ChatRenderer(tokenizer).check([Prompt.of("Hi")])
+    with pytest.raises(DataError, match=r"leaves out what the system turn says"):
+        ChatRenderer(tokenizer).check([Prompt.of("Hi"), Prompt.of(system)])
+    ChatRenderer(byte_level(CHATML_TOKENS, CHATML, "<|im_end|>")).check([Prompt.of(system)])

@@ -109,7 +109,10 @@ def known_suffixes() -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """A value of a typed table as JSON would have it: bytes as text, dates and decimals as they are written."""
+    """A value of a typed table as JSON would have it: bytes as text, dates and decimals as they are written.
+
+    Bytes that are no text become an object, which no column of text takes.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -120,7 +123,7 @@ def plain_values(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
+            return {"base64": base64.b64encode(value).decode()}
     return str(value)
 
 

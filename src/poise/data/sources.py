@@ -22,6 +22,7 @@ from poise.data.reading import RawFile, data_files, is_data_file, known_suffixes
 from poise.data.renaming import ColumnNames, Given
 from poise.data.splits import merge
 from poise.errors import DataError
+from poise.files import expanded
 from poise.types import Dataset
 
 __all__ = ["GROUPS", "SOURCES", "describe", "load", "names"]
@@ -74,7 +75,7 @@ def _parts(text: str) -> list[str]:
     pieces, found = text.split("+"), []
     while pieces:
         runs = ("+".join(pieces[:length]).strip() for length in range(len(pieces), 1, -1))
-        path = next((run for run in runs if Path(run).expanduser().exists()), pieces[0].strip())
+        path = next((run for run in runs if expanded(run).exists()), pieces[0].strip())
         found.append(path)
         del pieces[: path.count("+") + 1]
     return found
@@ -83,7 +84,7 @@ def _parts(text: str) -> list[str]:
 def _load_one(name: str, columns: ColumnNames, *, strict: bool) -> Dataset:
     if name in SOURCES:
         return _load_source(SOURCES[name], strict=strict)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return _load_path(path, columns, strict=strict)
     on_hub = [source for source in SOURCES.values() if source.hub_id == name]

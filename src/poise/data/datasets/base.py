@@ -136,6 +136,9 @@ class _Call(BaseModel):
         return {"id": self.id} | known if self.id else known
 
 
+_UNREAD = ("reasoning_content", "reasoning", "thinking", "audio", "images")
+
+
 class Turn(BaseModel):
     """One message of a conversation: role and content, or from and value as ShareGPT has them."""
 
@@ -164,6 +167,15 @@ class Turn(BaseModel):
         if "tool_calls" in turn and turn.get("content", turn.get("value")) is None:
             turn["content"] = ""
         return turn
+
+    @model_validator(mode="after")
+    def _holds_nothing_unread(self) -> Turn:
+        extra = self.model_extra or {}
+        if unread := [name for name in _UNREAD if not is_unknown(extra.get(name))]:
+            raise ValueError(f"holds {', '.join(unread)}, which is not read: only its content and its calls are")
+        if extra.get("train") is False:
+            raise ValueError("says train=false: give weight=0 to a turn that is not to be imitated")
+        return self
 
     @property
     def message(self) -> Message:

@@ -115,7 +115,8 @@ def parse_messages(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     _require_no_judgement(row, row.messages)
     require_order(messages)
     prompt = _prompt(messages[:-1], row, place)
-    for item in _judged(prompt, _text_or_calls(messages[-1], row), row, place, weight=row.messages[-1].weight):
+    answer, calls = _text_or_calls(messages[-1], row), bool(messages[-1].get("tool_calls"))
+    for item in _judged(prompt, answer, row, place, weight=row.messages[-1].weight, calls=calls):
         yield _as_given(item, row.messages) if isinstance(item, Demonstration) else item
 
 
@@ -289,7 +290,7 @@ def _prompt(
 
 
 def _judged(
-    prompt: Prompt, answer: str, row: JudgedRow, place: Place, *, weight: float | None = None
+    prompt: Prompt, answer: str, row: JudgedRow, place: Place, *, weight: float | None = None, calls: bool = False
 ) -> Iterator[Item]:
     """A verdict, a safety label, or both; where nothing is said of an answer, it is to be imitated."""
     is_desirable, is_safe = row.label, row.safe
@@ -303,6 +304,8 @@ def _judged(
         harms = names_of(row.categories) or names_of(row.category)
         yield SafetyLabel(prompt=prompt, response=answer, safe=is_safe, categories=harms, origin=place.origin())
     if is_desirable is None and is_safe is None:
+        if not (answer.strip() or calls):
+            raise DataError("the answer is empty: there is nothing to imitate")
         weights = [each for each in (row.weight, weight) if each is not None]
         yield Demonstration(prompt=prompt, response=answer, weight=min(weights, default=1.0))
 
@@ -315,6 +318,8 @@ def _agreed(one: str, other: str, first: bool | None, second: bool) -> bool:
 
 def _margin(row: PreferenceRow) -> float:
     """By how much the chosen response is better: as given, or the difference of both scores."""
+    if row.margin is not None and row.margin < 0:
+        raise DataError(f"the chosen response is better by a margin below 0, {row.margin:g}")
     scores = (row.score_chosen, row.score_rejected)
     if scores[0] is None or scores[1] is None:
         if scores != (None, None):

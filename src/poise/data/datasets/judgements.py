@@ -30,7 +30,16 @@ _JUDGING = frozenset(
     violation violations violates violating severity danger dangerous risk risky moderation flag flagged
     flags refusal refused refuses jailbreak jailbroken malicious bias biased annotation annotations
     evaluation evaluations eval evals feedback critique assessment kto sentiment elo reliable satisfaction
-    satisfied useful usefulness success successful solved
+    satisfied useful usefulness success successful solved gold moderated reviewed
+    """.split()
+)
+# What a column of any name says where it judges; texts about a subject do not consist of one of these alone.
+_VERDICTS = frozenset(
+    """
+    accept accepted reject rejected approved disapproved denied pass passed fail failed good bad wrong correct
+    incorrect valid invalid safe unsafe harmful harmless toxic nontoxic offensive helpful unhelpful desirable
+    undesirable acceptable unacceptable better worse best worst upvote upvoted downvote downvoted preferred
+    flagged refused jailbroken thumbsup thumbsdown notsafe nottoxic
     """.split()
 )
 # Words that turn a column into a remark on where a response comes from, such as chosen_model.
@@ -52,9 +61,19 @@ def speaks_of_judgement(name: str) -> bool:
     [True, True, False, False, False]
     """
     words = {word.lower() for word in _WORD.findall(name)}
-    if words & _OF_ORIGIN and words - _OF_ORIGIN <= _OF_RESPONSES:
+    if _is_of_origin(name):
         return False
     return bool(words & _JUDGING) or re.sub(r"[^a-z]", "", name.lower()) in _JUDGING
+
+
+def _is_of_origin(name: str) -> bool:
+    words = {word.lower() for word in _WORD.findall(name)}
+    return bool(words & _OF_ORIGIN) and words - _OF_ORIGIN <= _OF_RESPONSES
+
+
+def _is_verdict(name: str, value: Any) -> bool:
+    said = isinstance(value, str) and re.sub(r"[^a-z]", "", value.lower()) in _VERDICTS
+    return said and not _is_of_origin(name)
 
 
 def require_understood(*records: BaseModel | None) -> None:
@@ -75,7 +94,7 @@ def _judging(columns: Mapping[str, Any], depth: int = 0, before: str = "") -> It
         if is_unknown(value):
             continue
         path = f"{before}{name}"
-        if speaks_of_judgement(name):
+        if speaks_of_judgement(name) or _is_verdict(name, value):
             yield path, value
         elif depth < _DEEPEST:
             inside = value if isinstance(value, list) else [value]

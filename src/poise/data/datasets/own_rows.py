@@ -15,7 +15,13 @@ _FLAGS: dict[Any, bool] = {**_SAID, "1": True, "0": False}
 
 def _said(value: Any) -> Any:
     """True or false; a table says so in words. 0 and 1 may be classes, of which either may be the good one."""
-    return _SAID.get(value.lower(), value) if isinstance(value, str) else value
+    found = _SAID.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ValueError(
+            "should be true or false: what another value means is not known (--columns desirable=... or safe=... or "
+            "unsafe=... says what 1 is)"
+        )
+    return found
 
 
 def _flag(value: Any) -> Any:
