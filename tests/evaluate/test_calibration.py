@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from poise.evaluate.calibration import calibrate
+from poise.evaluate.calibration import calibrate, pair_calibration
 
 
 def test_figures_by_hand():
@@ -31,3 +31,12 @@ def test_a_biased_figure_has_no_interval_and_the_others_have_one_without_a_singl
     assert "ece_by_chance" in found.ece.method
     assert found.table[0].observed.high > 0.08
     assert found.brier.high > 0.08  # a forecast that is wrong once in fifty was not seen to be wrong yet
+
+
+def test_pairs_are_calibrated_by_the_confidence_in_the_higher_score():
+    sure_and_right = pair_calibration([9.0, 9.0, 9.0])
+    assert sure_and_right["accuracy"] == 1.0 and sure_and_right["ece"] < 1e-3
+    assert pair_calibration([9.0, -9.0])["ece"] == pytest.approx(0.5, abs=1e-3)  # sure, and right half of the time
+    assert pair_calibration([0.0, 0.1])["confidence"] == pytest.approx(0.5, abs=0.02)
+    assert pair_calibration([0.0])["accuracy"] == 0.0  # a tie orders nothing
+    assert pair_calibration([1e4, -1e4])["confidence"] == 1.0

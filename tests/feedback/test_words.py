@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from poise.errors import DataError
-from poise.feedback.words import TextScorer, WordClassifier
+from poise.feedback.words import TextScorer, WordClassifier, log_probability
 from poise.types import Completion, Prompt
 
 GOOD = ["a fine film", "what a fine, moving film", "moving and fine", "not bad at all"]
@@ -62,3 +62,10 @@ def test_a_continuation_is_scored_with_the_text_before_it(words):
     assert found[0].values["reward"] == pytest.approx(words.logits(["a fine film"])[0])
     assert found[0].values["reward"] > found[1].values["reward"]
     assert [each.unscorable for each in found] == ["", "", "empty continuation"]
+
+
+def test_a_log_probability_pays_little_for_a_text_that_is_good_already():
+    signal = TextScorer(value=lambda texts: [float(text) for text in texts], name="signal")
+    bounded = log_probability(signal)
+    assert bounded.value(["-800", "0", "800"]) == pytest.approx([-800.0, -np.log(2), 0.0])
+    assert (bounded.name, bounded.channel) == ("signal", "reward")

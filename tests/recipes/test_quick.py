@@ -14,7 +14,7 @@ from poise.cli.recipes import find_recipe, load_recipe
 from poise.recipes._quick import brief_of
 from poise.run import Run
 
-RECIPES = ("safe-rlhf-real", "ra-rlhf", "f-dpo", "mmpo")
+RECIPES = ("safe-rlhf-real",)
 
 
 class Opened(Exception):

@@ -73,3 +73,24 @@ def calibrate(
             for row in reliability_bins(chance, truth, bins)
         ),
     )  # fmt: skip
+
+
+def pair_calibration(margins: Sequence[float]) -> dict[str, float]:
+    """Accuracy, expected calibration error and mean confidence of the order that score differences put pairs in.
+
+        confidence = sigmoid(|h|),   h = score of the response that won - score of the other
+
+    Source: MMPO (arXiv:2410.03145) for the measure; ten bins.
+
+    margins  [N] the differences h, of scores or of the rewards that a policy implies
+
+    >>> pair_calibration([4.0, -4.0])["accuracy"]
+    0.5
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(np.asarray(margins, dtype=float))))
+    hits = [margin > 0 for margin in margins]
+    return {
+        "accuracy": float(np.mean(hits)),
+        "ece": expected_calibration_error(confidence, hits),
+        "confidence": float(confidence.mean()),
+    }

@@ -9,7 +9,7 @@ pages.py      pages, tables and lists from results/*.json
 """
 
 from poise.experiment.parts import common_part
-from poise.experiment.plots import clouds, curves, over
+from poise.experiment.plots import against, clouds, curves, over
 from poise.experiment.recipe import Recipe, recipe
 from poise.experiment.study import Claim, MethodCard, Metric, Plot, Study, Trial
 
@@ -21,6 +21,7 @@ __all__ = [
     "Recipe",
     "Study",
     "Trial",
+    "against",
     "clouds",
     "common_part",
     "curves",

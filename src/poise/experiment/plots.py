@@ -45,6 +45,25 @@ def over(at: Mapping[str, float], metrics: Sequence[str], *, known: Known = dict
     return draw
 
 
+def against(x: str, y: str, groups: Mapping[str, Sequence[str]]) -> Callable[[Results], Panels]:
+    """One metric of arms against another, with the intervals of the latter: a cloud of points for each group of arms.
+
+    groups  label -> arms; those that were not run are left out
+    """
+
+    def draw(results: Results) -> Panels:
+        there = {label: [arm for arm in arms if arm in results.trials] for label, arms in groups.items()}
+        return {
+            "": [
+                results.points({arm: float(results.values(arm, x).mean()) for arm in arms}, y, label)
+                for label, arms in there.items()
+                if arms
+            ]
+        }
+
+    return draw
+
+
 def dashed(known: Known) -> list[Series]:
     """Lines of what is known, drawn dashed."""
     return [Series(label=label, x=x, y=y, is_dashed=True) for label, (x, y) in known().items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,3 +83,21 @@ class TextScorer:
             )
             for value, completion in zip(values, completions, strict=True)
         ]
+
+
+def log_probability(scorer: TextScorer) -> TextScorer:
+    """A scorer of logits as one of log-probabilities of the good label, which have nothing left to gain at 0.
+
+        log sigmoid(z)
+
+    The logit of a linear classifier pays as much for a word in a text that is good already as in one that is not;
+    fine-tuned classifiers have a ceiling, and a log-probability gives a linear one the same.
+
+    >>> log_probability(TextScorer(value=lambda texts: [float(text) for text in texts])).value(["-800", "800"])
+    [-800.0, -0.0]
+    """
+
+    def log_probabilities(texts: Sequence[str]) -> list[float]:
+        return [-float(np.logaddexp(0.0, -float(z))) for z in scorer.value(texts)]
+
+    return replace(scorer, value=log_probabilities)

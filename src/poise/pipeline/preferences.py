@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from poise.data import select
 from poise.data.batching import epoch_order
@@ -43,11 +44,14 @@ def optimise_preferences(
     lr: float = 2e-4,
     seed: int = 0,
     name: str = "policy",
+    reference_cache: Path | None = None,
 ) -> Policy:
     """Fit a policy to preferences by a loss, and return it trained.
 
-    feedback  what `method.feedback(policy, comparisons, labels, verdicts)` made of the data
-    labels    how sure each comparison is; as judged, where not given
+    feedback         what `method.feedback(policy, comparisons, labels, verdicts)` made of the data
+    labels           how sure each comparison is; as judged, where not given
+    reference_cache  the file that keeps the reference's log-probabilities, for policies of one start and one feedback;
+                     the stage has one of its own where none is given
 
     The stage's folder holds the policy, in a form that peft (or transformers, trained whole) loads as it is.
     """
@@ -65,7 +69,7 @@ def optimise_preferences(
             lr=lr,
             steps=steps,
             seed=seed,
-            cache=stage.path / "reference.json",
+            cache=reference_cache or stage.path / "reference.json",
         )
         fit(trainer, run=run, stage=stage.name, steps=steps, save_every=4, shown=_SHOWN)
         result = {"steps": steps, "responses": len(feedback.rows), "beyond_window": feedback.beyond_window}

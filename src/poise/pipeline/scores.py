@@ -42,7 +42,10 @@ class ScoreModelSpec:
     channels: tuple[Channel, ...] = (REWARD, COST)
     epochs: float = 40
     max_steps: int | None = None
+    steps: int | None = None  # exactly so many; None: as many as the epochs need, and at most max_steps
+    calibrated: float = CALIBRATED  # share of the prompts that is held out to calibrate on; 0: raw scores, of all rows
     weight_decay: float = 1.0
+    regularisation: float = 1e-3
     seed: int = 0
     losses: Mapping[str, ChannelLoss] = field(default_factory=dict)  # of channels that do not learn as the paper's do
     reading: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `ScoreModel`: pooling, hidden ...
@@ -60,7 +63,14 @@ class ScoreModelSpec:
         steps = num_steps(len(table.groups), PROMPTS_PER_STEP, self.epochs)
         torch.manual_seed(self.seed)
         steps = steps if self.max_steps is None else min(steps, self.max_steps)
-        return ScoreTrainer(model=model, table=table, steps=steps, seed=self.seed, weight_decay=self.weight_decay)
+        return ScoreTrainer(
+            model=model,
+            table=table,
+            steps=self.steps or steps,
+            seed=self.seed,
+            weight_decay=self.weight_decay,
+            regularisation=self.regularisation,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +92,7 @@ def fit_scores(
     name: str = "scores",
     cache: FeatureCache | None = None,
 ) -> TrainedScoreModel:
-    """Train heads on five sixths of the prompts of `data`, calibrate them on the others, and measure.
+    """Train heads on five sixths of the prompts of `data`, or as the spec says, calibrate on the others, and measure.
 
     measure  accuracy on prompts that are not in `data`
     cache    features of the frozen backbone, shared by all score models of a run
@@ -95,14 +105,13 @@ def fit_scores(
         return TrainedScoreModel(model=spec.model(backbone, adapter=name), accuracy={}, rows=0)
     if not stage.finished:
         model = spec.model(backbone, adapter=stage.name, cache=cache)
-        # another seed than the split itself was drawn with: by the same one all its prompts would fall on one side
-        shares = {"fit": 1 - CALIBRATED, "calibrate": CALIBRATED}
-        parts = split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
+        parts = _parts(data, spec)
         _require_judgements(data, parts, spec.channels)
         trainer = spec.trainer(model, parts["fit"])
         fit(trainer, run=run, stage=stage.name, steps=trainer.steps, save_every=50)
-        held = parts["calibrate"]
-        calibrate(model, held.comparisons, held.labels, held.ratings, losses=spec.losses)
+        if spec.calibrated:
+            held = parts["calibrate"]
+            calibrate(model, held.comparisons, held.labels, held.ratings, losses=spec.losses)
         accuracy = measure(model)
         model.save_pretrained(stage.path / "model")
         table = trainer.table
@@ -131,13 +140,22 @@ def _require_judgements(data: Dataset, parts: Mapping[str, Dataset], channels: S
             )
 
 
+def _parts(data: Dataset, spec: ScoreModelSpec) -> dict[str, Dataset]:
+    """What is learned from, and what is calibrated on."""
+    if not spec.calibrated:
+        return {"fit": data}
+    # another seed than the split itself was drawn with: by the same one all its prompts would fall on one side
+    shares = {"fit": 1 - spec.calibrated, "calibrate": spec.calibrated}
+    return split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
+
+
 def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> None:
     """One pass of every response through the lower layers, and many steps of small heads."""
     costs, texts = planner.costs, sorted({(row.prompt.id, text) for row, text in _responses(data)})
     prompts = {row.prompt.id: row.prompt.text for row, _ in _responses(data)}
     tokens = len(prompts) * (planner.tokens.template + planner.tokens.mean(list(prompts.values())))
     tokens += len(texts) * planner.tokens.mean([text for _, text in texts])
-    steps = num_steps(round(len(prompts) * (1 - CALIBRATED)), PROMPTS_PER_STEP, spec.epochs)
+    steps = spec.steps or num_steps(round(len(prompts) * (1 - spec.calibrated)), PROMPTS_PER_STEP, spec.epochs)
     seconds = costs.forward(tokens, layers=costs.shape.layers * spec.depth)
     planner.add(
         name,

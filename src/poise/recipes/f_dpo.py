@@ -10,22 +10,60 @@ the reward is that of a judge which learned from pairs of other prompts.
 
 from __future__ import annotations
 
-from poise.recipes._quick import RATED, briefly
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
+from poise.experiment import Claim, MethodCard, Plot, Study, Trial, against, common_part, recipe
+from poise.experiment.rated_pairs import ABOUT_METRICS, MATERIAL_METRICS, METRICS, policy_trial, with_material
+from poise.functional.implied_rewards import (
+    ImpliedReward,
+    alpha_reward,
+    forward_kl_reward,
+    jensen_shannon_reward,
+    reverse_kl_reward,
+)
+from poise.models.adapters import Lora
+from poise.models.policy import Policy
+from poise.pipeline import optimise_preferences
+from poise.pipeline.rated import prepare_rated
+from poise.pipeline.settings import check
 from poise.run import Run
+from poise.train.preference_feedback import PairFeedback
+from poise.train.preference_methods import dpo
 
-PAPER = "arXiv:2309.16240"
-SHAPE = "rated responses -> policies by divergence and beta -> frontier of reward, divergence, diversity, calibration"
-COST = "24 policies of 12 updates: 26 minutes of 1 to 2 CPU cores for smollm2-135m, 6.1 GiB"
-EXPECTED = {
-    "paper": "reverse KL has the most reward, forward KL the most diversity, Jensen-Shannon much of both (in words)",
-    "ours": "forward KL has more entropy at beta 0.1 (+0.03 nats a token [0.01, 0.04]); of ten claims this one held "
-    "and none was contradicted (n = 3 seeds)",
-    "hardware": "1 to 2 CPU cores with AMX, SmolLM2-135M",
-    "date": "2026-11-28",
+CARD = MethodCard(
+    title="DPO under other divergences",
+    paper="arXiv:2309.16240",
+    reported="reverse KL has the most reward, forward KL the most diversity, Jensen-Shannon much of both (in words)",
+    feedback="a classifier, or people",
+    form="rated responses, as pairs",
+    signal="the comparisons themselves",
+    optimiser="DPO",
+    regulariser="reverse KL, Jensen-Shannon, alpha or forward KL",
+    model="SmolLM2-135M, an adapter",
+    data="continuations of film reviews",
+)
+DIVERGENCES: dict[str, tuple[str, ImpliedReward]] = {
+    "reverse-kl": ("reverse KL (DPO)", reverse_kl_reward),
+    "jensen-shannon": ("Jensen-Shannon", jensen_shannon_reward),
+    "alpha": ("alpha = 0.5", partial(alpha_reward, alpha=0.5)),
+    "forward-kl": ("forward KL", forward_kl_reward),
 }
+CLAIMS = (
+    ("reverse KL is rewarded more than forward KL", "reward", "reverse-kl", "forward-kl"),
+    ("reverse KL moves further than forward KL, KL(policy, start)", "reverse_kl", "reverse-kl", "forward-kl"),
+    ("forward KL has more entropy than reverse KL", "entropy", "forward-kl", "reverse-kl"),
+    ("Jensen-Shannon has more entropy than reverse KL", "entropy", "jensen-shannon", "reverse-kl"),
+    ("reverse KL is more accurate than forward KL", "accuracy", "reverse-kl", "forward-kl"),
+)
+SHOWN = ("reward", "win_rate", "reverse_kl", "forward_kl", "entropy", "distinct_2", "accuracy", "ece", "chosen_drift",
+         "rejected_drift")  # fmt: skip
+QUICK = {"model": "random:llama?layers=3", "data": "starter", "betas": (0.1,), "steps": 2, "prompts_per_step": 2,
+         "pairs_per_prompt": 2, "response_tokens": 6, "most_prompts": 30, "score_steps": 20}  # fmt: skip
 
 
-@briefly(**RATED, data="starter", columns="", betas=(0.1,))
+@recipe(CARD, quick=QUICK, seeds=3, workers=1)
 def f_dpo(
     *,
     model: str = "smollm2-135m",
@@ -36,13 +74,11 @@ def f_dpo(
     steps: int = 12,
     prompts_per_step: int = 8,
     pairs_per_prompt: int = 3,
+    most_prompts: int = 0,
     response_tokens: int = 32,
     lr: float = 1e-3,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    page: str = "",
-    folder: str | None = None,
-    quick: bool = False,
-) -> Run:
+    score_steps: int | None = None,
+) -> Study:
     """Train by DPO under each divergence and strength, and show what each buys and costs.
 
     Args:
@@ -55,17 +91,55 @@ def f_dpo(
         steps: policy updates.
         prompts_per_step: prompts whose pairs are learned from in one update.
         pairs_per_prompt: pairs that are taken of each prompt.
+        most_prompts: prompts of the whole set; 0 takes all.
         response_tokens: longest sample of the evaluation, in tokens.
         lr: learning rate of the policy adapter.
-        seeds: seeds of the adapter, the order of the pairs and the samples.
-        page: a Markdown file to write the results to as well, with pictures beside it.
-        folder: run folder; an unfinished run in it is continued.
-        quick: a tiny random model, embedded pairs and few steps: a smoke test, not a result.
+        score_steps: updates of the judge; by default as many as 40 passes need.
     """
-    from poise.recipes import _divergences as divergences
+    counts = ("steps", "prompts_per_step", "pairs_per_prompt", "response_tokens", "score_steps")
+    check(locals(), at_least_one=counts, above_zero=("lr", "betas"), several={"betas": None})
+    arms = {f"{name}-{beta:g}": (name, beta) for name in DIVERGENCES for beta in betas}
+    return Study(
+        arms=arms,
+        trial=partial(trial, SimpleNamespace(**locals())),
+        metrics=(*(METRICS[name] for name in SHOWN), *MATERIAL_METRICS),
+        labels={arm: f"{DIVERGENCES[name][0]}, beta {beta:g}" for arm, (name, beta) in arms.items()},
+        claims=[
+            Claim(text=f"beta {beta:g}: {text}", metric=metric, higher=f"{high}-{beta:g}", lower=f"{low}-{beta:g}")
+            for beta in betas
+            for text, metric, high, low in CLAIMS
+        ],
+        plots=list(fronts(betas)),
+        notes=f"""
+{model} learns from pairs of {data} for {steps} steps of {prompts_per_step} prompts, and answers prompts that it never
+saw. {ABOUT_METRICS}""",
+        threads=None,
+    )
 
-    settings = divergences.DivergenceSettings.of(locals())
-    with Run.open(folder, recipe="f-dpo", arguments=settings.arguments) as run:
-        results, judge = divergences.measure(run, settings)
-        divergences.report(run, settings, results, judge, target=page)
-    return run
+
+def trial(given: SimpleNamespace, arm: tuple[str, float], seed: int, part: Run) -> Trial:
+    """One policy; pairs, start and judge are the same for all of them, and for all seeds."""
+    (name, beta), reading = arm, ("model", "data", "pairs_per_prompt", "chat_template", "columns", "most_prompts")
+    with common_part(part, "pairs", across_seeds=True) as common:
+        material = prepare_rated(common, score_steps=given.score_steps, **{key: vars(given)[key] for key in reading})
+    policy, method = (
+        Policy(material.backbone, Lora(top=0.5), seed=seed),
+        dpo(beta=beta, implied_reward=DIVERGENCES[name][1]),
+    )
+    optimise_preferences(
+        part, policy, method, PairFeedback(policy, material.splits["train"].comparisons), steps=given.steps, seed=seed,
+        prompts_per_step=given.prompts_per_step, lr=given.lr, reference_cache=material.reference("train"),
+    )  # fmt: skip
+    found = policy_trial(part, policy, method, material, name=f"seed-{seed}", seed=seed, tokens=given.response_tokens)
+    return with_material(found, material) if name == "reverse-kl" else found
+
+
+def fronts(betas: tuple[float, ...]) -> Iterator[Plot]:
+    """The judge's reward against distance and against diversity: a point for each strength."""
+    groups = {label: [f"{name}-{beta:g}" for beta in betas] for name, (label, _) in DIVERGENCES.items()}
+    for metric, across in {
+        "reverse_kl": "KL(policy, start), nats a sequence",
+        "entropy": "entropy, nats a token",
+    }.items():
+        title = f"Reward against {across}"
+        yield Plot(title=title, across=across, up="judge's reward", draw=against(metric, "reward", groups))

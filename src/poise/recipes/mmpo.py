@@ -11,62 +11,133 @@ other prompts.
 
 from __future__ import annotations
 
-from poise.recipes._quick import RATED, briefly
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from types import SimpleNamespace
+
+from poise.data.rated import name_of_set, with_margin_targets, without_margins
+from poise.experiment import Claim, MethodCard, Metric, Study, Trial, common_part, recipe
+from poise.experiment import rated_pairs as found
+from poise.functional.preference_targets import matching_gamma
+from poise.models.adapters import Lora
+from poise.models.policy import Policy
+from poise.pipeline import fit_scores, optimise_preferences, rated
+from poise.pipeline.settings import check
 from poise.run import Run
+from poise.train import preference_methods
+from poise.train.preference_feedback import PairFeedback
 
-PAPER = "arXiv:2410.03145"
-SHAPE = "pairs with margins -> two policies and two reward models per set and seed -> accuracy, calibration, wins"
-COST = "6 policies of 12 updates and 6 linear heads on features for each set: minutes on 2 idle CPU cores"
-EXPECTED = {
-    "paper": "better calibration and less overfitting than DPO and Bradley-Terry (2B to 8B models)",
-    "ours": "reward model's calibration error 6.6 points [5.8, 7.3] lower on film reviews, 3.9 points less "
-    "accurate; policies: no difference shown (n = 3 seeds, two sets)",
-    "hardware": "1 CPU core with AMX, SmolLM2-135M",
-    "date": "2026-11-22",
-}
+CARD = MethodCard(
+    title="Margin matching",
+    paper="arXiv:2410.03145",
+    reported="better calibration and less overfitting than DPO and Bradley-Terry (2B to 8B models)",
+    feedback="a classifier, or people",
+    form="rated responses, as pairs with margins",
+    signal="the comparisons themselves, or a reward model",
+    optimiser="DPO with targets by margin",
+    regulariser="KL to the start, implied",
+    model="SmolLM2-135M: an adapter, and linear heads",
+    data="continuations of film reviews, TL;DR summaries",
+)
+LABELS = {"bt": "Bradley-Terry reward model", "mmpo-rm": "MMPO reward model", "dpo": "DPO", "mmpo": "MMPO"}
+SHOWN = ("accuracy", "ece", "confidence", "train_accuracy", "train_ece", "win_rate", "reward", "reverse_kl",
+         "distinct_2", "chosen_drift", "rejected_drift")  # fmt: skip
+GAMMA = Metric(name="gamma", label="gamma", table=found.MATERIAL_METRICS[0].table)
+SIGNAL_DEPTH = 0.5
+QUICK = {"model": "random:llama?layers=3", "sets": ("starter",), "steps": 2, "prompts_per_step": 2, "score_steps": 20,
+         "pairs_per_prompt": 2, "response_tokens": 6, "most_prompts": 30}  # fmt: skip
 
 
-@briefly(**RATED, sets=("starter",))
+@recipe(CARD, quick=QUICK, seeds=3, workers=1)
 def mmpo(
     *,
     model: str = "smollm2-135m",
-    chat_template: str | None = None,
     sets: tuple[str, ...] = ("odpo-sentiment", "tldr-ratings"),
     beta: float = 0.1,
-    sure: float = 0.75,
+    median_win_probability: float = 0.75,
+    chat_template: str | None = None,
+    pairs_per_prompt: int = 3,
+    most_prompts: int = 0,
     steps: int = 12,
     prompts_per_step: int = 8,
-    pairs_per_prompt: int = 3,
-    response_tokens: int = 32,
     lr: float = 1e-3,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    page: str = "",
-    folder: str | None = None,
-    quick: bool = False,
-) -> Run:
+    score_steps: int | None = None,
+    response_tokens: int = 32,
+) -> Study:
     """Learn from the same pairs with and without their margins, and compare on pairs and prompts never seen.
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
-        chat_template: file with a Jinja template to use in place of the tokenizer's.
         sets: sets with margins: odpo-sentiment and tldr-ratings read POISE_DATA, starter comes with the package.
         beta: strength of the pull to the start, of both policies.
-        sure: probability that the better response of a pair with the median margin wins; it sets gamma.
+        median_win_probability: that the better response of a pair with the median margin wins; it sets gamma.
+        chat_template: file with a Jinja template to use in place of the tokenizer's.
+        pairs_per_prompt: pairs that are taken of each prompt.
+        most_prompts: prompts of each set; 0 takes all.
         steps: policy updates.
         prompts_per_step: prompts whose pairs are learned from in one update.
-        pairs_per_prompt: pairs that are taken of each prompt.
-        response_tokens: longest sample of the evaluation, in tokens.
         lr: learning rate of the policy adapter.
-        seeds: seeds of the adapter, the order of the pairs and the samples.
-        page: a Markdown file to write the results to as well.
-        folder: run folder; an unfinished run in it is continued.
-        quick: a tiny random model, embedded pairs and few steps: a smoke test, not a result.
+        score_steps: updates of the judge and of the reward models; by default as many as 40 passes need.
+        response_tokens: longest sample of the evaluation, in tokens.
     """
-    from poise.recipes import _margins as margins
+    counts = ("steps", "prompts_per_step", "pairs_per_prompt", "response_tokens", "score_steps")
+    check(locals(), at_least_one=counts, above_zero=("lr", "beta"), several={"sets": None})
+    matching_gamma(1.0, probability=median_win_probability)  # a probability that cannot be fails here
+    names = {name_of_set(data): data for data in sets}
+    return Study(
+        arms={f"{name}-{kind}": (data, kind) for name, data in names.items() for kind in LABELS},
+        trial=partial(trial, SimpleNamespace(**locals())),
+        metrics=[*(found.METRICS[name] for name in SHOWN), *found.MATERIAL_METRICS, GAMMA],
+        labels={f"{name}-{kind}": f"{name}, {label}" for name in names for kind, label in LABELS.items()},
+        claims=[claim for name in names for claim in claims(name)],
+        notes=f"""
+{model} learns from pairs with margins, {steps} steps of {prompts_per_step} prompts, beta {beta:g} for both policies.
+The reward models are linear heads on the same frozen features. gamma gives the better response of a pair with the
+median margin of the training pairs the probability {median_win_probability:g}. {found.ABOUT_METRICS}""",
+        threads=None,
+    )
 
-    settings = margins.MarginSettings.of(locals())
-    with Run.open(folder, recipe="mmpo", arguments=settings.arguments) as run:
-        studies = [margins.MarginStudy(run, settings, name) for name in settings.sets]
-        results = margins.measure(studies)
-        margins.report(run, settings, studies, results, target=page)
-    return run
+
+def trial(given: SimpleNamespace, arm: tuple[str, str], seed: int, part: Run) -> Trial:
+    """One policy or one reward model; pairs, start and judge are the same for all of a set, and for all seeds."""
+    (data, kind), reading = arm, ("model", "pairs_per_prompt", "chat_template", "most_prompts", "score_steps")
+    name = name_of_set(data)
+    with common_part(part, name, across_seeds=True) as common:
+        material = rated.prepare_rated(common, data=data, **{key: getattr(given, key) for key in reading})
+    train = material.splits["train"]
+    gamma = matching_gamma(median(c.margin for c in train.comparisons), probability=given.median_win_probability)
+    if kind in ("bt", "mmpo-rm"):
+        rows = with_margin_targets(train, gamma=gamma) if kind == "mmpo-rm" else train
+        spec = replace(rated.HEAD, depth=SIGNAL_DEPTH, seed=seed, steps=given.score_steps)
+        scores = fit_scores(part, material.backbone, without_margins(rows), spec, cache=material.cache)
+        result = found.reward_model_trial(scores.model, material)
+        return found.with_material(result, material, gamma=gamma) if kind == "bt" else result
+    method = preference_methods.dpo(beta=given.beta)
+    if kind == "mmpo":
+        method = preference_methods.mmpo(beta=given.beta, gamma=gamma)
+    policy = Policy(material.backbone, Lora(top=0.5), seed=seed)
+    feedback = PairFeedback(policy, train.comparisons)
+    optimise_preferences(
+        part, policy, method, feedback, steps=given.steps, prompts_per_step=given.prompts_per_step, lr=given.lr,
+        seed=seed, reference_cache=material.reference("train"),
+    )  # fmt: skip
+    shared = f"{name}-seed-{seed}"
+    return found.policy_trial(part, policy, method, material, name=shared, seed=seed, tokens=given.response_tokens)
+
+
+def claims(name: str) -> list[Claim]:
+    """What the paper found: margins make for better calibration and less overfitting, and do not cost accuracy."""
+    made = [
+        (f"{LABELS[matched]} is {better} than {LABELS[plain]}", metric, *pair)
+        for plain, matched in (("bt", "mmpo-rm"), ("dpo", "mmpo"))
+        for better, metric, pair in (
+            ("better calibrated", "ece", (plain, matched)),
+            ("more accurate", "accuracy", (matched, plain)),
+        )
+    ]
+    made.append(("MMPO wins more often against the start than DPO", "win_rate", "mmpo", "dpo"))
+    return [
+        Claim(text=f"{name}: {text}", metric=metric, higher=f"{name}-{high}", lower=f"{name}-{low}")
+        for text, metric, high, low in made
+    ]
