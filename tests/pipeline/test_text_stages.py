@@ -7,6 +7,7 @@ import pytest
 from poise.data.continuations import continuation_task
 from poise.errors import EngineError
 from poise.models.adapters import Lora
+from poise.models.heads import COST
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.pipeline import ScoreModelSpec, fit_scores, start_model
@@ -78,12 +79,13 @@ def test_classifiers_are_measured_on_rows_that_neither_saw_and_read_back_as_they
 def test_a_head_of_raw_scores_learns_from_all_rows_in_as_many_steps_as_it_is_told(run):
     backbone = start_model(run, TINY)
     labels = [SafetyLabel(prompt=Prompt.of(f"p{i}"), response=f"r{i}", safe=i % 2 == 0) for i in range(12)]
-    spec = ScoreModelSpec(calibrated=0.0, steps=3)
+    spec = ScoreModelSpec(channels=(COST,), calibrated=0.0, steps=3)
     raw = fit_scores(run, backbone, Dataset(name="d", labels=tuple(labels)), spec, name="raw")
     assert raw.rows == 12
     assert raw.model.channel("cost").calibration is None
     assert [row["step"] for row in run.metrics("raw")] == [1, 2, 3]
-    held = fit_scores(run, backbone, Dataset(name="d", labels=tuple(labels)), ScoreModelSpec(steps=3), name="held")
+    spec = ScoreModelSpec(channels=(COST,), steps=3)
+    held = fit_scores(run, backbone, Dataset(name="d", labels=tuple(labels)), spec, name="held")
     assert held.rows < 12
 
 
