@@ -9,6 +9,7 @@ from poise.cli.options import parse_options
 
 def recipe(
     *,
+    limit: float | tuple[str, ...] = -0.5,
     limits: tuple[str, ...] = (),
     betas: tuple[float, ...] | None = (0.1,),
     names: list[str] | None = None,
@@ -29,6 +30,9 @@ def recipe(
         (["--betas", "0.1,0.5", "--betas=1"], {"betas": (0.1, 0.5, 1.0)}),
         (["--names", "a, b", "--names", "c"], {"names": ["a", "b", "c"]}),
         (["--betas", "none"], {"betas": None}),
+        (["--limit", "-0.6"], {"limit": -0.6}),
+        (["--limit", "cost <= -0.5"], {"limit": ("cost <= -0.5",)}),
+        (["--limit", "-0.6", "--limit", "cost <= 0"], {"limit": (-0.6, "cost <= 0")}),
     ],
 )
 def test_an_option_that_holds_a_list_may_be_given_several_times_or_with_commas(words, expected):

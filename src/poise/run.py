@@ -242,6 +242,11 @@ class Run:
         """Record the checksums and revision of a model; raises RunError if they changed since the run began."""
         self._record_source("models", "model", name, identity)
 
+    def record_reading(self, name: str, reading: Any) -> None:
+        """Record what an argument was understood as, beside its text: run.json, `readings`."""
+        self._record.setdefault("readings", {})[name] = plain(reading)
+        self.save()
+
     def _record_source(self, kind: str, what: str, name: str, facts: Mapping[str, Any]) -> None:
         now = plain(facts)
         before = self._record.setdefault(kind, {}).get(name)

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import poise
 from poise.checksums import read_sealed
 from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
 from poise.files import plain, read_json, read_jsonl_tolerant
-from poise.pipeline.safety import under_limit
+from poise.functional.statistics import PlattScale
+from poise.pipeline.limits import read_limits, under_limits
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
@@ -233,6 +235,16 @@ def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
         ({"limit": float("inf")}, "at_most is inf"),
         ({"limit": -0.95, "margin": 0.12}, "less a margin of 0.12: .*choose one above -0.88"),
         ({"margin": -0.1}, "margin is -0.1"),
+        ({"limit": ("cost <= -2",)}, "at_most is -2.0, but what is measured of scores between -1 and 1"),
+        ({"limit": ("rate(cost) <= 5",)}, "2 % is 0.02"),
+        ({"limit": ("toxicity <= 0.1",)}, "'toxicity <= 0.1': nobody scores 'toxicity'. There are cost, refusal"),
+        ({"limit": ("costs <= 0.1",)}, "did you mean 'cost'"),
+        ({"limit": ("reward <= 0.1",)}, "other than the reward"),
+        ({"limit": ("cost <= 0.1", "cost <= 0.2")}, "they need distinct channels or measures"),
+        ({"limit": ("cost <= 0", "5")}, "limit 5 stands beside others.*no comma"),
+        ({"limit": ()}, "no limit is given"),
+        ({"limit": ("cost@arson <= 0",)}, "no training prompt belongs to 'arson'. There are harmful"),
+        ({"algorithm": "gropo"}, "no algorithm 'gropo': did you mean 'grpo'"),
         ({"data": "no-such-set"}, "no-such-set"),
     ],
 )
@@ -242,8 +254,31 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))  # before anything was trained
 
 
+def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in_run_and_report(tmp_path: Path) -> None:
+    limits = ("cost <= -0.2", "rate(cost) <= 40 %", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
+    done = quick(tmp_path / "run", limit=limits, algorithm="dr-grpo", compare_steps=0, imitation_steps=0)
+    rows = [row for row in read_jsonl_tolerant(done.folder / MAIN / "metrics.jsonl") if "feasible" in row]
+    names = ("cost", "cost_rate", "cost_cvar50", "refusal_benign")
+    assert all({f"multiplier_{name}", f"excess_{name}"} <= rows[-1].keys() for name in names)
+    assert len({rows[-1][f"multiplier_{name}"] for name in names}) > 1
+    for place in (done.folder, done.folder / MAIN):
+        readings = read_json(place / "run.json")["readings"]["limits"]
+        assert [each["text"] for each in readings] == list(limits)
+        assert [each["unit"] for each in readings] == ["mean cost", "share", "mean cost", "mean refusal"]
+        assert [each["group"] for each in readings] == ["", "", "", "benign"]
+    page = read_json(done.folder / "report.json")
+    assert any(note.startswith("Limit refusal@benign <= 0.05: the mean of refusal, over") for note in page["notes"])
+    assert "limit" not in page or page["limit"] is None
+    assert {"multiplier_cost_rate", "excess_refusal_benign"} <= page["curves"][0].keys()
+
+
+def test_a_rate_is_that_of_the_calibrated_cost() -> None:
+    (limit,) = under_limits(read_limits("rate(cost) <= 0.5"), {"cost": PlattScale(slope=1.0, offset=0.0)}).limits
+    assert limit.measure.costs(torch.zeros(1), torch.zeros(1)).tolist() == [0.5]
+
+
 def test_training_holds_the_cost_a_margin_below_the_limit(finished: Finished) -> None:
-    assert [limit.at_most for limit in under_limit(-0.5).limits] == [-0.5]
+    assert [each.limit().at_most for each in read_limits(-0.5, margin=0.12)] == [-0.62]
     curve = read_json(finished.folder / "report.json")["curves"]
     logged = read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl")
     rows = [row for row in logged if "excess" in row]

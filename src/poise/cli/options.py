@@ -16,6 +16,7 @@ import typer
 
 from poise.errors import ConfigError
 
+_SEVERAL = list[Any] | None  # what a repeatable option gives
 _NONE = object()  # `--option none`, as distinct from an option that was not given
 _SIMPLE = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -39,10 +40,11 @@ def parse_options(function: Callable[..., Any], words: Sequence[str], *, program
 
     def receive(**values: Any) -> None:
         seen.append(True)
-        joined = {name: _joined(value) for name, value in values.items()}
+        joined = {name: _joined(value) if name in repeatable else value for name, value in values.items()}
         given.update({name: None if value is _NONE else value for name, value in joined.items() if value is not None})
 
     signature = _option_signature(function)
+    repeatable = {name for name, each in signature.parameters.items() if each.annotation == _SEVERAL}
     receive.__signature__ = signature  # type: ignore[attr-defined]
     receive.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -113,7 +115,7 @@ def _option(parameter: inspect.Parameter, annotation: Any, text: str) -> inspect
         if reader is None:
             return None
         option = typer.Option(start, flag, parser=reader.parse, metavar=reader.metavar, **common)
-        kind = list[Any] | None if reader.is_repeatable else Any
+        kind = _SEVERAL if reader.is_repeatable else Any
     return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 

@@ -18,7 +18,9 @@ from poise.experiment.results import Results
 from poise.experiment.study import Metric, Trial
 from poise.files import read_json
 from poise.pipeline import TrainedScoreModel
+from poise.pipeline.limits import cost_limit
 from poise.run import Run
+from poise.train.limit_text import LimitText
 from poise.types import Estimate, Rollout
 
 _WORTH = "What the judge and the signal are worth, on prompts that they never saw"
@@ -60,8 +62,7 @@ NOTES = (
     "Small models and a small set: this shows how the parts work together, not the figures of the paper.",
     "Every objective starts from an adapter that imitated refusals, and goes on imitating them; the arm of imitation "
     "alone shows how much of the change is that.",
-    "The limit is for prompts that may do harm; training holds the cost a margin below it. The kept policy is the "
-    "last, or the one with the highest recent reward under it.",
+    "The kept policy is the last, or the one with the highest recent reward among those that met every limit.",
 )
 HEADLINE = (
     ("harm_rate", "Harmful answers to harmful prompts", "lower"),
@@ -126,8 +127,12 @@ def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Tri
     )
 
 
-def safety_report(run: Run, results: Results, *, main: str, **facts: Any) -> dict[str, Any]:
+def safety_report(
+    run: Run, results: Results, *, main: str, limits: Sequence[LimitText] = (), **facts: Any
+) -> dict[str, Any]:
     """Write report.html: the page of the main arm's first seed, beside all arms of that seed; returns the summary."""
+    understood = [each.record() for each in limits]
+    run.record_reading("limits", understood)
     main = main if main in results.trials else next(iter(results.trials))
     folders = {arm: run.path / f"{arm}-seed-{results.seeds[0]}" for arm in results.trials}
     pages = {arm: read_json(folder / "report.json") for arm, folder in folders.items()}
@@ -156,16 +161,21 @@ def safety_report(run: Run, results: Results, *, main: str, **facts: Any) -> dic
         "over_refusal_after": of("over_refusal/look_alike"),
         "mean_cost": of("trained_cost"),
         "kl": of("kl"),
+        "limits": understood,
         **facts,
     }
 
 
-def training_curves(part: Run, stage: str, *, limit: float | None = None) -> list[dict[str, Any]]:
-    """The logged steps of a policy; where a limit is held, the cost is the one that it is set on."""
+def training_curves(part: Run, stage: str, *, limits: Sequence[LimitText] = ()) -> list[dict[str, Any]]:
+    """The logged steps of a policy, with the multiplier and the excess of each of several limits.
+
+    Where one limit on a mean cost is held, the cost is the one that it is set on.
+    """
     rows = part.metrics(stage)
-    if limit is not None:
-        rows = [row | {"cost": row["excess"] + limit} if "excess" in row else row for row in rows]
-    return curves(rows, CURVES)
+    if limits and (held := cost_limit(limits)) is not None:
+        rows = [row | {"cost": row["excess"] + held.limit().at_most} if "excess" in row else row for row in rows]
+    several = {name for row in rows for name in row if name.startswith(("multiplier_", "excess_"))}
+    return curves(rows, (*CURVES, *sorted(several)))
 
 
 def _page(part: Run, title: str, verdicts: Verdicts, versus: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from poise.feedback.asking import ask
 from poise.feedback.demonstrations import preferred_demonstrations, safe_demonstrations
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
-from poise.functional.constraints import PIDGains
 from poise.functional.intervals import mean
 from poise.functional.policy_losses import clipped_surrogate
+from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
 from poise.models.heads import COST, REWARD, ScoreModel
@@ -30,6 +30,7 @@ from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.pipeline.alignment import align
 from poise.pipeline.evaluation import FurtherMetric, evaluate
+from poise.pipeline.limits import COST_BOUND, scorers_of, under_limits
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
@@ -37,11 +38,11 @@ from poise.pipeline.supervised import fine_tune, merged
 from poise.ranks import current
 from poise.run import Run
 from poise.text import say
+from poise.train import algorithms
 from poise.train.algorithms import PPO, RLOO
-from poise.train.controllers import PID
 from poise.train.estimators import generalised
-from poise.train.limits import require_reachable
-from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
+from poise.train.limit_text import LimitText, require_groups
+from poise.train.objectives import Objective, Penalty, Unconstrained
 from poise.train.score_model import evaluate_scores
 from poise.train.supervised import DemonstrationBatches
 from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, Sampling
@@ -49,13 +50,12 @@ from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, S
 ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 ADAPTER = Lora(top=0.5)
-COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
 SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
 )
 JUDGE = ScoreModelSpec(depth=0.7, seed=1000)
-GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
-ALGORITHMS = {
+ALGORITHMS = {  # any record; these two with what helps in few updates
+    **algorithms.ALGORITHMS,
     "ppo": replace(PPO, advantage=generalised(trace=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
 }
@@ -158,6 +158,7 @@ def prepare(
     score_steps: int | None = None,
     needs_judge: bool = True,
     require: Callable[[Dataset], None] = lambda train: None,
+    limits: Sequence[LimitText] = (),
 ) -> Material:
     """Load feedback and the start model, and train the judge.
 
@@ -168,14 +169,17 @@ def prepare(
     score_steps       most updates of the score heads; None: as many as their epochs need
     needs_judge       False: data that say nothing of kinds or of harm are divided in two, and there is no judge
     require           raises an error for rows of the training side that cannot be learned from, before any work
+    limits            their groups of prompts must be among the training prompts
 
-    Raises DataError if no test prompt says what kind it is: nothing could be evaluated.
+    Raises DataError if no test prompt says what kind it is: nothing could be evaluated; ConfigError for a limit on
+    prompts that there are none of.
     """
     dataset = read_feedback(run, data, columns=columns)
     splits = divided(dataset, seed=seed, needs_judge=needs_judge, data=data)
     if most_prompts:
         splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
     require(splits["train"])
+    require_groups(limits, splits["train"].prompts)
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     if supervised_steps:
@@ -196,29 +200,13 @@ def prepare(
     return Material(splits=splits, backbone=backbone, cache=cache, judge=judge, signal_spec=signal)
 
 
-def held_below(limit: float, margin: float) -> float:
-    """The mean cost that training holds: a margin below the limit, since unseen prompts cost a little more.
-
-    Raises ConfigError for a limit that no policy can meet, or every one, because costs are bounded.
-    """
-    Limit(at_most=limit)  # nan and infinity fail here
-    require_reachable(limit, COST_BOUND, margin=margin)
-    return limit - margin
-
-
-def under_limit(held: float) -> Lagrangian:
-    """Reward under a limit on the mean cost of answers to prompts that may do harm."""
-    limit = Limit(at_most=held, measure=among("harmful", may_harm))
-    return Lagrangian(limit, PID(gains=GAINS, multiplier=3.0))
-
-
 def align_in_rounds(
     run: Run,
     policy: Policy,
     material: Material,
     signal: TrainedScoreModel,
     *,
-    objective: Callable[[], Objective],
+    objective: Callable[[], Objective] | Sequence[LimitText],
     sampling: Sampling,
     rounds: int = 1,
     annotators: Sequence[Annotator] = ANNOTATORS,
@@ -230,16 +218,20 @@ def align_in_rounds(
     Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
     current policy to the next round's prompts, and reward and cost model learn anew with what they said.
 
-    objective  a fresh one for each round
+    objective  a fresh one for each round, or the limits under which the reward is maximised
     options    further arguments of `align`
     """
     prompts, gathered = material.train_prompts, list[Dataset]()
+    limits = () if callable(objective) else tuple(objective)
+    if limits:
+        run.record_reading("limits", [each.record() for each in limits])
     for number in range(1, rounds + 1):
         if number > 1:
             signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
         known = prompts[: max(1, len(prompts) * number // rounds)]
-        options |= {"objective": objective(), "sampling": sampling, "seed": seed + number}
-        align(run, policy, [signal.model], known, name=f"policy-{number}", **options)
+        wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
+        options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
+        align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
         if number < rounds:
             asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
             drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
@@ -260,6 +252,11 @@ def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: 
     if not needs_judge:
         return held_out(dataset, seed=seed)
     raise DataError(_why_not_evaluated(dataset.name, splits, data or dataset.name))
+
+
+def calibrations_of(model: ScoreModel) -> dict[str, PlattScale]:
+    """How each calibrated channel's value maps to a probability."""
+    return {channel.name: channel.calibration for channel in model.channels if channel.calibration is not None}
 
 
 def imitate_refusals(

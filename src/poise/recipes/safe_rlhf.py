@@ -15,14 +15,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Literal
 
 from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recipe
 from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
 from poise.models.policy import Policy
 from poise.pipeline import safety
+from poise.pipeline.limits import cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.run import Run
+from poise.train.algorithms import algorithm_named
+from poise.train.limit_text import LimitText
 from poise.train.objectives import Objective, Unconstrained
 from poise.train.on_policy import Optimisation
 from poise.types import Sampling
@@ -31,10 +33,10 @@ CARD = MethodCard(
     title="Safe RLHF: as helpful as can be under a limit on harm", paper="arXiv:2310.12773",
     reported="harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
     feedback="people, help and harm apart", form="comparisons and safety labels", signal="reward and cost model",
-    optimiser="PPO or RLOO", regulariser="KL to the start, imitation mixed in", model="SmolLM2-135M, an adapter",
-    constraint="Lagrange multiplier on the mean cost", data="starter",
+    optimiser="RLOO, or any record", regulariser="KL to the start, imitation mixed in", data="starter",
+    constraint="a Lagrange multiplier for each limit", model="SmolLM2-135M, an adapter",
 )  # fmt: skip
-Arm = tuple[Callable[[], Objective], int, int]  # a fresh objective, updates, samples of each
+Arm = tuple[Callable[[], Objective] | tuple[LimitText, ...], int, int]  # objective or limits, updates, samples of each
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8,
          "most_prompts": 24, "imitation_steps": 2, "seeds": 1}  # fmt: skip
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
@@ -47,8 +49,8 @@ def safe_rlhf(
     chat_template: str | None = None,
     data: str = "starter",
     columns: str = "",
-    algorithm: Literal["ppo", "rloo"] = "rloo",
-    limit: float = -0.5,
+    algorithm: str = "rloo",
+    limit: float | tuple[str, ...] = -0.5,
     margin: float = 0.12,
     rounds: int = 1,
     steps: int = 24,
@@ -70,12 +72,11 @@ def safe_rlhf(
         model: hub id, folder, smollm2-135m or random:llama.
         chat_template: file with a Jinja template to use in place of the tokenizer's.
         data: names or paths of feedback, joined by +.
-        columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
-            ignore=score.
-        algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost of answers to prompts that may do harm, in standard deviations of the cost model and
-            between -1 and 1; 0 divides safe from unsafe.
-        margin: how far below the limit training holds the cost: prompts that it never saw cost a little more.
+        columns: names of the columns of your files, as prompt=question,chosen=better; ignore=score leaves one out.
+        algorithm: rloo (four samples of a prompt, few steps), ppo (a critic per channel), or any record: grpo, dapo ...
+        limit: largest mean cost of answers to prompts that may do harm, in standard deviations of the cost model, -1 to 1;
+            0 divides safe from unsafe. Or texts: --limit 'rate(cost) <= 0.02' --limit 'refusal@benign <= 0.05'.
+        margin: how far below a number training holds the cost: prompts that it never saw cost a little more.
         rounds: rounds of feedback; later ones sample from the current policy and ask rules that compare.
         steps: policy updates per round.
         compare_steps: updates, of half the samples, under each other objective; 0 leaves them out.
@@ -97,8 +98,9 @@ def safe_rlhf(
         above_zero=("temperature", "lr"),
         not_negative=("compare_steps", "supervised_steps", "imitation_steps", "ptx_coef", "kl_coef", "margin"),
     )
-    held, half = safety.held_below(limit, margin), max(1, samples_per_step // 2)
-    arms: dict[str, Arm] = {"lagrangian": (partial(safety.under_limit, held), steps, samples_per_step)}
+    limits, half = read_limits(limit, margin=margin), max(1, samples_per_step // 2)
+    record = replace(algorithm_named(algorithm, safety.ALGORITHMS), kl_coef=kl_coef)
+    arms: dict[str, Arm] = {"lagrangian": (limits, steps, samples_per_step)}
     if imitation_steps:
         arms["imitation"] = (Unconstrained, 0, 0)
     if compare_steps:
@@ -114,7 +116,7 @@ def safe_rlhf(
             Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5),
         ],
         threads=None,
-        report=partial(safety_report, main="lagrangian", model=model, data=data, limit=limit),
+        report=partial(safety_report, main="lagrangian", model=model, data=data, limit=limit, limits=limits),
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
     sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
     said = replace(sampling, max_tokens=given.response_tokens * 6 // 5, samples=ANSWERS, seed=90_001 + seed)
     reading = {"seed": seed, "max_tokens": max(128, 4 * given.response_tokens), "tokens_per_micro_batch": 2048}
-    names = ("model", "chat_template", "data", "columns", "supervised_steps", "most_prompts")
+    names = ("model", "chat_template", "data", "columns", "supervised_steps", "most_prompts", "limits")
     with common_part(part, f"seed-{seed}") as common:
         chosen = {name: getattr(given, name) for name in names}
         material = safety.prepare(common, seed=seed, longest_answer=said.max_tokens, **chosen)
@@ -136,12 +138,13 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
     if updates:
         signal = safety.align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=objective, sampling=sampling, seed=seed,
-            algorithm=replace(safety.ALGORITHMS[given.algorithm], kl_coef=given.kl_coef), samples_per_step=samples,
+            algorithm=given.record, samples_per_step=samples,
             optimisation=Optimisation(lr=given.lr, steps=updates, ptx_coef=given.ptx_coef), engine=given.engine,
             demonstrations=safety.mixed_in(policy, material, **reading) if given.ptx_coef else None,
         )  # fmt: skip
     final = material.evaluated(part, policy, sampling=said, signal=signal, engine=given.engine)
-    curves = training_curves(part, f"policy-{given.rounds}", limit=given.held)
-    verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves, limit=given.limit,
-                        settings=part.arguments, notes=(*NOTES, *material.left_out))  # fmt: skip
+    drawn, curves = cost_limit(given.limits), training_curves(part, f"policy-{given.rounds}", limits=given.limits)
+    verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves,
+                        limit=drawn and drawn.at_most, settings=part.arguments,
+                        notes=(*NOTES, *map(str, given.limits), *material.left_out))  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)

@@ -45,6 +45,7 @@ class LimitText:
     group: str  # "" for all prompts
     at_most: float
     unit: str
+    margin: float = 0.0  # how far below `at_most` training holds it
 
     def limit(self, calibrations: Mapping[str, PlattScale] | None = None, *, scale: float = 1.0) -> Limit:
         """The limit. A rate counts each response with its probability of harm where its channel is calibrated.
@@ -59,7 +60,19 @@ class LimitText:
             measure = cvar(self.alpha)
         if self.group:
             measure = replace(measure, among=group_named(self.group))
-        return Limit(self.channel, self.at_most, measure=measure, scale=scale)
+        return Limit(self.channel, self.at_most - self.margin, measure=measure, scale=scale)
+
+    def __str__(self) -> str:
+        """As a sentence.
+
+        >>> str(parse_limit("refusal@benign <= 5 %"))
+        'Limit refusal@benign <= 5 %: the mean of refusal, over prompts in benign, at most 0.05 (share).'
+        """
+        worst = f"the mean of the worst {100 * (self.alpha or 1):g} % of" if self.alpha else ""
+        what = {"mean": "the mean of", "rate": "the share of harmful answers by"}.get(self.measure, worst)
+        held = f", held at {self.at_most - self.margin:g} in training" if self.margin else ""
+        where = f"prompts in {self.group}" if self.group else "all prompts"
+        return f"Limit {self.text}: {what} {self.channel}, over {where}, at most {self.at_most:g} ({self.unit}){held}."
 
     def record(self) -> dict[str, object]:
         """What run.json and the report say of it."""

@@ -1,0 +1,107 @@
+"""The limits of a run, from what was written to an objective: read, checked against what is scored, and held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from poise.errors import ConfigError
+from poise.feedback.rules import RefusalScorer
+from poise.functional.constraints import PIDGains
+from poise.functional.statistics import PlattScale
+from poise.train.controllers import PID
+from poise.train.limit_text import LimitText, parse_limit
+from poise.train.limits import Limit, check_limits, require_reachable
+from poise.train.objectives import Lagrangian
+from poise.types import Scorer
+
+COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
+GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
+
+
+@dataclass(frozen=True, slots=True)
+class _Channels:
+    """Between what the channels lie that limits may speak of."""
+
+    bounds: Mapping[str, tuple[float, float]]
+
+
+SCORED = _Channels({"cost": (-COST_BOUND, COST_BOUND), "refusal": (0.0, 1.0)})
+
+
+def read_limits(given: float | str | Sequence[float | str], *, margin: float = 0.0) -> tuple[LimitText, ...]:
+    """Read the limits of a run: texts, or one number, the largest mean cost of answers to prompts that may do harm.
+
+    margin  how far below such a number training holds the cost: prompts that it never saw cost a little more
+
+    Raises ConfigError for a text that is no limit, a limit on what nobody scores, one that no policy meets or that
+    every one does, and two on the same.
+
+    >>> [each.limit().name for each in read_limits(["cost <= -0.5", "refusal@benign <= 5 %"])]
+    ['cost', 'refusal_benign']
+    >>> read_limits(-0.5, margin=0.12)[0].limit().at_most
+    -0.62
+    """
+    texts = [given] if isinstance(given, (int, float, str)) else list(given)
+    if not texts:
+        raise ConfigError("no limit is given: write one, such as 'cost <= -0.5', or the number -0.5")
+    numbers = [number for text in texts if (number := _number(text)) is not None]
+    if numbers and len(texts) > 1:
+        raise ConfigError(
+            f"limit {numbers[0]:g} stands beside others: a number alone is the mean cost on prompts that may do harm; "
+            f"write it as 'cost@may_harm <= {numbers[0]:g}', and one decimal point, no comma, in each number"
+        )
+    read = (_bare(numbers[0], margin),) if numbers else tuple(_scored(parse_limit(str(text))) for text in texts)
+    under_limits(read)  # two limits on the same fail here
+    return read
+
+
+def under_limits(limits: Sequence[LimitText], calibrations: Mapping[str, PlattScale] | None = None) -> Lagrangian:
+    """The reward under the limits, each with a controller of its own; a rate reads its channel's calibration."""
+    controllers = [PID(gains=GAINS, multiplier=3.0) for _ in limits]
+    return Lagrangian(*(each.limit(calibrations) for each in limits), *controllers)
+
+
+def scorers_of(limits: Sequence[LimitText]) -> list[Scorer]:
+    """The scorers that the limits need beside a reward and cost model."""
+    return [RefusalScorer()] if any(each.channel == "refusal" for each in limits) else []
+
+
+def cost_limit(limits: Sequence[LimitText]) -> LimitText | None:
+    """The limit on a mean cost, where it is the only limit: the one that a page can draw as a line."""
+    (first, *others) = limits
+    return first if not others and (first.channel, first.measure) == ("cost", "mean") else None
+
+
+def _number(text: float | str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _bare(number: float, margin: float) -> LimitText:
+    Limit(at_most=number)  # nan and infinity fail here
+    require_reachable(number, COST_BOUND, margin=margin)
+    return LimitText(
+        text=f"{number:g}",
+        channel="cost",
+        measure="mean",
+        alpha=None,
+        group="may_harm",
+        at_most=number,
+        unit="mean cost",
+        margin=margin,
+    )
+
+
+def _scored(limit: LimitText) -> LimitText:
+    if limit.channel not in SCORED.bounds and limit.channel != "reward":  # which an objective itself refuses
+        close = get_close_matches(limit.channel, SCORED.bounds, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"limit {limit.text!r}: nobody scores {limit.channel!r}. {hint}There are {', '.join(SCORED.bounds)}"
+        )
+    check_limits([limit.limit()], [SCORED])
+    return limit
