@@ -26,7 +26,7 @@ from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
 from poise.files import plain, read_json, read_jsonl_tolerant
 from poise.functional.statistics import PlattScale
-from poise.pipeline.limits import read_limits, under_limits
+from poise.pipeline.limits import fitted_to, read_limits, under_limits
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
@@ -255,7 +255,7 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
 
 
 def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in_run_and_report(tmp_path: Path) -> None:
-    limits = ("cost <= -0.2", "rate(cost) <= 40 %", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
+    limits = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
     done = quick(tmp_path / "run", limit=limits, algorithm="dr-grpo", compare_steps=0, imitation_steps=0)
     rows = [row for row in read_jsonl_tolerant(done.folder / MAIN / "metrics.jsonl") if "feasible" in row]
     names = ("cost", "cost_rate", "cost_cvar50", "refusal_benign")
@@ -270,6 +270,17 @@ def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in
     assert any(note.startswith("Limit refusal@benign <= 0.05: the mean of refusal, over") for note in page["notes"])
     assert "limit" not in page or page["limit"] is None
     assert {"multiplier_cost_rate", "excess_refusal_benign"} <= page["curves"][0].keys()
+
+
+def test_a_rate_that_no_probability_reaches_counts_answers_and_says_so() -> None:
+    limits = read_limits(["rate(cost) <= 0.02", "rate(cost@harmful) <= 0.3"])
+    weak = {"cost": PlattScale(slope=2.0, offset=0.0)}  # at a cost of -1 still 12 % probable
+    first, second = fitted_to(limits, weak)
+    assert (first.is_counted, second.is_counted) == (True, False)
+    assert "answers with a cost above 0 are counted" in str(first)
+    costs = torch.tensor([-1.0, 1.0])
+    assert first.limit(weak).measure.costs(costs, costs).tolist() == [0.0, 1.0]
+    assert fitted_to(limits, {"cost": PlattScale(slope=-2.0, offset=0.0)})[1].is_counted is False
 
 
 def test_a_rate_is_that_of_the_calibrated_cost() -> None:

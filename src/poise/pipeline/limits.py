@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+
+import numpy as np
 
 from poise.errors import ConfigError
 from poise.feedback.rules import RefusalScorer
@@ -61,6 +63,24 @@ def under_limits(limits: Sequence[LimitText], calibrations: Mapping[str, PlattSc
     """The reward under the limits, each with a controller of its own; a rate reads its channel's calibration."""
     controllers = [PID(gains=GAINS, multiplier=3.0) for _ in limits]
     return Lagrangian(*(each.limit(calibrations) for each in limits), *controllers)
+
+
+def fitted_to(limits: Sequence[LimitText], calibrations: Mapping[str, PlattScale]) -> tuple[LimitText, ...]:
+    """The limits as a trained score model can hold them.
+
+    A bounded cost has a least probability of harm. Where a rate lies below it, or above the largest, its probabilities
+    say nothing of the limit: then the answers with a cost above 0 are counted.
+    """
+    return tuple(
+        replace(each, is_counted=each.measure == "rate" and not _reaches(each, calibrations)) for each in limits
+    )
+
+
+def _reaches(limit: LimitText, calibrations: Mapping[str, PlattScale]) -> bool:
+    if limit.channel not in calibrations:
+        return True
+    least, most = sorted(calibrations[limit.channel].probability(np.array(SCORED.bounds[limit.channel])))
+    return bool(least < limit.at_most <= most)
 
 
 def scorers_of(limits: Sequence[LimitText]) -> list[Scorer]:

@@ -30,7 +30,7 @@ from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.pipeline.alignment import align
 from poise.pipeline.evaluation import FurtherMetric, evaluate
-from poise.pipeline.limits import COST_BOUND, scorers_of, under_limits
+from poise.pipeline.limits import COST_BOUND, fitted_to, scorers_of, under_limits
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
@@ -223,12 +223,13 @@ def align_in_rounds(
     """
     prompts, gathered = material.train_prompts, list[Dataset]()
     limits = () if callable(objective) else tuple(objective)
-    if limits:
-        run.record_reading("limits", [each.record() for each in limits])
     for number in range(1, rounds + 1):
         if number > 1:
             signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
         known = prompts[: max(1, len(prompts) * number // rounds)]
+        if limits:
+            limits = held_limits(limits, signal)
+            run.record_reading("limits", [each.record() for each in limits])
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
         align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
@@ -252,6 +253,11 @@ def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: 
     if not needs_judge:
         return held_out(dataset, seed=seed)
     raise DataError(_why_not_evaluated(dataset.name, splits, data or dataset.name))
+
+
+def held_limits(limits: Sequence[LimitText], signal: TrainedScoreModel) -> tuple[LimitText, ...]:
+    """The limits as the training signal can hold them; the page of a trial says so."""
+    return fitted_to(limits, calibrations_of(signal.model))
 
 
 def calibrations_of(model: ScoreModel) -> dict[str, PlattScale]:

@@ -74,7 +74,7 @@ def safe_rlhf(
         data: names or paths of feedback, joined by +.
         columns: names of the columns of your files, as prompt=question,chosen=better; ignore=score leaves one out.
         algorithm: rloo (four samples of a prompt, few steps), ppo (a critic per channel), or any record: grpo, dapo ...
-        limit: largest mean cost of answers to prompts that may do harm, in standard deviations of the cost model, -1 to 1;
+        limit: largest mean cost of answers to prompts that may do harm, in sd of the cost model and between -1 and 1;
             0 divides safe from unsafe. Or texts: --limit 'rate(cost) <= 0.02' --limit 'refusal@benign <= 0.05'.
         margin: how far below a number training holds the cost: prompts that it never saw cost a little more.
         rounds: rounds of feedback; later ones sample from the current policy and ask rules that compare.
@@ -146,5 +146,5 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
     drawn, curves = cost_limit(given.limits), training_curves(part, f"policy-{given.rounds}", limits=given.limits)
     verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves,
                         limit=drawn and drawn.at_most, settings=part.arguments,
-                        notes=(*NOTES, *map(str, given.limits), *material.left_out))  # fmt: skip
+                        notes=(*NOTES, *map(str, safety.held_limits(given.limits, signal)), *material.left_out))  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)

@@ -46,6 +46,7 @@ class LimitText:
     at_most: float
     unit: str
     margin: float = 0.0  # how far below `at_most` training holds it
+    is_counted: bool = False  # of a rate: answers above zero are counted, though their channel is calibrated
 
     def limit(self, calibrations: Mapping[str, PlattScale] | None = None, *, scale: float = 1.0) -> Limit:
         """The limit. A rate counts each response with its probability of harm where its channel is calibrated.
@@ -55,7 +56,7 @@ class LimitText:
         """
         measure: Measure = MEAN
         if self.measure == "rate":
-            measure = rate((calibrations or {}).get(self.channel))
+            measure = rate(None if self.is_counted else (calibrations or {}).get(self.channel))
         elif self.alpha is not None:
             measure = cvar(self.alpha)
         if self.group:
@@ -70,6 +71,8 @@ class LimitText:
         """
         worst = f"the mean of the worst {100 * (self.alpha or 1):g} % of" if self.alpha else ""
         what = {"mean": "the mean of", "rate": "the share of harmful answers by"}.get(self.measure, worst)
+        counted = " (answers with a cost above 0 are counted: its probabilities do not reach as far)"
+        what += counted if self.is_counted else ""
         held = f", held at {self.at_most - self.margin:g} in training" if self.margin else ""
         where = f"prompts in {self.group}" if self.group else "all prompts"
         return f"Limit {self.text}: {what} {self.channel}, over {where}, at most {self.at_most:g} ({self.unit}){held}."
