@@ -144,7 +144,7 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
         )  # fmt: skip
     final = material.evaluated(part, policy, sampling=said, signal=signal, engine=given.engine)
     drawn, curves = cost_limit(given.limits), training_curves(part, f"policy-{given.rounds}", limits=given.limits)
-    verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves,
-                        limit=drawn and drawn.at_most, settings=part.arguments,
-                        notes=(*NOTES, *map(str, safety.held_limits(given.limits, signal)), *material.left_out))  # fmt: skip
+    notes = (*NOTES, *map(str, safety.held_limits(given.limits, signal)), *material.left_out)
+    verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves, notes=notes,
+                        limit=drawn and drawn.at_most, settings=part.arguments)  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)

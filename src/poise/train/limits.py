@@ -168,7 +168,7 @@ def check_limits(limits: Sequence[Limit], scorers: Sequence[Any]) -> None:
     for limit in limits:
         if limit.channel in bounds:
             ends = torch.tensor(bounds[limit.channel], dtype=torch.float64)[:, None]
-            least, most = (float(limit.measure.costs(end, end)) for end in ends)
+            least, most = sorted(float(limit.measure.costs(end, end)) for end in ends)
             if not least <= limit.at_most <= most:
                 raise ConfigError(
                     f"limit on {limit.name!r}: at_most is {limit.at_most}, but what is measured of scores between "
