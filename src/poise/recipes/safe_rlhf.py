@@ -146,5 +146,5 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
     drawn, curves = cost_limit(given.limits), training_curves(part, f"policy-{given.rounds}", limits=given.limits)
     notes = (*NOTES, *map(str, safety.held_limits(given.limits, signal)), *material.left_out)
     verdicts = Verdicts(start=start, final=final, judge=material.judge, signal=signal, curves=curves, notes=notes,
-                        limit=drawn and drawn.at_most, settings=part.arguments)  # fmt: skip
+                        limit=drawn.at_most if drawn else None, settings=part.arguments)  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)
