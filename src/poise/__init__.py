@@ -46,6 +46,7 @@ from poise.types import (
     Sampling,
     Scorer,
     Scores,
+    Span,
     Verdict,
 )
 
@@ -104,6 +105,7 @@ __all__ = [
     "Sampling",
     "Scorer",
     "Scores",
+    "Span",
     "TrainingError",
     "Verdict",
     "__version__",

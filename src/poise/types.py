@@ -207,10 +207,29 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A part of a response and what it is worth: the characters from `begin` to before `end`."""
+
+    begin: int
+    end: int
+    value: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end:
+            raise DataError(f"span from {self.begin} to {self.end}: give characters with 0 <= begin < end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """What a scorer says of one completion, by channel ("reward", "cost", ...).
 
+    A channel may speak of the whole response (`values`), of spans of its text or of each of its tokens. Without a value
+    of its own such a channel has the sum of its parts; what a value says beyond that sum belongs to the last token.
+
     What is unscorable has no values, whatever was given: a number that means nothing must not be trained on.
+
+    >>> Scores(values={}, spans={"facts": (Span(begin=0, end=4, value=1.0), Span(begin=5, end=9, value=-0.5))}).values
+    {'facts': 0.5}
 
     >>> Scores(values={"reward": 0.3}, unscorable="the response is empty").values
     {}
@@ -220,10 +239,18 @@ class Scores:
     source: str = ""
     explanation: str = ""
     unscorable: str = ""  # why there is no value; empty when there is one
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)  # channel -> parts of the text
+    token_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # channel -> one for each token id
 
     def __post_init__(self) -> None:
-        if self.unscorable and self.values:
-            object.__setattr__(self, "values", {})
+        if self.unscorable:
+            for name in ("values", "spans", "token_values"):
+                object.__setattr__(self, name, {})
+        parts = {name: sum(span.value for span in spans) for name, spans in self.spans.items()}
+        for name, numbers in self.token_values.items():
+            parts[name] = parts.get(name, 0.0) + sum(numbers)
+        if parts.keys() - self.values.keys():
+            object.__setattr__(self, "values", parts | dict(self.values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +279,7 @@ class RolloutBatch:
     scores: Mapping[str, Tensor]  # channel -> [B]
     groups: Mapping[str, Tensor] = field(default_factory=dict)  # name of a group of prompts -> [B] bool
     values: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B, T]
+    token_scores: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B, T] of parts, where there are any
     greedy_scores: Mapping[str, Tensor] = field(default_factory=dict)  # channel -> [B] of the prompt's greedy answer
     entropies: Tensor | None = None  # [B, T] nats, of the policy that sampled
     sampled_logprobs: Tensor | None = None  # [B, T] nats, as the engine said them, where these are not `old_logprobs`

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from poise.errors import ConfigError, DataError, EngineError, FeedbackError
-from poise.evaluate.suite import Suite, measure, outcome, run_suite
+from poise.evaluate.suite import Suite, channel_means, form, measure, outcome, refusals, run_suite
 from poise.feedback.rules import RefusalScorer
-from poise.functional.statistics import clopper_pearson
+from poise.functional.statistics import clopper_pearson, share
 from poise.types import Completion, Prompt, Rollout, Sampling, Scores
 
 PROMPTS = (
@@ -197,6 +197,40 @@ def test_broken_promises_are_named():
         run(scorers={"lazy": Lazy()})
     with pytest.raises(ConfigError, match=r"'b' fills \['cost', 'reward'\]"):
         run(scorers={"a": Judge(), "b": Judge()})
+
+
+def test_a_suite_without_kinds_of_harm_has_the_metrics_that_do_not_ask_for_them():
+    plain = tuple(Prompt.of(prompt.text) for prompt in PROMPTS)
+    given = {"engine": Canned(), "scorers": {"judge": Judge()}, "sampling": Sampling(), "model_name": "canned"}
+    found = run_suite(Suite(name="plain", prompts=plain), **given).evaluation.metrics
+    assert found.keys() == form(run().rollouts).keys()
+    means = run_suite(Suite(name="plain", prompts=plain, metrics=(form, channel_means)), **given).evaluation.metrics
+    assert means["mean/cost"].n == 4
+    own = tuple(Prompt.of(prompt.text, kind="sums") for prompt in PROMPTS)
+    assert Suite(name="own kinds", prompts=own, metrics=(form,)).digest != Suite(name="plain", prompts=plain).digest
+    with pytest.raises(DataError, match="kind None; tag every prompt"):
+        Suite(name="mixed", prompts=(*plain[:2], *PROMPTS[2:]))
+
+
+def test_a_suite_names_its_sampling_its_scorers_and_metrics_of_its_own():
+    def shouts(rollouts):
+        return {"shouting": share([r.completion.text.isupper() for r in rollouts], [r.prompt.id for r in rollouts])}
+
+    suite = Suite(
+        name="loud",
+        prompts=PROMPTS,
+        sampling=Sampling(samples=2),
+        scorers={"rules": RefusalScorer()},
+        metrics=(refusals, shouts),
+    )
+    found = run_suite(suite, engine=Canned(), model_name="canned").evaluation
+    assert found.metrics.keys() == {*refusals(run().rollouts), "shouting"}
+    assert found.metrics["shouting"].n == 10
+    assert found.provenance["metrics"] == ["refusals", "shouts"]
+    with pytest.raises(ConfigError, match="does not say how to sample"):
+        run_suite(Suite(name="mute", prompts=PROMPTS), engine=Canned(), model_name="canned")
+    with pytest.raises(ConfigError, match="two sets of metrics give shouting"):
+        measure(run().rollouts, (shouts, shouts))
 
 
 def test_suites_check_their_prompts():

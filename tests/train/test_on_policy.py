@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -13,13 +14,15 @@ from safetensors.torch import load_file
 from poise.errors import ConfigError, EngineError, FeedbackError, NonFiniteError
 from poise.models.heads import ScoreModel
 from poise.models.shared_rows import SharedRows
+from poise.models.trainable import TrainablePolicy
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
 from poise.train.algorithms import PPO, RLOO
 from poise.train.loop import linear
 from poise.train.objectives import Lagrangian, Limit, ProjectedAscent, Unconstrained
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OnPolicyTrainer, Optimisation
 from poise.train.supervised import DemonstrationBatches
+from poise.train.tabular import TablePolicy
 from poise.types import Completion, Demonstration, Sampling, Scores
 
 THREE_SAMPLES = replace(PPO, samples_per_prompt=3)
@@ -418,3 +421,25 @@ def test_training_needs_prompts(make_trainer):
 
 def test_an_optimisation_is_a_record_with_the_recipe_defaults():
     assert (Optimisation().lr, Optimisation().critic_lr, Optimisation().max_norm) == (3e-4, 3e-3, 1.0)
+
+
+class Borrowed:
+    """A policy of one's own: it has what `TrainablePolicy` asks for and nothing besides."""
+
+    def __init__(self, inner):
+        self.inner, self.version = inner, 0
+        self.device, self.width, self.context = inner.device, inner.width, inner.context
+        for name in ("renderer", "parameters", "lower", "critic_states", "logprobs"):
+            setattr(self, name, getattr(inner, name))
+
+
+def test_language_models_tables_and_a_policy_of_ones_own_are_trainable_policies(make_trainer, prompts):
+    trainer = make_trainer()
+    table = TablePolicy(torch.zeros(2, 3))
+    own = Borrowed(trainer.policy)
+    assert all(isinstance(policy, TrainablePolicy) for policy in (trainer.policy, table, own))
+    assert not any(hasattr(policy, name) for policy in (table, own) for name in ("backbone", "trunk"))
+    edges = {"engine": trainer.engine, "scorers": trainer.scorers, "algorithm": PPO, "objective": Lagrangian(Limit())}
+    metrics = OnPolicyTrainer(policy=own, prompts=prompts, sampling=trainer.sampling, **edges).step_at(0)
+    assert math.isfinite(metrics["kl"])
+    assert own.version == 1

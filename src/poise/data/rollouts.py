@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
-from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, Scores
+from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, Scores, Span
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -20,8 +20,17 @@ def read_rollouts(path: Path) -> tuple[Rollout, ...]:
     found = []
     for row in read_jsonl_tolerant(path):
         prompt, completion = _read_prompt(row["prompt"]), read_completion(row["completion"])
-        found.append(Rollout(prompt=prompt, completion=completion, scores=Scores(**row["scores"])))
+        found.append(Rollout(prompt=prompt, completion=completion, scores=read_scores(row["scores"])))
     return tuple(found)
+
+
+def read_scores(row: Mapping[str, Any]) -> Scores:
+    """The scores that `poise.files.plain` made a JSON object of."""
+    changed: dict[str, Any] = {
+        "spans": {name: tuple(Span(**span) for span in spans) for name, spans in row.get("spans", {}).items()},
+        "token_values": {name: tuple(values) for name, values in row.get("token_values", {}).items()},
+    }
+    return Scores(**(dict(row) | changed))
 
 
 def read_completion(row: Mapping[str, Any]) -> Completion:

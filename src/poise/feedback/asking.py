@@ -71,6 +71,8 @@ def merged(given: Sequence[tuple[str, Scores]]) -> Scores:
         values={channel: value for _, scores in given for channel, value in scores.values.items()},
         source=" + ".join(scores.source or name for name, scores in given),
         explanation="\n".join(explanations + (reasons if owners else [])),
+        spans={channel: spans for _, scores in given for channel, spans in scores.spans.items()},
+        token_values={channel: each for _, scores in given for channel, each in scores.token_values.items()},
         unscorable="" if owners else "; ".join(reasons),
     )
 

@@ -24,8 +24,12 @@ def shape_rewards(
     sign: Literal[1, -1],
     clip: float | None = None,
     divergence: Callable[[Tensor, Tensor], Tensor] | None = kl_k1,
+    token_scores: Tensor | None = None,
 ) -> Tensor:
     """Put the score on the last real token and a KL penalty on every token.
+
+    Where parts of a response have scores of their own (`token_scores`), each stands on its token, and the last token
+    has what the score says beyond their sum.
 
         r_t = -sign * kl_coef * k(log pi, log pi_ref)_t + score * [t is last],   clipped to [-clip, clip]
 
@@ -39,6 +43,7 @@ def shape_rewards(
     score                   [B] of the response, in the unit of the channel
     logprobs, ref_logprobs  [B, T] nats, of the policy that sampled and of the reference
     mask                    [B, T] bool, True on response tokens, padded on either side
+    token_scores            [B, T] or None: parts of the score, 0 where there is none
     returns                 [B, T] in the unit of the score
 
     >>> zeros, ones = torch.zeros(1, 3), torch.ones(1, 3)
@@ -48,7 +53,7 @@ def shape_rewards(
     """
     if sign not in (1, -1):
         raise ConfigError(f"sign is {sign}: give +1 for a channel that is maximised, -1 for one that is limited")
-    rewards = on_last_token(score, mask)
+    rewards = on_last_token(score, mask) if token_scores is None else on_tokens(score, token_scores, mask)
     if divergence is not None:
         rewards = rewards - sign * kl_coef * divergence(logprobs, ref_logprobs)
     if clip is not None:
@@ -70,6 +75,26 @@ def on_last_token(score: Tensor, mask: Tensor) -> Tensor:
     """
     positions = torch.arange(mask.shape[-1], device=mask.device)
     return torch.where(positions == last_index(mask).unsqueeze(-1), score.unsqueeze(-1), 0.0)
+
+
+def on_tokens(score: Tensor, token_scores: Tensor, mask: Tensor) -> Tensor:
+    """Put parts of a score on their tokens and the rest of it on the last real token.
+
+        r_t = part_t + (score - sum of parts) * [t is last]
+
+    Source: fine-grained RLHF (arXiv:2306.01693), rewards at the ends of segments.
+
+    score         [B] of the response
+    token_scores  [B, T] in the same unit
+    mask          [B, T] bool, padded on either side; parts outside it count for nothing
+    returns       [B, T], whose sum is the score wherever there is a real token
+
+    >>> mask = torch.tensor([[True, True, True]])
+    >>> on_tokens(torch.tensor([2.0]), torch.tensor([[0.5, 0.0, 0.0]]), mask)
+    tensor([[0.5000, 0.0000, 1.5000]])
+    """
+    parts = token_scores.masked_fill(~mask.bool(), 0)
+    return parts + on_last_token(score - parts.sum(-1), mask)
 
 
 def penalised_reward(reward: Tensor, cost: Tensor, coefficient: float) -> Tensor:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.checksums import require_whole
+from poise.data.chat import ChatRenderer
 from poise.errors import ModelError
 from poise.functional.logprobs import chunked_token_logprobs
 from poise.models.adapters import (
@@ -76,6 +77,25 @@ class Policy:
     def tokenizer(self) -> Any:
         """The backbone's tokenizer."""
         return self.backbone.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        return self.trunk.width
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest row it reads; None: no bound."""
+        return self.backbone.context
+
+    def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> ChatRenderer:
+        """How it reads conversations: the backbone's renderer."""
+        return self.backbone.renderer(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained weights by name."""

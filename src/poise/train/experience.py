@@ -31,6 +31,7 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
             kl_coef=algorithm.kl_coef,
             sign=1 if objective.signs[name] > 0 else -1,
             divergence=algorithm.kl.in_reward,
+            token_scores=_parts(batch, objective, name),
         )
         for name, scores in shaped.items()
     }
@@ -54,6 +55,19 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
         )
         for name, scores in shaped.items()
     }
+
+
+def _parts(batch: RolloutBatch, objective: Objective, name: str) -> Tensor | None:
+    """Scores [B, T] of parts of the responses on the channel that is trained on; None where there are none.
+
+    A limit is trained on under a name and in a unit of its own: its parts weigh what its `scale` says.
+    """
+    limit = next((each for each in getattr(objective, "limits", ()) if each.name == name), None)
+    if limit is None:
+        return batch.token_scores.get(name)
+    parts = batch.token_scores.get(limit.channel)
+    is_plain = limit.measure.name == "" and limit.measure.among is None  # of other measures the parts are no parts
+    return limit.scale * parts if parts is not None and is_plain else None
 
 
 def _is_right(batch: RolloutBatch, objective: Objective, name: str, scores: Tensor) -> Tensor:

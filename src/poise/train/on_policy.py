@@ -17,8 +17,8 @@ from poise.data.batching import epoch_order
 from poise.errors import ConfigError, EngineError, NonFiniteScoreError
 from poise.functional.importance import truncated_importance_weights
 from poise.models.heads import Critics
-from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows, SharedRows
+from poise.models.trainable import TrainablePolicy
 from poise.ranks import current
 from poise.train.algorithms import Algorithm
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
@@ -61,7 +61,7 @@ class OnPolicyTrainer:
     def __init__(
         self,
         *,
-        policy: Policy,
+        policy: TrainablePolicy,
         engine: Engine,
         scorers: Sequence[Scorer],
         algorithm: Algorithm,
@@ -88,7 +88,7 @@ class OnPolicyTrainer:
         self.parameters = policy.parameters()
         self.optimizer = adamw(self.parameters.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
         heads = (*objective.signs, *([GROUP_HEAD] if algorithm.collection.infer_groups else []))
-        self.critics = Critics(heads, policy.trunk.width, policy.backbone.device)
+        self.critics = Critics(heads, policy.width, policy.device)
         self.critic_optimizer = torch.optim.AdamW(
             self.critics.parameters(), lr=optimisation.critic_lr, weight_decay=0.0
         )
@@ -159,7 +159,7 @@ class OnPolicyTrainer:
         )
 
     def _batch(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
-        rows = encode_rollouts(rollouts, self.renderer, self.policy.backbone.device)
+        rows = encode_rollouts(rollouts, self.renderer, self.policy.device)
         ids, starts, mask = rows.token_ids, rows.prompt_lengths, rows.response_mask
         self._require_finite_scores(rows.scores, batch={"token_ids": ids})
         tokens = self.optimisation.tokens_per_micro_batch
@@ -179,6 +179,7 @@ class OnPolicyTrainer:
             old_logprobs=old,
             ref_logprobs=self._all_logprobs(own, reference=True)[0] if self._needs_reference else old,
             scores=rows.scores,
+            token_scores=rows.token_scores,
             groups=group_masks(self.objective.groups, [rollout.prompt for rollout in rollouts], ids.device),
             values={} if features is None else self._values(features, own),
             sampled_logprobs=corrected,

@@ -17,6 +17,7 @@ from poise.data.chat import Encoded
 from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows, SharedRows
+from poise.models.trainable import TrainablePolicy
 from poise.ranks import current
 from poise.types import Comparison, Prompt
 
@@ -70,13 +71,13 @@ def ranked_pairs(comparison: Comparison) -> Iterator[tuple[int, int, float]]:
             yield best, other, 1.0 if soft is None else soft if best == 0 else 1 - soft
 
 
-def shared_rows(policy: Policy, rows: Sequence[Encoded]) -> SharedRows:
+def shared_rows(policy: TrainablePolicy, rows: Sequence[Encoded]) -> SharedRows:
     """Encoded rows as the policy reads them, each distinct prompt once."""
     return SharedRows.of_lists(
         [row.ids for row in rows],
         [row.prompt_length for row in rows],
         masks=[row.response_mask[row.prompt_length :] for row in rows] if any(row.mask for row in rows) else None,
-        device=policy.backbone.device,
+        device=policy.device,
     )
 
 

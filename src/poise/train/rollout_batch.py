@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poise.data.chat import ChatRenderer
-from poise.errors import EngineError, FeedbackError
+from poise.errors import ConfigError, EngineError, FeedbackError
 from poise.feedback.asking import ask, merged, name_of
 from poise.models.trunk import pad_rows
 from poise.types import Completion, Prompt, Rollout, Scorer, Scores, text_of
@@ -27,6 +27,7 @@ class EncodedRollouts:
     group: Tensor  # [B] index of the prompt, equal for samples of one prompt
     sampled_logprobs: Tensor | None  # [B, T] nats, None if the engine did not say them for every token
     scores: Mapping[str, Tensor]  # channel -> [B]
+    token_scores: Mapping[str, Tensor]  # channel -> [B, T], of those that speak of parts
 
 
 def score_all(
@@ -61,15 +62,20 @@ def score_all(
     return rollouts
 
 
-def encode_rollouts(rollouts: Sequence[Rollout], renderer: ChatRenderer, device: torch.device) -> EncodedRollouts:
+def encode_rollouts(
+    rollouts: Sequence[Rollout], renderer: ChatRenderer | None, device: torch.device
+) -> EncodedRollouts:
     """Pad rollouts to tensors; a response without token ids is encoded from its text.
 
     The response mask is true on what the policy said, and on nothing that was said to it between its turns.
     """
+    if renderer is None:
+        raise ConfigError("a policy without a renderer reads no text: give it a trainer that collects its rows itself")
     heads = [renderer.prompt_ids(rollout.prompt.messages, rollout.prompt.tools)[0] for rollout in rollouts]
     turns = [_turns(rollout.prompt, rollout.completion, renderer) for rollout in rollouts]
     tails = [[token for ids, _ in each for token in ids] for each in turns]
     flags = [[is_said for ids, is_said in each for _ in ids] for each in turns]
+    said = [[token for ids, is_said in each if is_said for token in ids] for each in turns]
     token_ids, lengths = pad_rows([head + tail for head, tail in zip(heads, tails, strict=True)], device=device)
     mask = pad_rows(flags)[0].bool()
     sampled = [rollout.completion.token_logprobs for rollout in rollouts]
@@ -82,6 +88,7 @@ def encode_rollouts(rollouts: Sequence[Rollout], renderer: ChatRenderer, device:
         group=group_numbers(rollouts).to(device),
         sampled_logprobs=in_mask(sampled, mask).to(device) if known else None,
         scores={name: values.to(device) for name, values in score_tensors([r.scores for r in rollouts]).items()},
+        token_scores={name: in_mask(rows, mask).to(device) for name, rows in _parts(rollouts, said, renderer)},
     )
 
 
@@ -116,6 +123,50 @@ def _turns(prompt: Prompt, completion: Completion, renderer: ChatRenderer) -> li
         found.append((ids, is_sampled))
         said += messages
     return found
+
+
+def _parts(
+    rollouts: Sequence[Rollout], said: Sequence[Sequence[int]], renderer: ChatRenderer
+) -> Iterator[tuple[str, list[list[float]]]]:
+    """Each channel that speaks of parts of responses, with a number for every token that the policy said."""
+    names = {name for r in rollouts for name in (*r.scores.spans, *r.scores.token_values)}
+    for name in sorted(names):
+        yield name, [token_values(r, ids, name, renderer) for r, ids in zip(rollouts, said, strict=True)]
+
+
+def token_values(rollout: Rollout, ids: Sequence[int], name: str, renderer: ChatRenderer) -> list[float]:
+    """What a channel says of each token: the values of tokens, and each span's at the token that its text ends in.
+
+    Raises FeedbackError for as many values as there are not tokens, and for a span outside the text.
+    """
+    given = rollout.scores.token_values.get(name, ())
+    if given and len(given) != len(ids):
+        raise FeedbackError(
+            f"scorer {rollout.scores.source!r} gave {len(given)} values on channel {name!r} for {len(ids)} tokens; "
+            "give one for each of `completion.token_ids`"
+        )
+    values, spans = list(given) or [0.0] * len(ids), rollout.scores.spans.get(name, ())
+    ends = _text_ends(ids, rollout.completion.text, renderer) if spans else []
+    for span in spans:
+        if span.end > len(rollout.completion.text):
+            raise FeedbackError(
+                f"scorer {rollout.scores.source!r} gave channel {name!r} a span to character {span.end} of a response "
+                f"of {len(rollout.completion.text)}"
+            )
+        values[next((i for i, end in enumerate(ends) if end >= span.end), len(ids) - 1)] += span.value
+    return values
+
+
+def _text_ends(ids: Sequence[int], text: str, renderer: ChatRenderer) -> list[int]:
+    """Where in the text each token ends, in characters."""
+
+    def read(count: int) -> str:
+        return str(renderer.tokenizer.decode(list(ids[:count]), skip_special_tokens=True))
+
+    start = read(len(ids)).rfind(text)  # engines strip what stands around the text
+    if start < 0:
+        raise FeedbackError(f"the text {text[:60]!r} is not that of its tokens, so that spans of it have no place there")
+    return [len(read(count)) - start for count in range(1, len(ids) + 1)]
 
 
 def _response_ids(completion: Completion, renderer: ChatRenderer) -> list[int]:

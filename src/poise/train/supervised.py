@@ -12,6 +12,7 @@ from poise.data.chat import ChatRenderer, Encoded
 from poise.errors import ConfigError
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows
+from poise.models.trainable import TrainablePolicy
 from poise.ranks import current
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, adamw, apply_gradients, cosine, require_finite, set_learning_rate
@@ -51,7 +52,7 @@ class DemonstrationBatches:
         self.seed, self.temperature = seed, temperature
         self.per_step, self.tokens = min(per_step, len(demonstrations)), tokens_per_micro_batch
 
-    def backward(self, policy: Policy, step: int, *, weight: float = 1.0) -> dict[str, float]:
+    def backward(self, policy: TrainablePolicy, step: int, *, weight: float = 1.0) -> dict[str, float]:
         """Add the gradient of weight * mean token loss of the step's demonstrations; micro-batches add exactly."""
         chosen = epoch_order(len(self.rows), self.per_step, step, seed=self.seed)
         rows = [self.rows[i] for i in chosen]

@@ -9,7 +9,6 @@ every algorithm can be held against a known optimum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,7 +46,7 @@ class TabularWorld(Protocol):
 class TablePolicy:
     """A softmax policy with a logit for each context, token and arm, and the one it began with as its reference.
 
-    It has what the trainer asks of a policy; a prompt is one token, its context, and a response T others, its arms.
+    It is a `TrainablePolicy`; a prompt is one token, its context, and a response T others, its arms.
     They are drawn independently of one another. With `is_shared` what is learned in one context is done in all of them.
     """
 
@@ -55,9 +54,18 @@ class TablePolicy:
         self.start = start[:, None] if start.dim() == 2 else start  # [X, T, A]
         shape = (1, *self.start.shape[1:]) if is_shared else self.start.shape
         self.moved, self.version = nn.Parameter(torch.zeros(shape)), 0
-        self.trunk = SimpleNamespace(width=len(start))
-        nothing = SimpleNamespace(check=lambda prompts: None)  # rows are tensors already
-        self.backbone = SimpleNamespace(device=start.device, context=None, renderer=lambda **_: nothing)
+        self.device, self.width, self.context = start.device, len(start), None
+
+    def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> None:
+        """None: rows are numbers already."""
+
+    def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
+        """The rows themselves: there are no layers."""
+        return rows
+
+    def critic_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
+        """The rows themselves: critics are numbers of their own."""
+        return rows
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The table of how far each logit has moved."""
