@@ -165,7 +165,9 @@ def _text_ends(ids: Sequence[int], text: str, renderer: ChatRenderer) -> list[in
 
     start = read(len(ids)).rfind(text)  # engines strip what stands around the text
     if start < 0:
-        raise FeedbackError(f"the text {text[:60]!r} is not that of its tokens, so that spans of it have no place there")
+        raise FeedbackError(
+            f"the text {text[:60]!r} is not that of its tokens, so that spans of it have no place there"
+        )
     return [len(read(count)) - start for count in range(1, len(ids) + 1)]
 
 
