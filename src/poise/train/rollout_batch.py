@@ -145,7 +145,7 @@ def token_values(rollout: Rollout, ids: Sequence[int], name: str, renderer: Chat
             f"scorer {rollout.scores.source!r} gave {len(given)} values on channel {name!r} for {len(ids)} tokens; "
             "give one for each of `completion.token_ids`"
         )
-    values, spans = list(given) or [0.0] * len(ids), rollout.scores.spans.get(name, ())
+    values, spans = [float(value) for value in given] or [0.0] * len(ids), rollout.scores.spans.get(name, ())
     ends = _text_ends(ids, rollout.completion.text, renderer) if spans else []
     for span in spans:
         if span.end > len(rollout.completion.text):
