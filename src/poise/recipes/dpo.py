@@ -24,6 +24,7 @@ from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recip
 from poise.experiment.preferences import METRICS, Found, preference_report, preference_trial
 from poise.models.policy import Policy
 from poise.pipeline import constrained_labels, measure_preferences, optimise_preferences, preference_feedback, safety
+from poise.pipeline.limits import COST_BOUND
 from poise.pipeline.settings import check
 from poise.run import Run
 from poise.train.limits import Limit, require_reachable
@@ -99,7 +100,7 @@ def dpo(
     arms = named_losses(loss)
     methods = {name: each.method(beta=beta, supervised_weight=supervised_weight) for name, each in arms.items()}
     if any(each.is_limited for each in arms.values()):
-        require_reachable(limit, safety.COST_BOUND)
+        require_reachable(limit, COST_BOUND)
     return Study(
         arms={name: (name, each, methods[name]) for name, each in arms.items()},
         trial=partial(trial, SimpleNamespace(**locals())),
