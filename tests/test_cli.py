@@ -321,6 +321,44 @@ def test_a_run_that_compares_objectives_stands_for_its_own(tmp_path: Path) -> No
     assert model_of(str(tmp_path)) == str(tmp_path / "policy-lagrangian" / "model")
 
 
+def test_a_study_of_objectives_stands_for_the_model_of_its_own_arm(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"arguments": {"seeds": [0]}}')
+    (tmp_path / "summary.json").write_text('{"objective": "lagrangian"}')
+    for age, name in ((100, "lagrangian-seed-0"), (50, "shaping-seed-0"), (10, "seed-0")):
+        (tmp_path / name / "policy-1" / "model").mkdir(parents=True)
+        config = tmp_path / name / "policy-1" / "model" / "adapter_config.json"
+        config.write_text("{}")
+        os.utime(config, (time.time() - age, time.time() - age))
+    assert model_of(str(tmp_path)) == str(tmp_path / "lagrangian-seed-0" / "policy-1" / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("headline", 5),
+        ("headline", "x"),
+        ("samples", 7),
+        ("comparison", [{"kl": "x"}]),
+        ("categories", [1]),
+        ("limit", {}),
+    ]
+    + [
+        ("scatter", {"before": 3}),
+        ("curves", [5]),
+        ("judge", [1]),
+        ("settings", [1]),
+        ("notes", 2),
+        ("learned", [None]),
+    ],
+)
+def test_a_report_with_other_types_gives_a_page_or_an_error_that_names_it(
+    tmp_path: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"title": "Ours", name: value}))
+    if call("report", str(tmp_path)) != 0:
+        assert "report.json holds what no page can be made of" in capsys.readouterr().err
+
+
 def test_chat_answers_and_ends_with_the_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

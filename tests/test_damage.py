@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from poise.checksums import read_sealed, write_sealed
 from poise.cli import main
 from poise.errors import RunError
 from poise.files import append_line, json_line, read_jsonl_tolerant
@@ -203,6 +204,29 @@ def test_what_the_error_says_to_delete_makes_the_run_whole_again(
         remove = shutil.rmtree if (folder / deleted).is_dir() else Path.unlink
         remove(folder / deleted)
         assert recipe(folder) == expected, damaged
+
+
+@pytest.mark.parametrize("other", ["policy", "evaluate"])
+def test_a_stage_in_the_place_of_another_is_an_error_that_names_both(
+    runs: dict[str, Path], tmp_path: Path, other: str
+) -> None:
+    shutil.copytree(runs["finished"], tmp_path / "run")
+    first, second = ("policy", "evaluate") if other == "evaluate" else ("evaluate", "policy")
+    shutil.rmtree(tmp_path / "run" / first)
+    shutil.copytree(runs["finished"] / second, tmp_path / "run" / first)
+    with pytest.raises(RunError, match=f"{first}/stage.json is damaged: it is the record of stage '{second}'"):
+        recipe(tmp_path / "run")
+
+
+@pytest.mark.parametrize("sessions", [["x"], [{}], [{"minutes": "x", "peak_rss_gib": 1.0}], [None]], ids=str)
+def test_a_record_whose_sessions_have_other_types_is_an_error(
+    runs: dict[str, Path], tmp_path: Path, sessions: list[Any]
+) -> None:
+    shutil.copytree(runs["finished"], tmp_path / "run")
+    record, _ = read_sealed(tmp_path / "run" / "run.json", remedy="")
+    write_sealed(tmp_path / "run" / "run.json", {**record, "sessions": sessions})
+    with pytest.raises(RunError, match=r"run\.json is damaged: it has the session"):
+        recipe(tmp_path / "run")
 
 
 def test_rows_that_are_missing_are_counted(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def require_file(path: Path, expected: Mapping[str, Any], *, remedy: str) -> Non
     if not path.exists():
         raise RunError(f"{path} is missing. {remedy}")
     if not path.is_file():
-        raise RunError(f"{path} is a folder, and was a file. {remedy}")
+        raise RunError(f"{path} is a {'folder' if path.is_dir() else 'device'}, and was a file. {remedy}")
     try:
         found = facts_of(path)
     except OSError as error:

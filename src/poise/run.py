@@ -45,6 +45,7 @@ from poise.run_folder import (
     OF_ANY_START,
     RECIPE,
     RECORD,
+    SUMMARY,
     acquire_lock,
     clean_after_kill,
     default_folder,
@@ -73,7 +74,6 @@ __all__ = ["RECIPE_FILE", "Run", "Stage", "atomic_write", "default_folder", "rea
 RECIPE_FILE: ContextVar[Path | None] = ContextVar("RECIPE_FILE", default=None)  # the user's own recipe, kept in the run
 
 _SAVE_EVERY_S = 60.0
-_SUMMARY = "summary.json"
 _NO_OUTPUTS = {*OF_ANY_START, *LOGS}
 _LINES_REMEDY = "Restore the file from a copy, or begin another run with a --folder of its own"
 
@@ -202,7 +202,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What the run was finished with; None before."""
-        path = self.path / _SUMMARY
+        path = self.path / SUMMARY
         if not path.exists():
             return None
         require_output(path)
@@ -315,7 +315,7 @@ class Run:
             "peak_rss_gib": round(max(session["peak_rss_gib"] for session in sessions), 2),
         }
         complete = plain(summary) | {name: value for name, value in complete.items() if name not in summary}
-        write_json(self.path / _SUMMARY, complete)
+        write_json(self.path / SUMMARY, complete)
         if not current().is_main:
             return complete
         self._record["outputs"] = {

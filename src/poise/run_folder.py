@@ -14,6 +14,7 @@ from poise.files import explained
 
 LOCK = "lock"
 RECORD = "run.json"
+SUMMARY = "summary.json"  # the last line that the run printed
 RECIPE = "recipe.py"  # the user's own
 OF_ANY_START = {LOCK, RECORD, RECIPE, "model/stage.json"}  # what a run holds before it has done anything
 

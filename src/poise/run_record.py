@@ -34,6 +34,10 @@ def read_record(path: Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         if not isinstance(record.get(name), kind):
             raise RunError(f"{path} is damaged: {name!r} is {record.get(name)!r}. {_REMEDY}")
+    for session in record["sessions"]:
+        numbers = [session.get(name) for name in ("minutes", "peak_rss_gib")] if isinstance(session, dict) else [None]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise RunError(f"{path} is damaged: it has the session {session!r:.80}. {_REMEDY}")
     return record
 
 

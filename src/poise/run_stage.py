@@ -23,7 +23,7 @@ STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then
 class Stage:
     """One part of a run that is done once: its folder, and its result when it has finished.
 
-    stage.json holds the result, and in its seal the checksum of every file that the stage left. They are compared the
+    stage.json holds the result, and in its seal the stage's name and the checksum of every file that it left. They are compared the
     first time that a process asks for the stage, so that nothing damaged is taken for a result.
     """
 
@@ -57,7 +57,7 @@ class Stage:
         """The finished stage is about to log more: its record can no longer say how many lines it has."""
         result, seal = read_sealed(self.path / STAGE_RECORD, remedy=STAGE_REMEDY.format(place=self.path / STAGE_RECORD))
         if seal["logged"]:
-            write_sealed(self.path / STAGE_RECORD, result, files=seal["files"], logged={})
+            write_sealed(self.path / STAGE_RECORD, result, stage=self.name, files=seal["files"], logged={})
 
     def _recorded(self) -> dict[str, Any] | None:
         if (known := self.run.results.get(self.name)) is not None:
@@ -72,6 +72,8 @@ class Stage:
             return None
         result, seal = read_sealed(path, remedy=STAGE_REMEDY.format(place=path))
         remedy = STAGE_REMEDY.format(place=self.path)
+        if (made_as := seal.get("stage", self.name)) != self.name:
+            raise RunError(f"{path} is damaged: it is the record of stage {made_as!r}. {remedy}")
         require_facts(self.path, seal["files"], remedy=remedy)
         self.run.logs.require(self.name, seal["logged"], remedy=remedy, and_more=False)
         return result
@@ -82,5 +84,5 @@ def seal_stage(folder: Path, result: Mapping[str, Any], *, logged: Mapping[str, 
 
     logged  the lines that the run has of the stage; a process beside the one that holds the run writes none
     """
-    facts = {"files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
+    facts = {"stage": folder.name, "files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
     write_sealed(folder / STAGE_RECORD, plain(result), **facts)

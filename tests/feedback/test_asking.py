@@ -57,8 +57,9 @@ def test_a_number_of_any_kind_is_a_float(value, expected):
 
 @pytest.mark.parametrize(
     "value",
-    [None, "0.5", b"1", [0.5], (), {}, 1j, object(), np.array("0.5"), np.zeros(2), torch.zeros(2), torch.zeros(0)],
-    ids=lambda value: f"{type(value).__name__}",
+    [None, "0.5", b"1", [0.5], (), {}, 1j, object(), np.array("0.5"), np.zeros(2), torch.zeros(2), torch.zeros(0)]
+    + [np.timedelta64(5, "s"), np.datetime64("2026-01-01"), Decimal("sNaN"), np.complex64(1), torch.tensor(1j)],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_number_is_an_error_that_names_scorer_channel_and_count(value):
     with pytest.raises(FeedbackError, match=r"'Giving': 2 of 3 values on channel 'reward' are no numbers"):
@@ -81,8 +82,58 @@ def test_an_answer_that_is_no_list_is_an_error(answer):
         ask(Giving(answer), PROMPTS, COMPLETIONS)
 
 
+class Failing:
+    """A scorer that fails, at once or when its scores are read."""
+
+    def __init__(self, error, *, late):
+        self.error, self.late = error, late
+
+    def score(self, prompts, completions):
+        return self._scores() if self.late else list(self._scores())
+
+    def _scores(self):
+        yield Scores(values={"reward": 1.0})
+        raise self.error
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
-    "row", [0.5, {"reward": 1.0}, None, Scores(values=0.5), Scores(values=None)], ids=lambda value: type(value).__name__
+    "error",
+    [KeyError("reward"), ValueError("bad\x1b[31m"), IndexError(), TypeError("no")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_scorer_that_fails_is_an_error_that_names_it_and_keeps_the_cause(error, late):
+    with pytest.raises(FeedbackError, match=r"'Failing' failed on 3 completions: \w+Error.*unscorable") as caught:
+        ask(Failing(error, late=late), PROMPTS, COMPLETIONS)
+    assert caught.value.__cause__ is error
+    assert "\x1b" not in str(caught.value)
+
+
+def test_an_error_for_the_user_passes_through_a_scorer():
+    with pytest.raises(ConfigError, match="as it was"):
+        ask(Failing(ConfigError("as it was"), late=False), PROMPTS, COMPLETIONS)
+
+
+def test_scores_without_end_are_an_error_and_a_coroutine_is_no_list(recwarn):
+    def endless():
+        while True:
+            yield Scores(values={"reward": 1.0})
+
+    async def scores():
+        return []
+
+    with pytest.raises(FeedbackError, match="gave more than 3 scores for 3 completions"):
+        ask(Giving(endless()), PROMPTS, COMPLETIONS)
+    with pytest.raises(FeedbackError, match="coroutine.*list of Scores is due"):
+        ask(Giving(scores()), PROMPTS, COMPLETIONS)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "row",
+    [0.5, {"reward": 1.0}, None, Scores(values=0.5), Scores(values=None), Scores(values={1: 0.5})]
+    + [Scores(values={None: 0.5}), Scores(values={}, unscorable=5), Scores(values={}, explanation=["why"])],
+    ids=lambda value: type(value).__name__,
 )
 def test_an_answer_that_is_no_record_of_scores_is_an_error(row):
     with pytest.raises(FeedbackError, match="'Giving': 3 of 3 answers are no Scores"):

@@ -75,3 +75,12 @@ def test_no_samples_at_all_are_no_error(function):
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_large_scores_do_not_overflow(deviation):
     assert deviation(torch.tensor([500.0, -500.0, 500.0]), torch.tensor([0, 0, 1])).isfinite().all()
+
+
+@pytest.mark.parametrize("deviation", [sample_deviation, population_deviation, batch_deviation])
+def test_equal_samples_have_a_finite_slope(deviation):
+    scores = torch.tensor([0.3, 0.3, 0.3], requires_grad=True)
+    spread = deviation(scores, torch.zeros(3, dtype=torch.long))
+    (slope,) = torch.autograd.grad(spread.sum(), scores)
+    assert spread.tolist() == [0, 0, 0]
+    assert slope.tolist() == [0, 0, 0]

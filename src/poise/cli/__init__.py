@@ -18,7 +18,7 @@ from poise.cli import running
 from poise.cli.listing import card_text, cards_table
 from poise.cli.recipes import find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
-from poise.files import read_json, reason_of, way_out
+from poise.files import reason_of, way_out
 from poise.provenance import package_versions
 from poise.run_record import require_output
 from poise.text import say
@@ -128,10 +128,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder that holds rep
     source = run / "report.json"
     if not source.is_file():
         raise RunError(f"{run} holds no report.json: it is written when a run has evaluated its model")
-    from poise.evaluate.report import write_report
+    from poise.evaluate.report import rewrite_report
 
     require_output(source)
-    say(f"Wrote {write_report(run, read_json(source))}")
+    say(f"Wrote {rewrite_report(run)}")
 
 
 @app.command("chat")

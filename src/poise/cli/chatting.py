@@ -6,6 +6,7 @@ from pathlib import Path
 
 from poise.errors import ModelError
 from poise.files import read_json
+from poise.run_folder import RECORD, SUMMARY
 from poise.text import say
 from poise.types import Message, Prompt, Sampling
 
@@ -16,6 +17,8 @@ def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template:
     Answers take half of the model's context at most; a conversation that does not fit loses its oldest turns.
     """
     name = model_of(model)
+    if name != model:
+        say(f"Model: {name}", error=True)
 
     from poise.models.load import read_template
     from poise.models.policy import load_policy
@@ -43,14 +46,30 @@ def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template:
 
 
 def model_of(name: str) -> str:
-    """The model to load: the name itself, or of a run the newest model trained for the run's own objective."""
+    """The model to load: the name itself, or of a run the newest model trained for the run's own objective.
+
+    A run that compares objectives says in its summary which of them is its own, or has it for an argument.
+    """
     folder = Path(name)
-    if not (folder / "run.json").is_file():
+    if not (folder / RECORD).is_file():
         return name
     configs = [*folder.rglob("adapter_config.json"), *folder.rglob("config.json")]
     if not configs:
         raise ModelError(f"run {name} holds no saved model yet: let it finish, or name a model or its folder")
-    arguments = read_json(folder / "run.json").get("arguments")
-    objective = str(arguments.get("objective", "")) if isinstance(arguments, dict) else ""
-    own = [config for config in configs if objective and f"policy-{objective}" in str(config.relative_to(folder))]
-    return str(max(own or configs, key=lambda config: config.stat().st_mtime).parent)
+    objective = _objective_of(folder)
+    own = [config for config in configs if objective and _is_for(objective, config.relative_to(folder).parts)]
+    return str(max(own or configs, key=lambda config: (config.stat().st_mtime, str(config))).parent)
+
+
+def _objective_of(folder: Path) -> str:
+    """A run's own objective; "" where it compares none, or has not finished and does not say."""
+    arguments, summary = read_json(folder / RECORD).get("arguments"), folder / SUMMARY
+    given = arguments.get("objective", "") if isinstance(arguments, dict) else ""
+    if summary.is_file():
+        given = read_json(summary).get("objective", given)
+    return str(given)
+
+
+def _is_for(objective: str, place: tuple[str, ...]) -> bool:
+    """Whether a model at this place in a run was trained for an objective: in its arm of a study, or in its stage."""
+    return any(part == f"policy-{objective}" or part.startswith(f"{objective}-seed-") for part in place)

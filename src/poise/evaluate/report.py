@@ -26,9 +26,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from poise.errors import RunError
 from poise.evaluate import charts
+from poise.files import read_json
 from poise.ranks import by_main
-from poise.text import hide_passwords, visible
+from poise.text import hide_passwords, one_line, visible
 from poise.types import Estimate
 
 _TABLES = ("settings", "provenance")
@@ -67,9 +69,28 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
 @by_main
 def _write(page: Path, plain: Mapping[str, Any]) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    content, rendered = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False), render(plain)
     page.with_name("report.json").write_text(content, "utf-8")
-    page.write_text(render(plain), "utf-8")
+    page.write_text(rendered, "utf-8")
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Write report.html again from the report.json beside it, and return its path.
+
+    Raises RunError if report.json is damaged, or holds what no page can be made of.
+    """
+    from jinja2 import TemplateError
+
+    source = folder / "report.json"
+    report = read_json(source, remedy="Repeat the run's command: it writes it again")
+    try:
+        return write_report(folder, report)
+    except (TypeError, ValueError, AttributeError, KeyError, TemplateError) as error:
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
+        raise RunError(
+            f"{source} holds what no page can be made of ({reason}): it was changed, or another poise wrote it. Repeat "
+            "the run's command: it writes it again"
+        ) from error
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from decimal import Decimal
+from itertools import islice
 from numbers import Real
 from typing import Any
 
-from poise.errors import ConfigError, FeedbackError
+from poise.errors import ConfigError, FeedbackError, PoiseError
+from poise.text import one_line
 from poise.types import Completion, Prompt, Scorer, Scores
 
 
@@ -29,20 +31,15 @@ def ask(
     knows what to do about them.
 
     Raises:
-        FeedbackError: the scorer gave another number of scores, something else than `Scores`, or values that are no
-            numbers; it names the scorer and counts.
+        FeedbackError: the scorer failed, gave another number of scores, something else than `Scores`, or values that
+            are no numbers; it names the scorer and counts.
 
     >>> from poise.feedback.rules import RefusalScorer
     >>> ask(RefusalScorer(), [Prompt.of("Hello")], [Completion(prompt_id="", text="No.")])[0].values
     {'refusal': 1.0}
     """
     called = name or name_of(scorer)
-    found = _listed(scorer.score(prompts, completions), called)
-    if len(found) != len(completions):
-        raise FeedbackError(
-            f"scorer {called!r} gave {len(found)} scores for {len(completions)} completions; one each is due, in their "
-            "order: what cannot be scored is Scores(values={}, unscorable='why')"
-        )
+    found = _given(scorer, prompts, completions, called)
     _require_records(found, called)
     return [
         replace(each, values=row, source=each.source or called)
@@ -77,14 +74,44 @@ def merged(given: Sequence[tuple[str, Scores]]) -> Scores:
     )
 
 
-def _listed(answer: Any, name: str) -> list[Any]:
-    if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
-        raise FeedbackError(f"scorer {name!r} gave {answer!r:.80}, where a list of Scores is due, one per completion")
-    return list(answer)
+def _given(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion], name: str) -> list[Any]:
+    """What the scorer gives, one each; FeedbackError if it fails or gives another number."""
+    due = len(completions)
+    try:
+        answer = scorer.score(prompts, completions)
+        if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
+            if hasattr(answer, "close"):  # a coroutine, which would be said to have been forgotten
+                answer.close()
+            raise FeedbackError(
+                f"scorer {name!r} gave {answer!r:.80}, where a list of Scores is due, one per completion"
+            )
+        found = list(islice(answer, due + 1))
+    except PoiseError:
+        raise
+    except Exception as error:
+        raise FeedbackError(
+            f"scorer {name!r} failed on {due} completions: {type(error).__name__}: {one_line(str(error), 200)}. What "
+            "cannot be scored is Scores(values={}, unscorable='why'); --debug shows where it failed"
+        ) from error
+    if len(found) != due:
+        number = len(answer) if isinstance(answer, Sized) else len(found) if len(found) < due else f"more than {due}"
+        raise FeedbackError(
+            f"scorer {name!r} gave {number} scores for {due} completions; one each is due, in their "
+            "order: what cannot be scored is Scores(values={}, unscorable='why')"
+        )
+    return found
+
+
+def _is_record(each: Any) -> bool:
+    """Whether it is Scores with channels by name and texts in words; a text may be missing."""
+    if not isinstance(each, Scores) or not isinstance(each.values, Mapping):
+        return False
+    texts = (each.source, each.explanation, each.unscorable)
+    return all(isinstance(name, str) for name in each.values) and all(isinstance(text or "", str) for text in texts)
 
 
 def _require_records(found: Sequence[Any], name: str) -> None:
-    wrong = [each for each in found if not isinstance(each, Scores) or not isinstance(each.values, Mapping)]
+    wrong = [each for each in found if not _is_record(each)]
     if wrong:
         raise FeedbackError(
             f"scorer {name!r}: {len(wrong)} of {len(found)} answers are no Scores with values by channel, the first "
@@ -115,6 +142,8 @@ def _float(value: Any) -> float | None:
             return float(value)
         except OverflowError:  # an integer beyond all floats
             return math.inf
+        except (TypeError, ValueError):  # a span of time of numpy, a signalling NaN
+            return None
     # a scalar of numpy or torch: one entry, and no text or object inside
     if callable(getattr(value, "item", None)) and getattr(value, "shape", None) in ((), (1,)):
         inner = value.item()

@@ -10,16 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from poise.errors import DataError, FeedbackError
 from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
 from poise.messages import text_only
-from poise.text import one_line
+from poise.text import one_line, visible
 from poise.types import Completion, Prompt, Scores
 
 MAX_ROWS = 1024  # of one request
 _LARGEST = 3e38  # of a score: what 32 bits can hold
+_LONGEST_TEXT = 20_000  # of an explanation, in characters
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})  # what says nothing of the rows that were sent
 
 
@@ -76,7 +77,7 @@ class Health(_Record):
 
     status: Literal["ok"]
     source: str
-    channels: dict[str, bool]
+    channels: dict[str, StrictBool]
 
 
 class RemoteScorer:
@@ -119,7 +120,7 @@ class RemoteScorer:
                 if found.channels.get(name) != worse:
                     said = found.channels.get(name, "there is no such channel")
                     raise FeedbackError(
-                        f"{self.endpoint.url} ({found.source}): channel {name!r} should have higher_is_worse={worse}, "
+                        f"{self.endpoint.url} ({one_line(found.source)}): channel {name!r} should have higher_is_worse={worse}, "
                         f"the server says {said}. It has {_listed(found.channels)}"
                     )
             self.found = found
@@ -127,7 +128,7 @@ class RemoteScorer:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions, one each and in their order; a failed completion is not sent."""
-        source = f"{self.health().source} at {self.endpoint.url}"
+        source = f"{one_line(self.health().source)} at {self.endpoint.url}"
         found = [self._unsent(prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
         asked = [i for i, row in enumerate(found) if row is None]
         batches = [asked[begin : begin + self.batch_size] for begin in range(0, len(asked), self.batch_size)]
@@ -137,8 +138,8 @@ class RemoteScorer:
             Scores(
                 values={} if row.unscorable else row.values,
                 source=source,
-                explanation=row.explanation,
-                unscorable=row.unscorable,
+                explanation=visible(row.explanation[:_LONGEST_TEXT]),
+                unscorable=one_line(row.unscorable),
             )
             for row in found
             if row is not None

@@ -158,7 +158,9 @@ def in_undecided_group(x: Tensor, group: Tensor, *, low: float = 0.0, high: floa
 
 def _deviation(x: Tensor, group: Tensor, correction: int) -> Tensor:
     squares, sizes = group_sums((x - group_mean(x, group)).square(), group)
-    return (squares / (sizes - correction).clamp(min=1)).sqrt()
+    variances = squares / (sizes - correction).clamp(min=1)
+    roots = variances.clamp(min=torch.finfo(x.dtype).tiny).sqrt()  # the slope of a root of 0 is infinite
+    return torch.where(variances > 0, roots, 0.0)
 
 
 def _number(group: Tensor) -> int:
