@@ -341,8 +341,6 @@ def test_a_study_of_objectives_stands_for_the_model_of_its_own_arm(tmp_path: Pat
         ("comparison", [{"kl": "x"}]),
         ("categories", [1]),
         ("limit", {}),
-    ]
-    + [
         ("scatter", {"before": 3}),
         ("curves", [5]),
         ("judge", [1]),

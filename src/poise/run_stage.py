@@ -23,8 +23,8 @@ STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then
 class Stage:
     """One part of a run that is done once: its folder, and its result when it has finished.
 
-    stage.json holds the result, and in its seal the stage's name and the checksum of every file that it left. They are compared the
-    first time that a process asks for the stage, so that nothing damaged is taken for a result.
+    stage.json holds the result, and in its seal the stage's name and the checksum of every file that it left. They are
+    compared the first time that a process asks for the stage, so that nothing damaged is taken for a result.
     """
 
     def __init__(self, run: Run, name: str):

@@ -57,8 +57,25 @@ def test_a_number_of_any_kind_is_a_float(value, expected):
 
 @pytest.mark.parametrize(
     "value",
-    [None, "0.5", b"1", [0.5], (), {}, 1j, object(), np.array("0.5"), np.zeros(2), torch.zeros(2), torch.zeros(0)]
-    + [np.timedelta64(5, "s"), np.datetime64("2026-01-01"), Decimal("sNaN"), np.complex64(1), torch.tensor(1j)],
+    [
+        None,
+        "0.5",
+        b"1",
+        [0.5],
+        (),
+        {},
+        1j,
+        object(),
+        np.array("0.5"),
+        np.zeros(2),
+        torch.zeros(2),
+        torch.zeros(0),
+        np.timedelta64(5, "s"),
+        np.datetime64("2026-01-01"),
+        Decimal("sNaN"),
+        np.complex64(1),
+        torch.tensor(1j),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_number_is_an_error_that_names_scorer_channel_and_count(value):
@@ -124,15 +141,24 @@ def test_scores_without_end_are_an_error_and_a_coroutine_is_no_list(recwarn):
 
     with pytest.raises(FeedbackError, match="gave more than 3 scores for 3 completions"):
         ask(Giving(endless()), PROMPTS, COMPLETIONS)
-    with pytest.raises(FeedbackError, match="coroutine.*list of Scores is due"):
+    with pytest.raises(FeedbackError, match=r"coroutine.*list of Scores is due"):
         ask(Giving(scores()), PROMPTS, COMPLETIONS)
     assert not recwarn.list
 
 
 @pytest.mark.parametrize(
     "row",
-    [0.5, {"reward": 1.0}, None, Scores(values=0.5), Scores(values=None), Scores(values={1: 0.5})]
-    + [Scores(values={None: 0.5}), Scores(values={}, unscorable=5), Scores(values={}, explanation=["why"])],
+    [
+        0.5,
+        {"reward": 1.0},
+        None,
+        Scores(values=0.5),
+        Scores(values=None),
+        Scores(values={1: 0.5}),
+        Scores(values={None: 0.5}),
+        Scores(values={}, unscorable=5),
+        Scores(values={}, explanation=["why"]),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_that_is_no_record_of_scores_is_an_error(row):

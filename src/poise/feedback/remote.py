@@ -120,8 +120,8 @@ class RemoteScorer:
                 if found.channels.get(name) != worse:
                     said = found.channels.get(name, "there is no such channel")
                     raise FeedbackError(
-                        f"{self.endpoint.url} ({one_line(found.source)}): channel {name!r} should have higher_is_worse={worse}, "
-                        f"the server says {said}. It has {_listed(found.channels)}"
+                        f"{self.endpoint.url} ({one_line(found.source)}): channel {name!r} should have "
+                        f"higher_is_worse={worse}, the server says {said}. It has {_listed(found.channels)}"
                     )
             self.found = found
         return self.found
