@@ -19,7 +19,7 @@ import pytest
 from poise.cli import main
 from poise.cli.chatting import model_of
 from poise.cli.options import argument_help
-from poise.cli.recipes import find_recipe, read_card, recipe_files
+from poise.cli.recipes import came_with_a_run, find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, ModelError
 
 TINY = '''"""Tiny: a recipe without a model.
@@ -319,6 +319,15 @@ def test_a_run_that_compares_objectives_stands_for_its_own(tmp_path: Path) -> No
         config.write_text("{}")
         os.utime(config, (time.time() - age, time.time() - age))
     assert model_of(str(tmp_path)) == str(tmp_path / "policy-lagrangian" / "model")
+
+
+def test_a_link_to_a_recipe_that_came_with_a_run_is_that_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text("")
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "mine.py").symlink_to("recipe.py")
+    assert came_with_a_run(tmp_path / "mine.py")
+    (tmp_path / "own.py").write_text("")
+    assert not came_with_a_run(tmp_path / "own.py")
 
 
 def test_a_study_of_objectives_stands_for_the_model_of_its_own_arm(tmp_path: Path) -> None:

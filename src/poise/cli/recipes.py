@@ -81,7 +81,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def came_with_a_run(path: Path) -> bool:
     """Whether a recipe file is the one that a run keeps: code of whoever made the run."""
-    return path.name == RECIPE and (path.parent / RECORD).exists()
+    return any(each.name == RECIPE and (each.parent / RECORD).exists() for each in (path, path.resolve()))
 
 
 def require_trust(path: Path, *, trusted: bool) -> None:
