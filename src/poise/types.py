@@ -249,7 +249,7 @@ class Scores:
         parts = {name: sum(span.value for span in spans) for name, spans in self.spans.items()}
         for name, numbers in self.token_values.items():
             parts[name] = parts.get(name, 0.0) + sum(numbers)
-        if parts.keys() - self.values.keys():
+        if parts and parts.keys() - self.values.keys():
             object.__setattr__(self, "values", parts | dict(self.values))
 
 
