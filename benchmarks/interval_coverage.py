@@ -368,7 +368,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "evaluate.judges.check_judge": ("check_judge",),
     "evaluate.seeds.over_seeds": ("share", "mean", "paired_difference"),  # of pooled answers, by prompt
     "evaluate.suite.measure": ("share", "mean", "distinct_estimate"),
-    "evaluate.suite._harm": ("share",),  # bounds whose ends are those of two shares
+    "evaluate.suite.harm": ("share",),  # bounds whose ends are those of two shares
     "evaluate.tails.lower_tail": ("lower_tail",),
     "evaluate.tails.tail_difference": ("tail_difference",),
     "evaluate.tails._estimate": ("lower_tail", "tail_difference"),  # takes an interval away
