@@ -17,7 +17,7 @@ from poise.rollout.native import NativeEngine
 from poise.train.algorithms import GRPO, PPO
 from poise.train.controllers import ProjectedAscent
 from poise.train.objectives import Lagrangian, Limit, Unconstrained
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.preference import PreferenceTrainer
 from poise.train.preference_methods import dpo as dpo_method
 from poise.train.score_model import FeedbackTable, ScoreTrainer
@@ -71,7 +71,7 @@ def grpo(size: Size) -> Repeat:
             prompts=prompts(size, 8 * size.rows),
             prompts_per_step=size.rows // group,
             sampling=Sampling(max_tokens=size.response),
-            optimisation=Optimisation(lr=1e-6, measure_kl=False),
+            optimisation=OptimizerSettings(lr=1e-6, measure_kl=False),
         )
     )
 
@@ -91,7 +91,7 @@ def ppo_lag(size: Size) -> Repeat:
             prompts=prompts(size, 8 * size.rows),
             prompts_per_step=size.rows,
             sampling=Sampling(max_tokens=size.response),
-            optimisation=Optimisation(tokens_per_micro_batch=TOKENS),
+            optimisation=OptimizerSettings(tokens_per_micro_batch=TOKENS),
         )
     )
 

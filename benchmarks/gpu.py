@@ -29,7 +29,7 @@ from poise.rollout.native import NativeEngine
 from poise.train.algorithms import PPO
 from poise.train.controllers import ProjectedAscent
 from poise.train.objectives import Lagrangian, Limit
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.types import Prompt, Sampling
 
 
@@ -178,7 +178,7 @@ def ppo_lag(backbone: Backbone, engine: NativeEngine, asked: list[Prompt], work:
         prompts=[replace(prompt, id=f"{i}") for i, prompt in enumerate(asked)],
         prompts_per_step=work.rows,
         sampling=Sampling(max_tokens=work.response),
-        optimisation=Optimisation(tokens_per_micro_batch=work.tokens),
+        optimisation=OptimizerSettings(tokens_per_micro_batch=work.tokens),
     )
     steps = iter(range(1_000))
     reset_peak(device)

@@ -22,4 +22,4 @@ def signs(experience):  # an algorithm: only whether a response beats the prompt
 with poise.Run.open("runs/own", recipe="own", arguments={}) as run:
     policy, prompts = poise.Policy(poise.pipeline.start_model(run, "smollm2-135m")), poise.load("starter").prompts
     own = {"objective": SquaredCost(), "algorithm": replace(poise.RLOO, advantage=signs)}
-    poise.pipeline.align(run, policy, [Letters()], prompts, optimisation=poise.Optimisation(steps=20), **own)
+    poise.pipeline.align(run, policy, [Letters()], prompts, optimisation=poise.OptimizerSettings(steps=20), **own)

@@ -65,7 +65,7 @@ _NAMES_BY_MODULE = {
     "poise.train.limits": ("among", "cvar", "per_category", "rate"),
     "poise.train.loop": ("fit",),
     "poise.train.objectives": ("Lagrangian", "Limit", "Objective", "Penalty", "Unconstrained"),
-    "poise.train.on_policy": ("OnPolicyTrainer", "Optimisation"),
+    "poise.train.on_policy": ("OnPolicyTrainer", "OptimizerSettings"),
 }
 _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 _MODULES = ["pipeline"]  # that are public by their own names

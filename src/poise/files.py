@@ -68,7 +68,7 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     path = Path(path)
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path, len(data)):
+    with translate_os_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write_and_sync(temporary, data)
@@ -87,7 +87,7 @@ def read_jsonl_tolerant(path: Path | str) -> list[dict[str, Any]]:
 
 def lines_of(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The lines of a .jsonl file as `read_jsonl_tolerant` reads them: their bytes, and their objects."""
-    with explained(path, 0, "read"):
+    with translate_os_errors(path, 0, "read"):
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -133,7 +133,7 @@ def require_free_space(path: Path | str, num_bytes: int) -> None:
 
 
 @contextmanager
-def explained(path: Path, num_bytes: int, verb: str = "write") -> Iterator[None]:
+def translate_os_errors(path: Path, num_bytes: int, verb: str = "write") -> Iterator[None]:
     """Turn an error of the disk, while `num_bytes` are written to `path` or it is read, into a RunError with a way out.
 
     Any such error counts: a full disk, a missing right, a folder where a file should be.
@@ -177,7 +177,7 @@ def append_line(path: Path, line: bytes) -> None:
     """Append a whole line or nothing; raises RunError if there is no room for it. The main process alone writes."""
     if not current().is_main:
         return
-    with explained(path, len(line)):
+    with translate_os_errors(path, len(line)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             length = os.fstat(descriptor).st_size
@@ -190,9 +190,9 @@ def append_line(path: Path, line: bytes) -> None:
             os.close(descriptor)
 
 
-def cut_half_line(path: Path) -> None:
+def truncate_partial_line(path: Path) -> None:
     """Cut off a last line that was never finished, so that the next line starts on its own."""
-    with explained(path, 0, "read"):
+    with translate_os_errors(path, 0, "read"):
         data = path.read_bytes() if path.exists() else b""
     begin = data.rfind(b"\n") + 1
     if begin == len(data):
@@ -204,24 +204,24 @@ def cut_half_line(path: Path) -> None:
         os.truncate(path, begin)
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Reduce a value to what JSON can hold: records to objects, tensors to numbers, NaN and infinities to null."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (Sequence, Set)):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, Set) else value)]
+        return [to_jsonable(item) for item in (sorted(value, key=str) if isinstance(value, Set) else value)]
     return _plain_object(value)
 
 
 def _plain_object(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "tolist"):  # tensors, and the arrays and scalars of numpy
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return getattr(value, "__qualname__", None) or f"{type(value).__qualname__} object"

@@ -113,7 +113,7 @@ class RequestFailed(Exception):
         self.error: PoiseError | None = None
 
 
-def exchange(
+def request_many(
     endpoint: Endpoint,
     requests: Sequence[Request],
     receive: Callable[[int, Any], None],
@@ -130,10 +130,10 @@ def exchange(
         _run(_exchange(endpoint, requests, receive, read))
 
 
-def ask(endpoint: Endpoint, request: Request, *, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
+def request_json(endpoint: Endpoint, request: Request, *, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
     """The answer to one request; raises RequestFailed."""
     found: list[Any] = []
-    exchange(endpoint, [request], lambda _, answer: found.append(answer), read=read)
+    request_many(endpoint, [request], lambda _, answer: found.append(answer), read=read)
     if isinstance(found[0], RequestFailed):
         raise found[0].error or found[0]
     return found[0]

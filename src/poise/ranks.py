@@ -23,10 +23,10 @@ Arguments = ParamSpec("Arguments")
 class Ranks:
     """What a loop asks of the processes that it runs in. One process: every answer is what was given.
 
-    All processes must ask the same questions in the same order. Only `rank`, `size`, `is_main`, `my_part` and `like`
+    All processes must ask the same questions in the same order. Only `rank`, `size`, `is_main`, `partition` and `like`
     are answered without the others.
 
-    >>> Ranks().my_part(["a", "b"]), Ranks().in_step(["a"], spare="b")
+    >>> Ranks().partition(["a", "b"]), Ranks().pad_to_equal_steps(["a"], spare="b")
     ((['a', 'b'], 1.0), [('a', 1.0)])
     """
 
@@ -47,7 +47,7 @@ class Ranks:
         """The mean over the processes, without gradient."""
         return self.sum(x) / self.size
 
-    def joined(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the processes; its gradient is that of this process's own term.
 
         With parameters' gradients summed afterwards, any loss of the whole batch has its whole gradient.
@@ -58,11 +58,11 @@ class Ranks:
         """The largest of the processes' numbers."""
         return number
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The main process's value, as JSON holds it."""
         return value
 
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all processes in their order, as JSON holds them."""
         return [value]
 
@@ -92,7 +92,7 @@ class Ranks:
         found: Tensor = stored if not hasattr(stored, "rows") else stored.rows(0, None)
         return found
 
-    def my_part(self, items: Sequence[Item], costs: Sequence[float] | None = None) -> tuple[list[Item], float]:
+    def partition(self, items: Sequence[Item], costs: Sequence[float] | None = None) -> tuple[list[Item], float]:
         """This process's items, in their order, so that costs are about equal, and their weight: 1.
 
         A process for which none is left gets the first one, with weight 0.
@@ -108,7 +108,7 @@ class Ranks:
         mine = sorted(i for i, turn in zip(order, turns, strict=True) if turn % self.size == self.rank)
         return ([items[i] for i in mine], 1.0) if mine else ([items[0]], 0.0)
 
-    def in_step(self, parts: Sequence[Item], spare: Item, weight: float = 1.0) -> list[tuple[Item, float]]:
+    def pad_to_equal_steps(self, parts: Sequence[Item], spare: Item, weight: float = 1.0) -> list[tuple[Item, float]]:
         """Parts with their weight, after as many times `spare` at weight 0 as give every process equally many.
 
         Processes that share a sharded model must pass through it equally often. The spare ones come first, so that

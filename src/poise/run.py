@@ -31,12 +31,12 @@ from poise.checksums import STAGE_RECORD, facts_of, write_sealed
 from poise.errors import ConfigError, RunError
 from poise.files import (
     atomic_write,
-    explained,
     in_words,
-    plain,
     read_json,
     read_jsonl_tolerant,
     require_free_space,
+    to_jsonable,
+    translate_os_errors,
     write_json,
 )
 from poise.provenance import peak_rss_gib, threads
@@ -122,7 +122,7 @@ class Run:
 
         Raises RunError for a folder that another process holds, that belongs to another run or that is not a run.
         """
-        path = Path(current().share(str(default_folder(recipe) if folder is None else folder)))
+        path = Path(current().broadcast_object(str(default_folder(recipe) if folder is None else folder)))
         if not current().is_main:
             return cls._follow(path)
         require_run_or_empty(path)
@@ -140,7 +140,7 @@ class Run:
             if not (path / RECORD).exists():
                 remove_failed_start(path, made)
             raise
-        current().share(run._record)
+        current().broadcast_object(run._record)
         return run
 
     @classmethod
@@ -152,7 +152,7 @@ class Run:
             require_same(path, record, recipe, wanted)
         with in_words(path):
             clean_after_kill(path)
-            run = cls(path, record or new_record(recipe, wanted, plain(sources)), lock)
+            run = cls(path, record or new_record(recipe, wanted, to_jsonable(sources)), lock)
             run.logs.reread()
             if (logged := run._record.pop("logged", None)) is not None:
                 run.logs.require_all(logged, remedy=_LINES_REMEDY)
@@ -162,7 +162,7 @@ class Run:
     @classmethod
     def _follow(cls, path: Path) -> Run:
         """The run in a process beside the main one, which alone holds the lock and writes."""
-        return cls(path, current().share(None), os.open(os.devnull, os.O_RDWR))
+        return cls(path, current().broadcast_object(None), os.open(os.devnull, os.O_RDWR))
 
     def __enter__(self) -> Run:
         return self
@@ -244,11 +244,11 @@ class Run:
 
     def record_reading(self, name: str, reading: Any) -> None:
         """Record what an argument was understood as, beside its text: run.json, `readings`."""
-        self._record.setdefault("readings", {})[name] = plain(reading)
+        self._record.setdefault("readings", {})[name] = to_jsonable(reading)
         self.save()
 
     def _record_source(self, kind: str, what: str, name: str, facts: Mapping[str, Any]) -> None:
-        now = plain(facts)
+        now = to_jsonable(facts)
         before = self._record.setdefault(kind, {}).get(name)
         if before is not None and checksums(before) != checksums(now):
             raise RunError(
@@ -263,13 +263,13 @@ class Run:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise ConfigError(f"stage {name!r}: a stage names a folder; use letters, digits, '.', '_' and '-'")
         stage = Stage(self, name)
-        with explained(stage.path, 0):
+        with translate_os_errors(stage.path, 0):
             stage.path.mkdir(exist_ok=True)
         return stage
 
     def log(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; NaN and infinities become null and are named under "non_finite"."""
-        values = plain(metrics)
+        values = to_jsonable(metrics)
         if reserved := {"stage", "step", "time", "non_finite"} & values.keys():
             raise ConfigError(
                 f"metrics of stage {stage!r}: {sorted(reserved)} are names of the line itself; rename them"
@@ -284,7 +284,7 @@ class Run:
 
     def sample(self, stage: str, step: int, rollout: Rollout) -> None:
         """Append a rollout to samples.jsonl: enough to read it, to score it again or to train on it."""
-        self._append("samples.jsonl", stage, {"stage": stage, "step": int(step), **plain(rollout)})
+        self._append("samples.jsonl", stage, {"stage": stage, "step": int(step), **to_jsonable(rollout)})
 
     def samples(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The kept rollouts as they stand in samples.jsonl, of one stage or of all."""
@@ -314,7 +314,7 @@ class Run:
             "minutes": round(sum(session["minutes"] for session in sessions), 2),
             "peak_rss_gib": round(max(session["peak_rss_gib"] for session in sessions), 2),
         }
-        complete = plain(summary) | {name: value for name, value in complete.items() if name not in summary}
+        complete = to_jsonable(summary) | {name: value for name, value in complete.items() if name not in summary}
         write_json(self.path / SUMMARY, complete)
         if not current().is_main:
             return complete

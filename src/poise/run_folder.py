@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from poise.errors import RunError
-from poise.files import explained
+from poise.files import translate_os_errors
 
 LOCK = "lock"
 RECORD = "run.json"
@@ -41,7 +41,7 @@ def made_by(path: Path) -> list[Path]:
 
 def acquire_lock(path: Path) -> int:
     """Hold the lock file; the kernel lets go of it when the process ends, however it ends."""
-    with explained(path / LOCK, 0, "make"):
+    with translate_os_errors(path / LOCK, 0, "make"):
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -59,7 +59,7 @@ def acquire_lock(path: Path) -> int:
 
 def require_run_or_empty(path: Path) -> None:
     """Raise RunError for a file, and for a folder that holds something and is not a run."""
-    with explained(path, 0, "read"):
+    with translate_os_errors(path, 0, "read"):
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; a run needs a folder. Choose another --folder")
         if not path.exists() or (path / RECORD).exists():

@@ -13,7 +13,7 @@ from typing import Any
 
 from poise.checksums import difference
 from poise.errors import RunError
-from poise.files import append_line, atomic_write, cut_half_line, json_line, lines_of
+from poise.files import append_line, atomic_write, json_line, lines_of, truncate_partial_line
 from poise.ranks import current
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -31,7 +31,7 @@ class RunLogs:
     def reread(self) -> None:
         """Read what is there, less a last line that a killed process left half written."""
         for name in LOGS:
-            cut_half_line(self.folder / name)
+            truncate_partial_line(self.folder / name)
             self._tallies[name] = {}
             for line, row in self._lines(name):
                 self._tally(name, row["stage"]).add(line)

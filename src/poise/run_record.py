@@ -14,7 +14,7 @@ from typing import Any
 
 from poise.checksums import read_sealed, require_file
 from poise.errors import RunError
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.provenance import git_commit, machine, package_versions, poise_commit
 from poise.run_folder import RECIPE, RECORD
 from poise.text import hide_passwords
@@ -88,7 +88,9 @@ def new_record(recipe: str, arguments: dict[str, Any], sources: dict[str, Any]) 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as JSON holds them; without passwords; an infinite limit stays readable as "inf"."""
     return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else hide_passwords(plain(value))
+        name: (
+            str(value) if isinstance(value, float) and not math.isfinite(value) else hide_passwords(to_jsonable(value))
+        )
         for name, value in arguments.items()
         if name != "folder"
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from poise.checksums import STAGE_RECORD, facts_below, read_sealed, require_facts, write_sealed
 from poise.errors import RunError
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.ranks import current
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Stage:
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Record the result with checksums of the stage's files and lines; a resumed run skips this stage."""
         self.run.require_open()
-        recorded: dict[str, Any] = plain(result)
+        recorded: dict[str, Any] = to_jsonable(result)
         if current().is_main:
             seal_stage(self.path, recorded, logged=self.run.logs.logged(self.name))
         self.run.results[self.name] = json.loads(json.dumps(recorded))
@@ -62,7 +62,7 @@ class Stage:
     def _recorded(self) -> dict[str, Any] | None:
         if (known := self.run.results.get(self.name)) is not None:
             return known
-        found: dict[str, Any] | None = current().share(self._verified() if current().is_main else None)
+        found: dict[str, Any] | None = current().broadcast_object(self._verified() if current().is_main else None)
         if found is not None:
             self.run.results[self.name] = found
         return found
@@ -85,4 +85,4 @@ def seal_stage(folder: Path, result: Mapping[str, Any], *, logged: Mapping[str, 
     logged  the lines that the run has of the stage; a process beside the one that holds the run writes none
     """
     facts = {"stage": folder.name, "files": facts_below(folder, but=_NOT_READ_AGAIN), "logged": dict(logged or {})}
-    write_sealed(folder / STAGE_RECORD, plain(result), **facts)
+    write_sealed(folder / STAGE_RECORD, to_jsonable(result), **facts)

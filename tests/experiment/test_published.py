@@ -13,7 +13,7 @@ from poise.errors import ConfigError
 from poise.experiment.pages import page_text, published
 from poise.experiment.results import Results
 from poise.experiment.study import Trial
-from poise.files import plain
+from poise.files import to_jsonable
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "results").glob("*.json"))
@@ -36,7 +36,7 @@ def test_the_estimates_and_verdicts_of_a_json_are_those_of_its_trials_and_of_the
     trials = {arm: [Trial(metrics=row["metrics"]) for row in rows] for arm, rows in found["trials"].items()}
     results = Results(study=study, seeds=tuple(found["seeds"]), trials=trials)
     assert {metric.name for metric in study.metrics} == {metric["name"] for metric in found["metrics"]}
-    for arm, estimates in plain(results.estimates()).items():
+    for arm, estimates in to_jsonable(results.estimates()).items():
         for name, estimate in estimates.items():
             kept, ends = found["estimates"][arm][name], ("value", "low", "high")
             assert {key for key in estimate if estimate[key] != kept[key]} <= set(ends), (arm, name)

@@ -69,7 +69,7 @@ def test_the_gate_and_its_gradients_are_the_definition_up_to_the_ends_of_the_ran
     expected = F.silu(wide_gate) * wide_up
     expected.backward(slope.double())
     assert_near(kernels.gated(gate, up), expected)
-    for_gate, for_up = kernels.gated_backward(slope, gate, up)
+    for_gate, for_up = kernels.swiglu_backward(slope, gate, up)
     assert_near(for_gate, wide_gate.grad)
     assert_near(for_up, wide_up.grad)
     assert torch.isfinite(for_gate).all()
@@ -271,6 +271,6 @@ def test_a_compiler_that_fails_is_a_reason_and_not_an_error(tmp_path, monkeypatc
 
 def test_other_dtypes_and_strides_are_not_taken():
     x = states(4, 8)
-    assert not kernels.fit(x.float())
-    assert not kernels.fit(x.t())
-    assert not kernels.fit(x[:, ::2], apart=True)
+    assert not kernels.supports_tensors(x.float())
+    assert not kernels.supports_tensors(x.t())
+    assert not kernels.supports_tensors(x[:, ::2], apart=True)

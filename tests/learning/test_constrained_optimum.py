@@ -36,7 +36,7 @@ from poise.train.objectives import (
     cvar,
     rate,
 )
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.types import Completion, Prompt, Sampling, Scores
 
 TOKENS, LIMIT, TAIL = 6, 2.0, 40
@@ -66,7 +66,7 @@ def train(objective: Objective, steps: int) -> list[dict[str, float]]:
         prompts=[Prompt.of(letter) for letter in "abcd"],
         prompts_per_step=4,
         sampling=Sampling(max_tokens=TOKENS),
-        optimisation=Optimisation(lr=3e-3, critic_lr=3e-2),
+        optimisation=OptimizerSettings(lr=3e-3, critic_lr=3e-2),
     )
     return [trainer.step_at(index) for index in range(steps)]
 

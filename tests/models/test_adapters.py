@@ -133,7 +133,7 @@ def test_plain_peft_loads_the_folder_without_a_warning_and_gives_the_same_logits
     policy = Policy(saved_base, Lora(rank=3, alpha=5.0, top=top))
     move_adapter(policy.model, "policy")
     policy.save_pretrained(tmp_path / "adapter")
-    with policy.acting():
+    with policy.policy_mode():
         ours = logits(policy.model, ids)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     assert (ours - logits(plain, ids)).abs().max() > 1e-3
@@ -155,7 +155,7 @@ def test_a_saved_policy_comes_back_with_the_same_layers_and_logits(family, tmp_p
     again = load_policy(str(tmp_path))
     assert (again.lora, again.split) == (policy.lora, policy.split)
     assert adapted_layers(again.model, "policy") == adapted_layers(policy.model, "policy")
-    with policy.acting(), again.acting():
+    with policy.policy_mode(), again.policy_mode():
         assert torch.equal(logits(again.model, ids), logits(policy.model, ids))
 
 
@@ -164,7 +164,7 @@ def test_merged_weights_load_in_plain_transformers_with_the_same_logits(family, 
     add_adapter(policy.model, policy.trunk.layers, "other", Lora(rank=2))
     move_adapter(policy.model, "policy")
     move_adapter(policy.model, "other")
-    with policy.acting():
+    with policy.policy_mode():
         ours = logits(policy.model, ids)
     policy.save_pretrained(tmp_path, merge=True)
     plain, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
@@ -211,5 +211,5 @@ def test_an_adapter_that_peft_wrote_without_our_card_is_read_as_covering_all_lay
     policy.save_pretrained(tmp_path)
     (tmp_path / "poise_adapter.json").unlink()
     again = load_policy(str(tmp_path))
-    with policy.acting(), again.acting():
+    with policy.policy_mode(), again.policy_mode():
         assert torch.equal(logits(again.model, ids), logits(policy.model, ids))

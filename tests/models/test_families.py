@@ -47,7 +47,7 @@ def test_every_family_is_tested_and_every_test_is_of_a_family():
 def test_logprobs_and_gradients_of_padded_rows_are_those_of_transformers_on_each_alone(policy):
     rows, slopes = SharedRows.of_lists(ROWS, STARTS), []
     values, _ = policy.logprobs(rows, temperature=0.8)
-    with policy.acting():
+    with policy.policy_mode():
         expected = [alone(policy, row, start, 0.8) for row, start in zip(ROWS, STARTS, strict=True)]
     for found, wanted in zip(values, expected, strict=True):
         torch.testing.assert_close(found[: len(wanted)], wanted, atol=1e-4, rtol=1e-4)
@@ -66,7 +66,7 @@ def test_rows_that_share_a_prompt_are_sampled_with_the_logprobs_of_transformers(
     for completion in engine.generate(prompts, Sampling(max_tokens=12, samples=2, seed=4)):
         prompt = next(each for each in prompts if each.id == completion.prompt_id)
         head = engine.renderer.prompt_ids(prompt.messages)[0]
-        with policy.acting():
+        with policy.policy_mode():
             expected = alone(policy, head + list(completion.token_ids), len(head))
         torch.testing.assert_close(torch.tensor(completion.token_logprobs), expected, atol=1e-4, rtol=1e-4)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from poise.models import passes
+from poise.models import elementwise
 from poise.models.adapters import Lora
+from poise.models.elementwise import apply_rope, rms_norm
 from poise.models.flat import RootMeanSquareNorm, SharedAttention, runs_flat
+from poise.models.fused_linear import Identity, Products, RMSNorm, SwiGLU
 from poise.models.layout import Layout
 from poise.models.load import load_backbone
-from poise.models.passes import normalised, rotated
 from poise.models.policy import Policy
-from poise.models.products import Gated, Itself, Normed, Products
 from poise.models.shared_rows import SharedRows, run_shared
 
 ROWS = [[5, 6, 7, 8, 20, 21], [9, 10, 22, 23, 24, 25], [5, 6, 7, 8], [11, 12, 13, 26], [5, 6, 7, 8, 27, 28, 29]]
@@ -23,7 +23,7 @@ STARTS = [4, 2, 4, 3, 4]
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Several blocks even for a few tokens."""
-    monkeypatch.setattr(passes, "_BLOCK", 24)
+    monkeypatch.setattr(elementwise, "_BLOCK", 24)
     monkeypatch.setattr("poise.models.attention._BLOCK", 40)
 
 
@@ -89,11 +89,11 @@ def test_products_have_rows_in_whole_multiples(monkeypatch):
         seen.add(len(x))
         return linear(x, *rest)
 
-    monkeypatch.setattr("poise.models.products.F.linear", counted)
+    monkeypatch.setattr("poise.models.fused_linear.F.linear", counted)
     policy = Policy(load_backbone("random:llama"), Lora(rank=2))
     for rows in (ROWS, ROWS[:1], [each[:-1] for each in ROWS]):
         policy.logprobs(SharedRows.of_lists(rows, STARTS[: len(rows)]))
-    assert seen == {passes.ROWS}
+    assert seen == {elementwise.ROWS}
 
 
 def test_a_layer_keeps_for_its_gradient_what_the_plan_counts():
@@ -109,7 +109,7 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts():
                 found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.acting() as trunk:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.policy_mode() as trunk:
             above = run_shared(trunk, rows, stop=depth)
         assert above.depth == depth
     config, element = policy.model.config, policy.backbone.dtype.itemsize
@@ -130,9 +130,9 @@ def test_long_rows_and_other_families_run_their_own_layers(monkeypatch):
 def test_the_norm_is_the_root_mean_square_one_with_a_right_gradient():
     x, weight = wide(7, 8), wide(8)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
-    torch.testing.assert_close(normalised(x, weight, 1e-3, torch.float64)[0], expected)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-3, torch.float64)[0], expected)
     assert torch.autograd.gradcheck(lambda *each: RootMeanSquareNorm.apply(*each, 1e-3, torch.float64), (x, weight))
-    source, given = Normed(epsilon=1e-3, dtype=torch.float64), (x, weight, wide(3, 8), None, None, None, 1.0)
+    source, given = RMSNorm(epsilon=1e-3, dtype=torch.float64), (x, weight, wide(3, 8), None, None, None, 1.0)
     torch.testing.assert_close(Products.apply(source, 2, *given)[0], expected @ given[2].T)
     assert torch.autograd.gradcheck(partial(Products.apply, source, 2), given)
 
@@ -141,17 +141,17 @@ def test_the_gate_is_silu_times_the_other_with_a_right_gradient():
     gate, up = wide(7, 8), wide(7, 8)
     weight = wide(3, 8)
     given = gate, up, weight, None, None, None, 1.0
-    torch.testing.assert_close(Products.apply(Gated(), 2, *given)[0], (F.silu(gate) * up) @ weight.T)
-    assert torch.autograd.gradcheck(partial(Products.apply, Gated(), 2), given)
+    torch.testing.assert_close(Products.apply(SwiGLU(), 2, *given)[0], (F.silu(gate) * up) @ weight.T)
+    assert torch.autograd.gradcheck(partial(Products.apply, SwiGLU(), 2), given)
 
 
 def test_products_add_their_adapters_and_have_a_right_gradient():
     x, given = wide(5, 4), [wide(6, 4), wide(6), wide(2, 4), wide(6, 2), 1.5, wide(3, 4), None, None, None, 1.0]
-    first, second = Products.apply(Itself(), 1, x, *given)
+    first, second = Products.apply(Identity(), 1, x, *given)
     weight, bias, a, b, scale, other = given[:6]
     torch.testing.assert_close(first, x @ (weight + scale * b @ a).T + bias)
     torch.testing.assert_close(second, x @ other.T)
-    assert torch.autograd.gradcheck(partial(Products.apply, Itself(), 1), (x, *given))
+    assert torch.autograd.gradcheck(partial(Products.apply, Identity(), 1), (x, *given))
 
 
 def test_attention_has_a_right_gradient():
@@ -166,7 +166,7 @@ def test_attention_has_a_right_gradient():
 def test_a_rotation_is_undone_by_its_inverse():
     states, angles = torch.randn(6, 2 * 8, dtype=torch.float64), torch.randn(6, 1, 4, dtype=torch.float64)
     cos, sin = angles.cos().repeat(1, 1, 2), torch.cat([-angles.sin(), angles.sin()], -1)
-    turned = rotated(states, cos, sin)
+    turned = apply_rope(states, cos, sin)
     heads, first = states.view(6, 2, 2, 4), turned.view(6, 2, 2, 4)[:, :, 0]
     torch.testing.assert_close(first, heads[:, :, 0] * angles.cos() - heads[:, :, 1] * angles.sin())
-    torch.testing.assert_close(rotated(turned, cos, -sin), states)
+    torch.testing.assert_close(apply_rope(turned, cos, -sin), states)

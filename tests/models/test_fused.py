@@ -31,7 +31,7 @@ def adapted(family, dtype):
 def test_it_gives_the_logits_of_the_trunk_with_the_adapter_on_or_off(family, adapter):
     policy = adapted(family, torch.float64)
     ids = torch.randint(4, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-    with policy.acting() if adapter else policy.reference() as trunk:
+    with policy.policy_mode() if adapter else policy.reference() as trunk:
         expected = trunk.logits(trunk.run(trunk.embed(ids)))
     fused = FusedTrunk(policy.trunk, adapter=adapter, dtype=torch.float64)
 

@@ -176,7 +176,7 @@ def test_states_below_the_first_trained_layer_may_be_kept(dialogues, lora):
     model = make(lora=lora)
     rows, starts = model.encode(*dialogues)
     shared = SharedRows.of_lists(rows, starts)
-    kept = model.lower(shared)
+    kept = model.frozen_states(shared)
     assert kept.depth == model.split
     torch.testing.assert_close(model.pooled(kept), model.pooled(shared), atol=1e-5, rtol=1e-5)
 

@@ -118,7 +118,7 @@ def test_an_adapter_trained_on_it_names_a_base_that_every_program_loads(base, tm
             parameter.add_(0.1)
         policy.save_pretrained(tmp_path / "second")
         theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "second")(IDS).logits
-        with policy.acting() as trunk:
+        with policy.policy_mode() as trunk:
             torch.testing.assert_close(theirs, trunk.logits(trunk.run(trunk.embed(IDS))), atol=1e-4, rtol=1e-4)
 
 

@@ -48,7 +48,7 @@ def test_logprobs_and_entropies_are_those_of_the_plain_model(backbone, rows, mov
         values, entropy = policy.logprobs(SharedRows.of(ids, starts, mask), temperature=temperature)
         assert values.shape == entropy.shape == mask.shape
         for index, (row, start) in enumerate(zip(rows, PROMPT_LENGTHS, strict=True)):
-            with policy.acting():
+            with policy.policy_mode():
                 expected = plain(policy.model, row, start, temperature)
             torch.testing.assert_close(values[index][mask[index]], expected[0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(entropy[index][mask[index]], expected[1], atol=1e-5, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_plain_model(backbone, rows, move_adapter):
     ids, starts, mask = inputs(rows)
     weights = list(policy.parameters().values())
     ours = torch.autograd.grad(policy.logprobs(SharedRows.of(ids, starts, mask))[0].sum(), weights)
-    with policy.acting():
+    with policy.policy_mode():
         total = sum(
             policy.model(torch.tensor([row]))
             .logits[0, start - 1 : -1]
@@ -100,7 +100,7 @@ def test_states_of_the_lower_layers_may_be_given(backbone, rows, move_adapter, t
     policy = Policy(backbone, Lora(rank=2, top=top))
     move_adapter(policy.model, "policy")
     ids, starts, mask = inputs(rows)
-    lower = policy.lower(SharedRows.of(ids, starts, mask))
+    lower = policy.frozen_states(SharedRows.of(ids, starts, mask))
     for reference in (False, True):
         given, _ = policy.logprobs(lower, reference=reference)
         computed, _ = policy.logprobs(SharedRows.of(ids, starts, mask), reference=reference)
@@ -190,10 +190,10 @@ def test_weights_are_taken_over_from_a_saved_policy(backbone, family, rows, tmp_
 def test_critics_read_frozen_states_below_the_adapter_and_middle_states_of_a_whole_policy(backbone, rows):
     shared = SharedRows.of(*inputs(rows))
     policy = Policy(backbone, Lora(rank=2, top=0.5))
-    lower = policy.lower(shared)
+    lower = policy.frozen_states(shared)
     assert policy.critic_states(lower) is lower
     whole = Policy(load_backbone("random:llama?layers=4&hidden=32"), None)
-    assert whole.lower(shared) is shared
+    assert whole.frozen_states(shared) is shared
     read = whole.critic_states(shared)
     assert read.depth == 2
     expected = whole.trunk.run(whole.trunk.embed(torch.tensor([rows[0]])), stop=2)[0]
@@ -204,6 +204,6 @@ def test_critics_read_frozen_states_below_the_adapter_and_middle_states_of_a_who
 def test_a_policy_of_any_model_name_starts_as_that_model(ids):
     policy = load_policy("random:llama", seed=5)
     assert policy.backbone.name == "random:llama?seed=5"
-    with torch.no_grad(), policy.acting():
+    with torch.no_grad(), policy.policy_mode():
         acting = policy.model(ids).logits
         assert torch.equal(acting, load_backbone("random:llama?seed=5").model(ids).logits)

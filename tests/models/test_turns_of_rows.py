@@ -48,7 +48,7 @@ def test_logprobs_and_gradients_of_rows_with_holes_are_those_of_transformers_wit
     assert torch.equal(rows.response_mask, mask)
     weights, trained = torch.linspace(-1, 1, WIDTH), list(policy.parameters().values())
     found, entropies = policy.logprobs(rows)
-    with policy.acting():
+    with policy.policy_mode():
         expected = transformers_logprobs(policy, ids, starts, mask)
         theirs = torch.autograd.grad((expected * weights).sum(), trained)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
@@ -63,7 +63,7 @@ def test_parts_of_rows_with_holes_are_those_of_all_rows(way):
     rows = SharedRows.of(*padded_rows())
     expected, _ = policy.logprobs(rows)
     for tokens in (8, 4096):
-        own = OwnRows.of(policy.lower(rows, tokens=tokens))
+        own = OwnRows.of(policy.frozen_states(rows, tokens=tokens))
         for part, _ in own.passes(tokens):
             found, _ = policy.logprobs(own.rows.select(part))
             torch.testing.assert_close(found, expected[part], atol=1e-5, rtol=1e-5)

@@ -35,7 +35,7 @@ from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import RLOO
 from poise.train.objectives import Lagrangian, Limit
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OptimizerSettings
 from poise.train.preference_methods import dpo
 from poise.types import Completion, Dataset, Prompt, Sampling, Scores
 
@@ -84,11 +84,11 @@ def test_objective_scorer_and_algorithm_of_ones_own_go_into_policy_optimisation(
     policy = Policy(start_model(run, TINY), Lora(rank=2))
     objective = Narrowed(Limit("vowels", 0.05))
     options = {"objective": objective, "algorithm": OWN_ALGORITHM, "sampling": SHORT, "samples_per_step": 4}
-    align(run, policy, [Lengths()], few.prompts, optimisation=Optimisation(steps=2), **options)
+    align(run, policy, [Lengths()], few.prompts, optimisation=OptimizerSettings(steps=2), **options)
     assert objective.asked == 2
     assert [row["step"] for row in run.metrics("policy")] == [1, 2]
     assert (run.path / "policy" / "model" / "adapter_config.json").exists()
-    align(run, policy, [Lengths()], few.prompts, optimisation=Optimisation(steps=2), **options)
+    align(run, policy, [Lengths()], few.prompts, optimisation=OptimizerSettings(steps=2), **options)
     assert objective.asked == 2  # what is done is read back
 
 
@@ -111,7 +111,7 @@ def test_answers_of_a_policy_that_is_read_back_name_the_version_they_would_have_
         if stage == "preferences":
             feedback = method.feedback(policy, few.comparisons)
             return optimise_preferences(run, policy, method, feedback, steps=2, name="preferences")
-        optimisation = Optimisation(steps=2)
+        optimisation = OptimizerSettings(steps=2)
         return align(run, policy, [Lengths()], few.prompts, optimisation=optimisation, samples_per_step=4, **options)
 
     for stage in ("supervised", "preferences", "policy"):
@@ -152,7 +152,7 @@ def test_a_planned_stage_says_what_it_takes_and_trains_nothing(run: Run, few: Da
         backbone = start_model(run, "owner/seven-billion")
         policy = fine_tune(run, Policy(backbone, Lora(rank=2)), preferred_demonstrations(few), steps=10)
         scores = fit_scores(run, merged(run, policy), few)
-        options = {"objective": Lagrangian(), "sampling": SHORT, "optimisation": Optimisation(steps=5)}
+        options = {"objective": Lagrangian(), "sampling": SHORT, "optimisation": OptimizerSettings(steps=5)}
         align(run, policy, [scores.model], few.prompts, **options)
         method = dpo(beta=0.1)
         optimise_preferences(run, policy, method, method.feedback(policy, few.comparisons), name="preferences")

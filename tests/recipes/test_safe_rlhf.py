@@ -24,7 +24,7 @@ import poise
 from poise.checksums import read_sealed
 from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
-from poise.files import plain, read_json, read_jsonl_tolerant
+from poise.files import read_json, read_jsonl_tolerant, to_jsonable
 from poise.functional.statistics import PlattScale
 from poise.pipeline.limits import fitted_to, read_limits, under_limits
 from poise.types import Comparison, Origin, Prompt
@@ -194,7 +194,7 @@ def test_a_comparison_is_read_back_as_it_was() -> None:
     comparison = Comparison(prompt=prompt, responses=("a", "b"), criterion="safe", winner=0, origin=origin, **flags)
     others = {"ranking": (0, 1)}, {"winner": None, "probability": 0.25, "safe": None, "categories": ()}
     for each in (comparison, *(replace(comparison, **other) for other in others)):
-        assert read_comparison(json.loads(json.dumps(plain(each)))) == each
+        assert read_comparison(json.loads(json.dumps(to_jsonable(each)))) == each
 
 
 def test_an_arm_can_be_run_alone(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
 
 def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in_run_and_report(tmp_path: Path) -> None:
     limits = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
-    done = quick(tmp_path / "run", limit=limits, algorithm="dr-grpo", compare_steps=0, imitation_steps=0)
+    done = quick(tmp_path / "run", limit=limits, algorithm="dr-grpo", compare_steps=0, warmstart_steps=0)
     rows = [row for row in read_jsonl_tolerant(done.folder / MAIN / "metrics.jsonl") if "feasible" in row]
     names = ("cost", "cost_rate", "cost_cvar50", "refusal_benign")
     assert all({f"multiplier_{name}", f"excess_{name}"} <= rows[-1].keys() for name in names)

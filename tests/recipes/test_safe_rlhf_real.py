@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_pat
         ({"limit": -1.5}, "limit is -1.5.*no policy meets it"),
         ({"later_lr": 0.0}, "later_lr is 0"),
         ({"imitated_tokens": -1}, "imitated_tokens is -1"),
-        ({"imitation_steps": -1}, "imitation_steps is -1"),
+        ({"warmstart_steps": -1}, "warmstart_steps is -1"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from imitations import VLLMServer
 from poise.data.rollouts import read_completion
 from poise.errors import ConfigError, DataError, EngineError
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.models.load import load_backbone
 from poise.models.policy import Policy, load_policy
 from poise.rollout.conversation import ConversationEngine, Environment, ScriptedEnvironment
@@ -87,7 +87,7 @@ def test_every_answer_is_drawn_behind_the_tokens_that_were_drawn_before():
         told = renderer.tokenizer.decode(completion.turns[1].token_ids)
         assert told == "\n<|im_start|>tool\nSure?<|im_end|>\n<|im_start|>assistant\n"
         assert len(completion.token_ids) == len(completion.token_logprobs) == 18
-        assert read_completion(plain(completion)) == completion
+        assert read_completion(to_jsonable(completion)) == completion
 
 
 def test_conversations_do_not_depend_on_what_else_is_asked():

@@ -86,7 +86,7 @@ def test_greedy_is_what_transformers_generates(policy, prompts):
     completions = engine.generate(prompts, Sampling(max_tokens=20, temperature=0))
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([engine.renderer.prompt_ids(prompt.messages)[0]])
-        with policy.acting():
+        with policy.policy_mode():
             whole = policy.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
             )
@@ -183,7 +183,7 @@ def test_choices_are_weighed_exactly_and_the_likeliest_is_given(policy, prompts)
         head = engine.renderer.prompt_ids(prompt.messages)[0]
         for choice, value in completion.choice_logprobs.items():
             tail = engine.renderer.response_ids(choice, finished=False)[0]
-            with torch.no_grad(), policy.acting():
+            with torch.no_grad(), policy.policy_mode():
                 logits = policy.model(torch.tensor([head + tail])).logits[0, len(head) - 1 : -1]
             expected = logits.log_softmax(-1).gather(-1, torch.tensor(tail)[:, None]).sum().item()
             assert value == pytest.approx(expected, abs=1e-4)

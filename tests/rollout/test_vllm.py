@@ -38,7 +38,7 @@ def greedy(policy, prompt, number):
     """What the policy's own weights say, computed here."""
     ids = policy.backbone.renderer().prompt_ids(prompt.messages)[0]
     start = len(ids)
-    with torch.no_grad(), policy.acting():
+    with torch.no_grad(), policy.policy_mode():
         for _ in range(number):
             ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return tuple(ids[start:])
@@ -106,7 +106,7 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from_or_none(poli
         engine = VLLMEngine(server.url, policy, folder=tmp_path, processed_logprobs=True)
         completion = engine.generate(PROMPTS[:1], warm)[0]
     ids = policy.backbone.renderer().prompt_ids(PROMPTS[0].messages)[0]
-    with torch.no_grad(), policy.acting():
+    with torch.no_grad(), policy.policy_mode():
         logits = policy.model(torch.tensor([ids + list(completion.token_ids)])).logits[0, len(ids) - 1 : -1] / 0.5
     expected = logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(completion.token_logprobs), expected, atol=1e-4, rtol=1e-4)

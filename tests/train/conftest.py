@@ -16,7 +16,7 @@ from poise.models.policy import Policy
 from poise.rollout.native import NativeEngine
 from poise.train.algorithms import PPO
 from poise.train.objectives import Lagrangian, Limit
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.types import Completion, Prompt, Sampling, Scores
 
 _GOLDENS = Path(__file__).parent / "goldens" / "safe_rlhf_training.json"
@@ -90,7 +90,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., OnPolicyTrainer]:
             "objective": Lagrangian(Limit(at_most=0.0)),
             "prompts": PROMPTS,
             "sampling": Sampling(max_tokens=8),
-            "optimisation": Optimisation(**({"max_norm": None} | (optimisation or {}))),
+            "optimisation": OptimizerSettings(**({"max_norm": None} | (optimisation or {}))),
             "dump_folder": tmp_path / "dump",
         }
         trainer = OnPolicyTrainer(policy=policy, **(arguments | changes))

@@ -32,7 +32,7 @@ from poise.train.distributed import joined
 from poise.train.limits import cvar
 from poise.train.loop import fit
 from poise.train.objectives import PID, Lagrangian, Limit
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.preference import PreferenceTrainer
 from poise.train.preference_feedback import PairFeedback, ResponseFeedback
 from poise.train.preference_methods import dpo, kto
@@ -88,7 +88,7 @@ def on_policy(lora: Lora | None, algorithm: Any) -> OnPolicyTrainer:
         prompts=PROMPTS,
         prompts_per_step=3,
         sampling=Sampling(max_tokens=6),
-        optimisation=Optimisation(lr=1e-3, tokens_per_micro_batch=96),
+        optimisation=OptimizerSettings(lr=1e-3, tokens_per_micro_batch=96),
     )
 
 

@@ -26,7 +26,7 @@ from poise.train import checkpoint
 from poise.train.algorithms import PPO
 from poise.train.loop import cosine, fit
 from poise.train.objectives import PID, Lagrangian, Limit
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.preference import PreferenceTrainer
 from poise.train.preference_feedback import PairFeedback
 from poise.train.preference_methods import ConstrainedLabels, dpo
@@ -67,7 +67,7 @@ def on_policy() -> OnPolicyTrainer:
         prompts=PROMPTS,
         prompts_per_step=3,
         sampling=Sampling(max_tokens=6),
-        optimisation=Optimisation(schedule=cosine, steps=STEPS, ptx_coef=0.5),
+        optimisation=OptimizerSettings(schedule=cosine, steps=STEPS, ptx_coef=0.5),
         demonstrations=DemonstrationBatches([Demonstration(prompt=PROMPTS[0], response=TEXTS[0])], policy),
     )
 

@@ -11,11 +11,11 @@ from poise.functional.masked import length_mask, masked_mean, sequence_mean
 from poise.train.algorithms import (
     PPO,
     RLOO,
-    as_they_are,
     sequence_weights,
     token_weights,
+    unscaled,
 )
-from poise.train.estimators import Experience, generalised
+from poise.train.estimators import Experience, gae_advantage
 from poise.train.objectives import Lagrangian, Limit, ProjectedAscent, Unconstrained
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any)
@@ -60,7 +60,7 @@ def test_the_mixed_policy_loss_is_that_of_the_published_code(goldens, multiplier
     mixed = objective.mix({"reward": tensor(i["reward_adv"]), "cost": tensor(i["cost_adv"])}, {})
     torch.testing.assert_close(mixed, tensor(case["expected"]["combined_adv"]))
     mask = torch.tensor(i["mask"])
-    losses = PPO.policy_loss(tensor(i["log_probs"]), tensor(i["old_log_probs"]), as_they_are(mixed, mask), mask)
+    losses = PPO.policy_loss(tensor(i["log_probs"]), tensor(i["old_log_probs"]), unscaled(mixed, mask), mask)
     assert weighted(losses, mask, PPO.weights).item() == pytest.approx(case["expected"]["loss"], abs=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_leave_one_out_compares_each_return_with_the_other_samples_of_its_prompt
 def test_a_trace_of_one_is_the_return_minus_the_value():
     mask = length_mask(torch.tensor([3]), 3)
     rewards, values = tensor([[1.0, 0.0, 2.0]]), tensor([[0.5, 4.0, -1.0]])
-    found = generalised(trace=1.0)(
+    found = gae_advantage(gae_lambda=1.0)(
         Experience(rewards=rewards, scores=rewards.sum(-1), values=values, mask=mask, group=torch.tensor([0]))
     )
     assert found.advantages.tolist() == [[2.5, -2.0, 3.0]]

@@ -20,7 +20,7 @@ from poise.rollout.scripted import ScriptedEngine
 from poise.train.algorithms import PPO, RLOO
 from poise.train.loop import linear
 from poise.train.objectives import Lagrangian, Limit, ProjectedAscent, Unconstrained
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.supervised import DemonstrationBatches
 from poise.train.tabular import TablePolicy
 from poise.types import Completion, Demonstration, Sampling, Scores
@@ -420,7 +420,7 @@ def test_training_needs_prompts(make_trainer):
 
 
 def test_an_optimisation_is_a_record_with_the_recipe_defaults():
-    assert (Optimisation().lr, Optimisation().critic_lr, Optimisation().max_norm) == (3e-4, 3e-3, 1.0)
+    assert (OptimizerSettings().lr, OptimizerSettings().critic_lr, OptimizerSettings().max_norm) == (3e-4, 3e-3, 1.0)
 
 
 class Borrowed:

@@ -99,11 +99,11 @@ def test_parts_are_disjoint_and_about_equal():
     for rank in range(4):
         each = Third()
         each.rank = rank
-        parts.append(each.my_part(range(8), costs))
+        parts.append(each.partition(range(8), costs))
     assert sorted(item for items, _ in parts for item in items) == list(range(8))
     assert all(sum(costs[item] for item in items) == 10.0 for items, _ in parts)
     assert all(weight == 1.0 for _, weight in parts)
 
 
 def test_a_process_without_work_repeats_some_at_weight_zero():
-    assert Third().my_part(["a", "b"]) == (["a"], 0.0)
+    assert Third().partition(["a", "b"]) == (["a"], 0.0)

@@ -31,7 +31,7 @@ from poise.train.algorithms import (
     group_invariance,
     zvp,
 )
-from poise.train.estimators import GROUP_HEAD, compared_in_spreads, group_logits
+from poise.train.estimators import GROUP_HEAD, group_logits, group_normalised_advantage
 from poise.train.objectives import MEAN, Lagrangian, Limit, Unconstrained, cvar, rate
 from poise.types import Sampling, Scores
 
@@ -290,7 +290,7 @@ def test_every_record_survives_equal_rewards_a_single_sample_and_an_empty_respon
 
 @pytest.mark.parametrize("deviation", [sample_deviation, population_deviation, batch_deviation])
 def test_equal_rewards_are_no_advantage_without_an_epsilon_either(make_trainer, deviation):
-    record = replace(GRPO, advantage=compared_in_spreads(deviation=deviation, epsilon=0.0), kl_coef=0.0)
+    record = replace(GRPO, advantage=group_normalised_advantage(deviation=deviation, epsilon=0.0), kl_coef=0.0)
     trainer = make_trainer(algorithm=record, scorers=[Same(1.0)], sgd=True)
     assert trainer.step_at(0)["gradient_norm"] == 0
 

@@ -23,7 +23,7 @@ from poise.train.algorithms import (
 from poise.train.controllers import adaptive_kl, reference_adaptive_kl
 from poise.train.experience import experiences
 from poise.train.objectives import Lagrangian, Limit, Penalty, ProjectedAscent, Unconstrained
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OptimizerSettings
 from poise.train.selection import Episodes, by_channel, by_first_target, by_prompt, by_return, worst_share
 from poise.types import Scores
 
@@ -219,6 +219,6 @@ def test_the_kl_coefficient_follows_its_controller_and_survives_a_restart(make_t
 
 def test_the_schedule_ends_with_the_training_that_the_optimisation_states(make_trainer):
     trainer = make_trainer(
-        algorithm=risk_averse(0.25, warm_up=0, end=1.0), optimisation={"steps": 5, "lr": Optimisation().lr}
+        algorithm=risk_averse(0.25, warm_up=0, end=1.0), optimisation={"steps": 5, "lr": OptimizerSettings().lr}
     )
     assert [trainer.step_at(index)["kept"] for index in range(5)] == [1.0, 1.0, 0.75, 0.75, 0.5]

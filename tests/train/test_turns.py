@@ -76,7 +76,7 @@ def test_a_step_moves_the_weights_by_the_gradient_of_transformers_under_the_same
     mask = batch.response_mask
     scaled, weights = algorithm.scale(mixed, mask), algorithm.weights(mask.float())
     logprobs = torch.zeros(mask.shape)
-    with trainer.policy.acting():
+    with trainer.policy.policy_mode():
         for row, start in enumerate(batch.prompt_lengths.tolist()):
             ids = batch.token_ids[row : row + 1]
             every = trainer.policy.model(ids, use_cache=False).logits[0].float().log_softmax(-1)

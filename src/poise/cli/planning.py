@@ -10,7 +10,7 @@ from poise.cli.recipes import came_with_a_run, find_recipe, load_recipe
 from poise.errors import ConfigError, ModelError
 from poise.experiment.pages import hardware, published
 from poise.experiment.recipe import Recipe
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.plan.costs import Costs, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
 from poise.plan.probe import probe
@@ -79,7 +79,7 @@ def _of_trials(recipe: Recipe, given: Mapping[str, Any]) -> Iterator[str]:
         f"about {trials * seconds / 60 / options.workers:.1f} minutes, less than 1 GiB a process"
     )
     before = {name: found["arguments"].get(name) for name in arguments}
-    if changed := [name for name, value in plain(arguments).items() if before[name] != value]:
+    if changed := [name for name, value in to_jsonable(arguments).items() if before[name] != value]:
         yield f"That was with {', '.join(f'{name} {before[name]}' for name in changed)}: allow for the difference"
 
 

@@ -73,7 +73,8 @@ def run(words: Sequence[str]) -> None:
     arguments = restore(recipe, order.recorded) | (brief_of(recipe) if given.get("quick") else {}) | given
     with _joined() as ranks:
         if "folder" in inspect.signature(recipe).parameters:
-            arguments["folder"] = ranks.share(str(arguments.get("folder") or default_folder(order.recipe.stem)))
+            chosen = str(arguments.get("folder") or default_folder(order.recipe.stem))
+            arguments["folder"] = ranks.broadcast_object(chosen)
             if ranks.is_main:
                 say(f"Run folder: {arguments['folder']}", error=True)
         with _stoppable(order, arguments.get("folder")):

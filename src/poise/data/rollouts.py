@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poise.files import atomic_write, json_line, plain, read_jsonl_tolerant
+from poise.files import atomic_write, json_line, read_jsonl_tolerant, to_jsonable
 from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, Scores, Span
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     """Write rollouts as a whole."""
-    atomic_write(path, b"".join(json_line(plain(rollout)) for rollout in rollouts))
+    atomic_write(path, b"".join(json_line(to_jsonable(rollout)) for rollout in rollouts))
 
 
 def read_rollouts(path: Path) -> tuple[Rollout, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from poise.errors import ConfigError
 from poise.experiment.study import MethodCard, Study
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.run import Run
 
 Build = Callable[..., Study]
@@ -102,7 +102,7 @@ class Recipe:
 
     def beside_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Of the arguments that a run recorded, those that are not the defaults."""
-        defaults = {name: plain(each.default) for name, each in self.__signature__.parameters.items()}
+        defaults = {name: to_jsonable(each.default) for name, each in self.__signature__.parameters.items()}
         defaults["seeds"] = list(_seeds(defaults["seeds"]))
         return {name: value for name, value in arguments.items() if defaults.get(name) != value}
 

@@ -21,7 +21,7 @@ from poise.experiment.pages import write_page
 from poise.experiment.recipe import Options, Recipe, import_file
 from poise.experiment.results import Results
 from poise.experiment.study import Study, Trial
-from poise.files import atomic_write, plain, write_json
+from poise.files import atomic_write, to_jsonable, write_json
 from poise.ranks import current
 from poise.run import RECIPE_FILE, Run
 from poise.run_stage import seal_stage
@@ -144,7 +144,7 @@ def _document(recipe: Recipe, run: Run, results: Results, *, seconds: float, is_
     run.save()  # the time that it took so far
     made = run.record
     trials = len(results.seeds) * len(results.trials)
-    found: dict[str, Any] = plain(
+    found: dict[str, Any] = to_jsonable(
         {
             "recipe": recipe.name,
             "card": recipe.card,

@@ -24,7 +24,7 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     found = [row for row in preferred_demonstrations(dataset) if (row.prompt.id, row.response) in safe]
     if not found:
         raise DataError(
-            f"{dataset.name} flags no preferred response as safe: there is none to imitate; set imitation_steps and "
+            f"{dataset.name} flags no preferred response as safe: there is none to imitate; set warmstart_steps and "
             "ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
@@ -65,6 +65,6 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     if not found:
         raise DataError(
             f"{dataset.name} has nothing to imitate, neither demonstrations nor comparisons; set supervised_steps, "
-            "imitation_steps and ptx_coef to 0"
+            "warmstart_steps and ptx_coef to 0"
         )
     return found

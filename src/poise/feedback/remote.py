@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from poise.errors import DataError, FeedbackError
-from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
+from poise.http_client import Endpoint, Request, RequestFailed, request_json, request_many
 from poise.messages import text_only
 from poise.text import one_line, visible
 from poise.types import Completion, Prompt, Scores
@@ -113,7 +113,7 @@ class RemoteScorer:
         """What the server says of itself, asked once and checked."""
         if self.found is None:
             try:
-                found = ask(self.endpoint, Request(path="/health"), read=Health.model_validate)
+                found = request_json(self.endpoint, Request(path="/health"), read=Health.model_validate)
             except RequestFailed as failure:
                 raise self._refused(failure) from failure
             for name, worse in self.expect.items():
@@ -173,7 +173,7 @@ class RemoteScorer:
                 found[i] = row
 
         requests = [self._request([(prompts[i], completions[i]) for i in batch]) for batch in batches]
-        exchange(self.endpoint, requests, receive, read=self._read)
+        request_many(self.endpoint, requests, receive, read=self._read)
 
     def _unsent(self, prompt: Prompt, completion: Completion) -> RowScores | None:
         """Why a row is not sent: the completion failed, or holds what no JSON text can."""

@@ -201,7 +201,7 @@ class _ChunkedTokenLogprobs(torch.autograd.Function):
 
 def _read_chunk(logits: Tensor, ids: Tensor, temperature: float, *, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and log-normalisers of a chunk, in blocks that stay in the cache."""
-    if not masked and kernels.fit(logits):
+    if not masked and kernels.supports_tensors(logits):
         return kernels.read_logits(logits, ids.contiguous(), temperature)
     results = []
     for rows in _blocks(len(ids), _rows_per_block(logits)):
@@ -234,7 +234,7 @@ def _read_chunk_backward(
 
     The slope of c tanh(x / c) is 1 - tanh^2(x / c).
     """
-    if bias_grad is None and cap is None and kernels.fit(logits):
+    if bias_grad is None and cap is None and kernels.supports_tensors(logits):
         kernels.read_logits_backward(grad.contiguous(), logits, ids.contiguous(), normaliser, temperature, out=slopes)
         return
     per_token = grad[:, None] / temperature
@@ -250,7 +250,7 @@ def _read_chunk_backward(
 
 def _add_over_tokens(slopes: Tensor, hidden: Tensor, weight_grad: Tensor) -> None:
     """Add slopes^T hidden to the gradient of the weight."""
-    if kernels.sums(slopes, hidden):
+    if kernels.supports_token_sums(slopes, hidden):
         kernels.sum_over_tokens(slopes, hidden, add_to=weight_grad)
     else:
         weight_grad += slopes.t() @ hidden

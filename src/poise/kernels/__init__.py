@@ -114,7 +114,7 @@ def _compile(compiler: str, folder: Path) -> Path:
         return made.replace(folder / _file_name(_version(), facts_of(made)["sha256"]))
 
 
-def fit(*tensors: Tensor, apart: bool = False) -> bool:
+def supports_tensors(*tensors: Tensor, apart: bool = False) -> bool:
     """Whether the kernels take these: bfloat16 on a CPU and contiguous, or in rows that may lie `apart`."""
     return (
         all(each.dtype == torch.bfloat16 and each.device.type == "cpu" for each in tensors)
@@ -167,10 +167,10 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return found
 
 
-def gated_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up [N, I]."""
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
-    _call("gated_backward", slope, gate, up, for_gate, for_up, gate.numel())
+    _call("swiglu_backward", slope, gate, up, for_gate, for_up, gate.numel())
     return for_gate, for_up
 
 
@@ -181,9 +181,9 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return found
 
 
-def steps(states: Tensor, heads: int, key_heads: int) -> bool:
+def supports_decoding(states: Tensor, heads: int, key_heads: int) -> bool:
     """Whether `attend_step` takes these states [N, Hq + 2 Hkv, D]."""
-    return states.shape[-1] in (64, 128) and heads // key_heads in range(1, 9) and fit(states)
+    return states.shape[-1] in (64, 128) and heads // key_heads in range(1, 9) and supports_tensors(states)
 
 
 def attend_step(
@@ -225,9 +225,9 @@ class Rows(NamedTuple):
         return len(self.lengths) - len(self.owner), len(self.owner)
 
 
-def attends(queries: Tensor, keys: Tensor, values: Tensor, *, width: int) -> bool:
+def supports_attention(queries: Tensor, keys: Tensor, values: Tensor, *, width: int) -> bool:
     """Whether `attend` takes these: heads of whole tiles, and a processor with a matrix unit."""
-    return width % 32 == 0 and fit(queries, keys, values, apart=True) and has_tiles()
+    return width % 32 == 0 and supports_tensors(queries, keys, values, apart=True) and has_tiles()
 
 
 def attend(
@@ -257,10 +257,10 @@ def attend_backward(
     return found
 
 
-def sums(slope: Tensor, x: Tensor) -> bool:
+def supports_token_sums(slope: Tensor, x: Tensor) -> bool:
     """Whether `sum_over_tokens` takes these: widths in whole tiles and worth it, a processor with a matrix unit."""
     widths = slope.shape[-1], x.shape[-1]
-    return all(width >= _NARROW and width % 16 == 0 for width in widths) and fit(slope, x) and has_tiles()
+    return all(width >= _NARROW and width % 16 == 0 for width in widths) and supports_tensors(slope, x) and has_tiles()
 
 
 def sum_over_tokens(slope: Tensor, x: Tensor, *, add_to: Tensor | None = None) -> Tensor:

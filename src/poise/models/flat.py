@@ -16,10 +16,10 @@ from torch import Tensor
 
 from poise import kernels
 from poise.models.attention import LONGEST, attend, attend_backward, bias_of
+from poise.models.elementwise import apply_rope, rms_norm, rms_norm_backward
 from poise.models.fused import fuses
+from poise.models.fused_linear import RMSNorm, SwiGLU, products
 from poise.models.layout import Layout, Places
-from poise.models.passes import normalised, normalised_backward, rotated
-from poise.models.products import Gated, Normed, products
 from poise.models.trunk import Trunk
 from poise.ranks import current
 
@@ -68,7 +68,7 @@ class FlatLayers:
         dtype = _computed_in(hidden)
         with torch.autocast("cpu", enabled=False):
             first, second = layer.input_layernorm, layer.post_attention_layernorm
-            projections, normed = [attention.q_proj, attention.k_proj, attention.v_proj], Normed.by(first, dtype)
+            projections, normed = [attention.q_proj, attention.k_proj, attention.v_proj], RMSNorm.by(first, dtype)
             queries, keys, values = products(projections, hidden, first.weight, of=normed)
             if hasattr(attention, "q_norm"):
                 queries = self._normed_heads(queries, attention.q_norm)
@@ -76,8 +76,8 @@ class FlatLayers:
             factors = tuple(each.to(dtype) for each in rotation)
             attended = SharedAttention.apply(queries, keys, values, *factors, self.layout, attention.scaling)
             hidden = hidden + products([attention.o_proj], attended)[0]
-            gate, up = products([mlp.gate_proj, mlp.up_proj], hidden, second.weight, of=Normed.by(second, dtype))
-            return hidden + products([mlp.down_proj], gate, up, of=Gated())[0]
+            gate, up = products([mlp.gate_proj, mlp.up_proj], hidden, second.weight, of=RMSNorm.by(second, dtype))
+            return hidden + products([mlp.down_proj], gate, up, of=SwiGLU())[0]
 
     def _normed_heads(self, states: Tensor, module: Any) -> Tensor:
         normed: Tensor = RootMeanSquareNorm.apply(
@@ -92,19 +92,19 @@ def _computed_in(hidden: Tensor) -> torch.dtype:
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
-    """`normalised` of states [N, H], in a dtype of its own."""
+    """`rms_norm` of states [N, H], in a dtype of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
         """Normalised states [N, H]."""
-        found, inverse = normalised(x, weight, epsilon, dtype)
+        found, inverse = rms_norm(x, weight, epsilon, dtype)
         ctx.save_for_backward(x, weight, inverse)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the states and of the weight."""
-        found = normalised_backward(gradients[0], *ctx.saved_tensors, for_weight=ctx.needs_input_grad[1])
+        found = rms_norm_backward(gradients[0], *ctx.saved_tensors, for_weight=ctx.needs_input_grad[1])
         return *found, None, None
 
 
@@ -121,9 +121,9 @@ class SharedAttention(torch.autograd.Function):
         ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, layout: Layout, scale: float
     ) -> Tensor:
         """Attended values [N, Hq D]."""
-        queries, keys = rotated(queries, cos, sin), rotated(keys, cos, sin)
+        queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
         ctx.layout, ctx.scale = layout, scale
-        if kernels.attends(queries, keys, values, width=cos.shape[-1]):
+        if kernels.supports_attention(queries, keys, values, width=cos.shape[-1]):
             attended, logs = kernels.attend(queries, keys, values, layout.rows, width=cos.shape[-1], scale=scale)
             ctx.save_for_backward(queries, keys, values, cos, sin, logs)
             return attended
@@ -149,7 +149,8 @@ class SharedAttention(torch.autograd.Function):
                 width=cos.shape[-1],
                 scale=ctx.scale,
             )
-            return rotated(for_queries, cos, -sin), rotated(for_keys, cos, -sin), for_values, None, None, None, None
+            turned = (apply_rope(for_queries, cos, -sin), apply_rope(for_keys, cos, -sin))
+            return *turned, for_values, None, None, None, None
         heads = queries.shape[1] // cos.shape[-1], keys.shape[1] // cos.shape[-1]
         for_queries, for_keys, for_values = (torch.zeros_like(each) for each in (queries, keys, values))
         parts = _parts(ctx.layout, queries, keys, values, heads, ctx.scale)
@@ -165,7 +166,7 @@ class SharedAttention(torch.autograd.Function):
                 if of_prompts is not None:
                     whole[: len(of_prompts)] += of_prompts
         for_queries.mul_(ctx.scale)
-        return rotated(for_queries, cos, -sin), rotated(for_keys, cos, -sin), for_values, None, None, None, None
+        return apply_rope(for_queries, cos, -sin), apply_rope(for_keys, cos, -sin), for_values, None, None, None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from poise import kernels
 from poise.models.adapters import LoraLinear
+from poise.models.elementwise import FEW_ROWS, apply_rope, missing_rows, swiglu
 from poise.models.families import rope_types
-from poise.models.passes import FEW_ROWS, gated, missing_rows, rotated
 from poise.models.trunk import Trunk
 
 # attend(layer, queries, keys and values that are not turned yet [N, Hq + 2 Hkv, D]) -> [N, Hq, D]
@@ -71,7 +71,7 @@ class FusedTrunk:
         """Queries [N, Hq, D], and keys and values [N, 2 Hkv, D], turned by factors [N, D] where they are to be."""
         border = self.heads + self.key_heads
         cos, sin = (part[:, None] for part in rotation)
-        turned = rotated(states[:, :border].flatten(1), cos, sin).view(len(states), border, -1)
+        turned = apply_rope(states[:, :border].flatten(1), cos, sin).view(len(states), border, -1)
         return turned[:, : self.heads], torch.cat([turned[:, self.heads :], states[:, border:]], 1)
 
     def run(self, hidden: Tensor, attend: Attend) -> Tensor:
@@ -83,7 +83,7 @@ class FusedTrunk:
             attended = attend(index, layer.normed_heads(states[:count], self.heads, self.key_heads))
             hidden = layer.out(_with_zeros(attended.reshape(count, -1), spare), add=hidden)
             gate = layer.gate_up(layer.second_norm(hidden))
-            hidden = layer.down(gated(*gate.chunk(2, -1)), add=hidden)
+            hidden = layer.down(swiglu(*gate.chunk(2, -1)), add=hidden)
         return hidden[:count]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _Norm:
         self.epsilon: float = module.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
-        if kernels.fit(x, self.weight):
+        if kernels.supports_tensors(x, self.weight):
             return kernels.rms_norm(x, self.weight, self.epsilon)[0]
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from poise.caches import private_cache, written_by_others
 from poise.checksums import facts_below, read_sealed, require_facts, write_sealed
 from poise.errors import RunError
-from poise.files import cache_folder, explained, sync
+from poise.files import cache_folder, sync, translate_os_errors
 
 _CARD = "poise_kept.json"  # the checksums of the files beside it
 _WHOLE: set[Path] = set()  # folders that this process has compared with their card
@@ -46,12 +46,12 @@ def _is_whole(folder: Path) -> bool:
 
 def _keep(make: Callable[[Path], None], target: Path) -> None:
     """Make the model beside the target and move it there whole, for other users to read as well."""
-    with explained(target, 0, "keep a model in"):
+    with translate_os_errors(target, 0, "keep a model in"):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         make(temporary)
-        with explained(target, 0, "keep a model in"):
+        with translate_os_errors(target, 0, "keep a model in"):
             write_sealed(temporary / _CARD, {}, files=facts_below(temporary))
             for file in temporary.iterdir():
                 file.chmod(0o644)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise import kernels
 from poise.functional.masked import length_mask
-from poise.models.passes import missing_rows
+from poise.models.elementwise import missing_rows
 
 if TYPE_CHECKING:
     from poise.models.shared_rows import SharedRows

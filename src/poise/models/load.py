@@ -173,7 +173,7 @@ def fastest_dtype(device: str = "cpu") -> torch.dtype:
     """
     if device != "cpu":
         return torch.bfloat16
-    is_faster = current().share(1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32))
+    is_faster = current().broadcast_object(1.25 * _gemm_seconds(torch.bfloat16) < _gemm_seconds(torch.float32))
     return torch.bfloat16 if is_faster else torch.float32
 
 

@@ -34,8 +34,8 @@ from poise.models.adapters import (
     strip_adapters,
     use_adapter,
 )
+from poise.models.elementwise import missing_rows
 from poise.models.load import Backbone, load_backbone, read_template
-from poise.models.passes import missing_rows
 from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
 from poise.models.trunk import Trunk
 from poise.ranks import current
@@ -104,7 +104,7 @@ class Policy:
         return adapter_parameters(self.model, self.adapter)
 
     @contextmanager
-    def acting(self) -> Iterator[Trunk]:
+    def policy_mode(self) -> Iterator[Trunk]:
         """Compute as the policy: the trunk with its adapter on."""
         cast = torch.autocast(self.backbone.device.type, torch.bfloat16) if self._mixed else nullcontext()
         with cast, use_adapter(self.model, self.adapter if self.lora else None):
@@ -121,22 +121,22 @@ class Policy:
         kept = next(iter(self.model.parameters())).dtype
         return self.lora is None and kept == torch.float32 and self.backbone.dtype == torch.bfloat16
 
-    def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
+    def frozen_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows with their states below the first trained layer, equal for policy and reference."""
         with self.reference() as trunk:
             return run_in_parts(trunk, rows, stop=self.split, tokens=tokens)
 
     def critic_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
-        """The rows with the states that the critics read: `lower`'s, or the middle ones of a trunk trained whole."""
+        """The rows with the states that the critics read: frozen ones, or the middle ones of a trunk trained whole."""
         if self.split > 0:
             return rows
-        with self.acting() as trunk:
+        with self.policy_mode() as trunk:
             return run_in_parts(trunk, rows, stop=max(1, round(trunk.depth * 0.6)), tokens=tokens)
 
     def logprobs(self, rows: SharedRows, *, reference: bool = False, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] in nats of the response tokens; 0 where the mask is false.
 
-        Rows that `lower` returned are computed from there on.
+        Rows that `frozen_states` returned are computed from there on.
         """
 
         def compute() -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class Policy:
                 states, weight, ids, chunk=_CHUNK, bias=trunk.head.bias, temperature=cooled, cap=rule.cap
             )
 
-        computing = self.reference if reference else self.acting
+        computing = self.reference if reference else self.policy_mode
         with computing() as trunk:
             values, entropy = trunk.in_one_pass(compute)
         empty = torch.zeros(rows.response_mask.shape, dtype=values.dtype, device=values.device)

@@ -211,7 +211,8 @@ class OwnRows:
             prompts.setdefault(prompt, []).append(row)
         groups = list(prompts.values()) if len(prompts) >= ranks.size else [[row] for row in range(len(rows.owner))]
         sizes, lengths = rows.response_lengths.tolist(), rows.prompt_lengths[rows.owner].tolist()
-        own, weight = ranks.my_part(groups, [lengths[group[0]] + sum(sizes[row] for row in group) for group in groups])
+        costs = [lengths[group[0]] + sum(sizes[row] for row in group) for group in groups]
+        own, weight = ranks.partition(groups, costs)
         places = torch.tensor(sorted(row for group in own for row in group), device=rows.owner.device)
         return cls(rows=rows.select(places), places=places, num_rows=len(rows.owner), weight=weight)
 
@@ -231,14 +232,14 @@ class OwnRows:
         if keep is not None:
             mine = keep[self.places]
             parts = [part for every in parts if len(part := every[mine[every]])]
-        return current().in_step(parts, self.places.new_zeros(1), self.weight)
+        return current().pad_to_equal_steps(parts, self.places.new_zeros(1), self.weight)
 
     def joined(self, values: Tensor) -> Tensor:
         """The values [B, ...] of all rows from those [b, ...] of these, with the gradient of these."""
         if current().size == 1:
             return values
         empty = values.new_zeros(self.num_rows, *values.shape[1:])
-        return current().joined(empty.index_put((self.places,), self.weight * values))
+        return current().all_reduce(empty.index_put((self.places,), self.weight * values))
 
 
 class _Part:
@@ -378,7 +379,7 @@ def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> S
     """`run_shared` without gradient, `tokens` at a time."""
     if stop == rows.depth:
         return rows
-    parts = current().in_step(rows.buckets(tokens), rows.owner.new_zeros(1))
+    parts = current().pad_to_equal_steps(rows.buckets(tokens), rows.owner.new_zeros(1))
     with torch.no_grad():
         found = [(i, trunk.in_one_pass(partial(run_shared, trunk, rows.select(i), stop=stop))) for i, _ in parts]
     return rows.with_states(found)

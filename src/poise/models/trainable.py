@@ -43,7 +43,7 @@ class TrainablePolicy(Protocol):
         """The trained weights by name."""
         ...
 
-    def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
+    def frozen_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows with what training never changes computed once; the rows themselves where there is nothing."""
         ...
 

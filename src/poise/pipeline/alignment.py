@@ -14,7 +14,7 @@ from poise.run import Run
 from poise.train.algorithms import RLOO, Algorithm
 from poise.train.loop import fit
 from poise.train.objectives import Objective
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.supervised import DemonstrationBatches
 from poise.types import Engine, Prompt, Sampling, Scorer
 
@@ -34,7 +34,7 @@ def align(
     algorithm: Algorithm = RLOO,
     samples_per_step: int = 64,
     sampling: Sampling = Sampling(),
-    optimisation: Optimisation = Optimisation(),
+    optimisation: OptimizerSettings = OptimizerSettings(),
     demonstrations: DemonstrationBatches | None = None,
     engine: str | Engine = "native",
     seed: int = 0,

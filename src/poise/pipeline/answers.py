@@ -11,7 +11,7 @@ from poise.pipeline.alignment import FILLED
 from poise.plan.work import Planner, current_planner
 from poise.rollout.named import engine_for
 from poise.run import Run
-from poise.train.spread import spread_engine
+from poise.train.sharding import shard_engine
 from poise.types import Completion, Engine, Prompt, Rollout, Sampling, Scores
 
 Reader = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]  # prompts and responses [N] to values [N]
@@ -45,7 +45,7 @@ def read_answers(
     path = stage.path / "rollouts.jsonl"
     if not stage.finished:
         with engine_for(policy, engine, folder=stage.path / "adapters", reference=reference) as answering:
-            completions = spread_engine(answering).generate(prompts, sampling)
+            completions = shard_engine(answering).generate(prompts, sampling)
         owners = [prompt for prompt in prompts for _ in range(sampling.samples)]
         write_rollouts(path, _read(owners, completions, readers))
         stage.finish({"answers": len(completions), "empty": sum(not each.text.strip() for each in completions)})

@@ -12,7 +12,7 @@ from poise.plan.work import Planner, current_planner
 from poise.rollout.named import engine_for
 from poise.rollout.scripted import ScriptedEngine
 from poise.run import Run
-from poise.train.spread import spread_engine
+from poise.train.sharding import shard_engine
 from poise.types import Engine, Estimate, Evaluation, Rollout, Sampling, Scorer
 
 FurtherMetric = Callable[[Sequence[Rollout]], Estimate]
@@ -46,7 +46,7 @@ def evaluate(
     if not stage.finished:
         with engine_for(policy, engine, folder=stage.path / "adapters", reference=reference) as answering:
             found = run_suite(
-                suite, engine=spread_engine(answering), scorers=scorers, sampling=sampling, model_name=name
+                suite, engine=shard_engine(answering), scorers=scorers, sampling=sampling, model_name=name
             )
         write_rollouts(path, found.rollouts)
         stage.finish({"further": {key: metric(found.rollouts) for key, metric in further.items()}})

@@ -24,7 +24,7 @@ from poise.train.preference import PreferenceTrainer, preference_values
 from poise.train.preference_feedback import Feedback, PairFeedback
 from poise.train.preference_methods import ConstrainedLabels, Labels, PreferenceMethod
 from poise.train.rollout_batch import score_all
-from poise.train.spread import spread_engine
+from poise.train.sharding import shard_engine
 from poise.types import Comparison, Dataset, Prompt, SafetyLabel, Sampling, Scorer, Verdict
 
 PromptValues = dict[str, dict[str, list[float]]]  # metric -> prompt id -> values of its pairs or responses
@@ -144,7 +144,7 @@ def constrained_labels(
     every    updates between two looks at the mean cost
     answers  to as many prompts, at each look
     """
-    engine, count = spread_engine(NativeEngine(policy)), min(answers, len(prompts))
+    engine, count = shard_engine(NativeEngine(policy)), min(answers, len(prompts))
 
     def mean_cost(index: int) -> float:
         asked = [prompts[i] for i in epoch_order(len(prompts), count, index, seed=seed)]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from poise.data.rollouts import read_comparison
-from poise.files import plain
+from poise.files import to_jsonable
 from poise.models.policy import Policy
 from poise.pipeline.alignment import FILLED
 from poise.plan.work import current_planner
 from poise.rollout.native import NativeEngine
 from poise.run import Run
-from poise.train.spread import spread_engine
+from poise.train.sharding import shard_engine
 from poise.types import Annotator, Dataset, Engine, Prompt, Sampling
 
 
@@ -39,11 +39,11 @@ def collect_comparisons(
         return Dataset(name=name)
     stage = run.stage(name)
     if not stage.finished:
-        answering = spread_engine(engine or NativeEngine(policy))
+        answering = shard_engine(engine or NativeEngine(policy))
         made = answering.generate(prompts, replace(sampling, samples=2))
         texts = ["" if completion.unfit else completion.text for completion in made]
         pairs = [(prompt, texts[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts)]
         usable = [(prompt, pair) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
         verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]
-        stage.finish({"rows": [plain(verdict) for verdict in verdicts], "left_out": len(pairs) - len(usable)})
+        stage.finish({"rows": [to_jsonable(verdict) for verdict in verdicts], "left_out": len(pairs) - len(usable)})
     return Dataset(name=name, comparisons=tuple(read_comparison(row) for row in stage.result["rows"]))

@@ -40,7 +40,7 @@ from poise.run import Run
 from poise.text import say
 from poise.train import algorithms
 from poise.train.algorithms import PPO, RLOO
-from poise.train.estimators import generalised
+from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.objectives import Objective, Penalty, Unconstrained
 from poise.train.score_model import evaluate_scores
@@ -56,7 +56,7 @@ SIGNAL = ScoreModelSpec(
 JUDGE = ScoreModelSpec(depth=0.7, seed=1000)
 ALGORITHMS = {  # any record; these two with what helps in few updates
     **algorithms.ALGORITHMS,
-    "ppo": replace(PPO, advantage=generalised(trace=1.0)),
+    "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
 }
 OTHER_OBJECTIVES: Mapping[str, Callable[[], Objective]] = {  # the paper's comparisons

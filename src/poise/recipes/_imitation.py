@@ -34,13 +34,13 @@ def imitate(run: Run, study: Study[Settings], policy: Policy) -> None:
     Reinforcement finds out where a refusal belongs only once there are some. `policy` takes over what was learned.
     """
     settings = study.settings
-    if settings.imitation_steps == 0:
+    if settings.warmstart_steps == 0:
         return
     stage = study.stage(run, "imitated")
     if not stage.finished:
         learning = Policy(study.backbone, ADAPTER, adapter=stage.name, seed=settings.seed)
         rows, batches = safe_demonstrations(study.splits["train"]), _batches(settings, IMITATED_PER_STEP)
-        lr, steps = settings.imitation_lr, settings.imitation_steps
+        lr, steps = settings.imitation_lr, settings.warmstart_steps
         fine_tune(run, learning, rows, steps=steps, lr=lr, name=stage.name, **batches)
     policy.copy_from(stage.path / "model")
 

@@ -32,11 +32,11 @@ from poise.run import Run, Stage
 from poise.text import say
 from poise.train.algorithms import PPO, RLOO
 from poise.train.controllers import PID
-from poise.train.estimators import generalised
+from poise.train.estimators import gae_advantage
 from poise.train.limits import require_reachable
 from poise.train.loop import Schedule, constant, linear, stepped
 from poise.train.objectives import Lagrangian, Limit, Objective, Penalty, Unconstrained, among
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OptimizerSettings
 from poise.types import Annotator, Dataset, Prompt, Sampling
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
@@ -44,7 +44,7 @@ GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at o
 _QUICK_PROMPTS = 24  # of each split
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 ALGORITHMS = {
-    "ppo": replace(PPO, advantage=generalised(trace=1.0)),
+    "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
 }
 
@@ -107,7 +107,7 @@ class Settings(StudySettings):
     ptx_coef: float
     ptx_start: float | None
     imitated_tokens: int = 0  # of a demonstration; 0: all
-    imitation_steps: int = 0  # of an adapter that every objective starts from
+    warmstart_steps: int = 0  # of an adapter that every objective starts from
     imitation_lr: float = 5e-4
     imitated_temperature: float = 1.0  # that of the sampler, where its own words are imitated
     margin: float = 0.0  # how far below the limit training holds the cost
@@ -144,7 +144,7 @@ class Settings(StudySettings):
             at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
             above_zero=("temperature", "lr", "later_lr"),
             not_negative=(
-                *("compare_steps", "supervised_steps", "imitation_steps", "imitated_tokens", "answer_tokens"),
+                *("compare_steps", "supervised_steps", "warmstart_steps", "imitated_tokens", "answer_tokens"),
                 *("kl_coef", "ptx_coef", "shaping", "margin", "ptx_start"),
             ),
         )
@@ -291,7 +291,9 @@ def reinforce(
         algorithm=replace(ALGORITHMS[settings.algorithm], kl_coef=settings.kl_coef),
         samples_per_step=samples or settings.samples_per_step,
         sampling=Sampling(max_tokens=settings.response_tokens, temperature=settings.temperature),
-        optimisation=Optimisation(lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix),
+        optimisation=OptimizerSettings(
+            lr=settings.lr, steps=steps, schedule=settings.schedule, **settings.pretraining_mix
+        ),
         demonstrations=mixed_in(study, policy),
         engine=settings.engine,
         seed=settings.seed + number,

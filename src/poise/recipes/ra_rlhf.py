@@ -29,9 +29,9 @@ from poise.pipeline.settings import check
 from poise.pipeline.text_classifiers import SIGNALS, fit_text_classifiers
 from poise.run import Run
 from poise.train.algorithms import PPO, REINFORCE_PP, RLOO, Algorithm, risk_averse
-from poise.train.estimators import generalised
+from poise.train.estimators import gae_advantage
 from poise.train.objectives import Unconstrained
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OptimizerSettings
 from poise.train.selection import by_prompt, by_return
 from poise.types import Sampling
 
@@ -48,7 +48,7 @@ CARD = MethodCard(
     data="film reviews, Jigsaw comments, RealToxicityPrompts",
 )
 BASES = {
-    "ppo": replace(PPO, advantage=generalised(trace=0.95), epochs=4),
+    "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=0.95), epochs=4),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
     "reinforce++": REINFORCE_PP,
 }
@@ -143,7 +143,7 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
         align(
             part, policy, [REWARDS[given.reward](classifiers.signal)], task.prompts("train"), algorithm=algorithm,
             objective=Unconstrained(), samples_per_step=given.samples_per_step, sampling=sampling, seed=seed,
-            optimisation=Optimisation(lr=given.lr, steps=given.steps),
+            optimisation=OptimizerSettings(lr=given.lr, steps=given.steps),
         )  # fmt: skip
     said = replace(sampling, seed=90_001 + seed)
     return continuation_trial(part, policy, task, classifiers, most_prompts=given.evaluated, sampling=said,

@@ -26,7 +26,7 @@ from poise.run import Run
 from poise.train.algorithms import algorithm_named
 from poise.train.limit_text import LimitText
 from poise.train.objectives import Objective, Unconstrained
-from poise.train.on_policy import Optimisation
+from poise.train.on_policy import OptimizerSettings
 from poise.types import Sampling
 
 CARD = MethodCard(
@@ -38,7 +38,7 @@ CARD = MethodCard(
 )  # fmt: skip
 Arm = tuple[Callable[[], Objective] | tuple[LimitText, ...], int, int]  # objective or limits, updates, samples of each
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "compare_steps": 1, "samples_per_step": 8, "response_tokens": 8,
-         "most_prompts": 24, "imitation_steps": 2, "seeds": 1}  # fmt: skip
+         "most_prompts": 24, "warmstart_steps": 2, "seeds": 1}  # fmt: skip
 ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 
 
@@ -56,7 +56,7 @@ def safe_rlhf(
     steps: int = 24,
     compare_steps: int = 8,
     supervised_steps: int = 0,
-    imitation_steps: int = 40,
+    warmstart_steps: int = 40,
     ptx_coef: float = 0.3,
     samples_per_step: int = 64,
     response_tokens: int = 40,
@@ -81,7 +81,7 @@ def safe_rlhf(
         steps: policy updates per round.
         compare_steps: updates, of half the samples, under each other objective; 0 leaves them out.
         supervised_steps: updates of supervised fine-tuning on preferred responses before all else; 0 leaves it out.
-        imitation_steps: updates of the adapter that every objective starts from, on refusals of harmful prompts and
+        warmstart_steps: updates of the adapter that every objective starts from, on refusals of harmful prompts and
             three times as many good answers to harmless ones; 0 starts from the model itself.
         ptx_coef: weight of imitating the same in every update of a policy (the paper mixes in pretraining data).
         samples_per_step: responses sampled for each policy update.
@@ -96,12 +96,12 @@ def safe_rlhf(
         locals(),
         at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
         above_zero=("temperature", "lr"),
-        not_negative=("compare_steps", "supervised_steps", "imitation_steps", "ptx_coef", "kl_coef", "margin"),
+        not_negative=("compare_steps", "supervised_steps", "warmstart_steps", "ptx_coef", "kl_coef", "margin"),
     )
     limits, half = read_limits(limit, margin=margin), max(1, samples_per_step // 2)
     record = replace(algorithm_named(algorithm, safety.ALGORITHMS), kl_coef=kl_coef)
     arms: dict[str, Arm] = {"lagrangian": (limits, steps, samples_per_step)}
-    if imitation_steps:
+    if warmstart_steps:
         arms["imitation"] = (Unconstrained, 0, 0)
     if compare_steps:
         arms |= {name: (objective, compare_steps, half) for name, objective in safety.OTHER_OBJECTIVES.items()}
@@ -133,13 +133,13 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
         policy = Policy(material.backbone, safety.ADAPTER, seed=seed)
         start = material.evaluated(common, policy, sampling=said, engine=given.engine, reference=True)
         signal = material.signal(common)
-        if given.imitation_steps:
-            safety.imitate_refusals(common, policy, material, steps=given.imitation_steps, per_step=48, **reading)
+        if given.warmstart_steps:
+            safety.imitate_refusals(common, policy, material, steps=given.warmstart_steps, per_step=48, **reading)
     if updates:
         signal = safety.align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=objective, sampling=sampling, seed=seed,
             algorithm=given.record, samples_per_step=samples,
-            optimisation=Optimisation(lr=given.lr, steps=updates, ptx_coef=given.ptx_coef), engine=given.engine,
+            optimisation=OptimizerSettings(lr=given.lr, steps=updates, ptx_coef=given.ptx_coef), engine=given.engine,
             demonstrations=safety.mixed_in(policy, material, **reading) if given.ptx_coef else None,
         )  # fmt: skip
     final = material.evaluated(part, policy, sampling=said, signal=signal, engine=given.engine)

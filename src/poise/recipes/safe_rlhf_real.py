@@ -30,7 +30,7 @@ EXPECTED = {
 }
 
 
-@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, answer_tokens=0, imitation_steps=2, seeds=(0, 1), evaluated=4)
+@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, answer_tokens=0, warmstart_steps=2, seeds=(0, 1), evaluated=4)
 def safe_rlhf_real(
     *,
     model: str = "smollm2-135m",
@@ -49,7 +49,7 @@ def safe_rlhf_real(
     lr: float = 1e-3,
     later_lr: float | None = None,
     kl_coef: float = 0.01,
-    imitation_steps: int = 100,
+    warmstart_steps: int = 100,
     imitated_tokens: int = 20,
     ptx_coef: float = 0.1,
     ptx_start: float | None = None,
@@ -78,7 +78,7 @@ def safe_rlhf_real(
         lr: learning rate of the policy adapter.
         later_lr: that rate after the first third of the updates, when refusals occur; none keeps it.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        imitation_steps: updates of an adapter that every objective starts from, on published refusals of harmful
+        warmstart_steps: updates of an adapter that every objective starts from, on published refusals of harmful
             prompts and the start model's own answers to others; 0 starts from the model itself.
         imitated_tokens: how much of a demonstration is learned, in tokens; its beginning decides.
         ptx_coef: weight of imitating the same in every update of a policy.

@@ -97,7 +97,7 @@ class FusedForward:
                 caches.rows.fill(layer, begin, pairs, caches.copies)
             flat, width = queries.flatten(1), queries.shape[-1]
             keys, values = new.flatten(1).chunk(2, -1)
-            if kernels.attends(flat, keys, values, width=width):
+            if kernels.supports_attention(flat, keys, values, width=width):
                 return kernels.attend(flat, keys, values, rows, width=width, scale=width**-0.5)[0]
             queries = queries.unflatten(0, (count, length)).transpose(1, 2)
             repeats = queries.shape[1] // pairs.shape[2]
@@ -114,7 +114,7 @@ class FusedForward:
         rotation = self.cos[positions], self.sin[positions]
 
         def attend(layer: int, states: Tensor) -> Tensor:
-            if kernels.steps(states, self.trunk.heads, self.trunk.key_heads):
+            if kernels.supports_decoding(states, self.trunk.heads, self.trunk.key_heads):
                 return kernels.attend_step(states, rotation, *caches.of_layer(layer))
             return attend_step(caches.rows, caches.prompts, layer, *self.trunk.turned(states, rotation))
 

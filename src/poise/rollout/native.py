@@ -68,7 +68,7 @@ class NativeEngine:
         self._check_context(encoded, sampling)
         verify_generation(self.policy.model, self._forward, adapter=self._adapter)
         version = 0 if self.reference else self.policy.version
-        with self.policy.reference() if self.reference else self.policy.acting() as trunk:
+        with self.policy.reference() if self.reference else self.policy.policy_mode() as trunk:
             if sampling.choices:
                 chosen = [
                     self._choose(trunk, prompt, row, sampling) for prompt, row in zip(prompts, encoded, strict=True)

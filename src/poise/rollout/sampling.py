@@ -33,7 +33,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
     returns   ids [B] and their log-probabilities [B] in nats under the distribution drawn from (at temperature 0,
               where there is none, under the softmax of the logits)
     """
-    if temperature > 0 and top_p >= 1 and kernels.fit(logits):
+    if temperature > 0 and top_p >= 1 and kernels.supports_tensors(logits):
         return kernels.draw(logits, uniforms.double().contiguous(), temperature)
     if logits.device.type != "cpu" or len(logits) <= _ROWS:
         return _sample(logits, uniforms, temperature, top_p)

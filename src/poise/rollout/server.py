@@ -17,8 +17,8 @@ from typing import Any
 
 from poise.data.rollouts import read_completion
 from poise.errors import EngineError
-from poise.files import append_line, cut_half_line, json_line, plain, read_jsonl_tolerant
-from poise.http_client import Endpoint, Request, RequestFailed, ask, exchange
+from poise.files import append_line, json_line, read_jsonl_tolerant, to_jsonable, truncate_partial_line
+from poise.http_client import Endpoint, Request, RequestFailed, request_json, request_many
 from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.sampling import stop_position
 from poise.types import Completion, Finish, Message, Prompt, Sampling, prompt_id
@@ -76,7 +76,7 @@ class ServerEngine:
             return [str(row["id"]) for row in answer["data"]]
 
         try:
-            return list(ask(self.endpoint, Request(path="/models"), read=read))
+            return list(request_json(self.endpoint, Request(path="/models"), read=read))
         except RequestFailed as failure:
             raise self._refused(failure) from failure
 
@@ -108,7 +108,7 @@ class ServerEngine:
         keys, known, version = list(missing), len(found), self.policy_version
         if missing and self.answers is not None:
             self.answers.parent.mkdir(parents=True, exist_ok=True)
-            cut_half_line(self.answers)
+            truncate_partial_line(self.answers)
 
         def receive(index: int, answer: Any) -> None:
             if isinstance(answer, RequestFailed):
@@ -117,17 +117,17 @@ class ServerEngine:
                 answer = Completion(prompt_id="", text="", finish="error", error=str(answer))
             elif self.answers is not None:
                 self.finished[keys[index]] = replace(answer, policy_version=version)
-                append_line(self.answers, json_line({"key": keys[index]} | plain(self.finished[keys[index]])))
+                append_line(self.answers, json_line({"key": keys[index]} | to_jsonable(self.finished[keys[index]])))
             found[keys[index]] = replace(answer, policy_version=version)
             if self.progress is not None:
                 self.progress(len(found), known + len(keys))
 
         requests = [self._request(prompt, sample, sampling) for prompt, sample in missing.values()]
-        exchange(self.endpoint, requests, receive, read=partial(self._read, sampling=sampling))
+        request_many(self.endpoint, requests, receive, read=partial(self._read, sampling=sampling))
 
     def _key(self, prompt: Prompt, sample: int, sampling: Sampling) -> str:
         """What a completion answers: by this it is found again in the file of answers."""
-        settings = plain(replace(sampling, samples=1))
+        settings = to_jsonable(replace(sampling, samples=1))
         said = prompt_id(prompt.messages, prompt.tools)
         asked = [self.model, self.policy_version, prompt.id, said, sample, settings]
         asked += [self.fields, self.logprobs]

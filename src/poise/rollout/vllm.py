@@ -19,7 +19,7 @@ from typing import Any
 
 from poise.data.chat import ChatRenderer
 from poise.errors import ConfigError, EngineError
-from poise.http_client import Request, RequestFailed, ask
+from poise.http_client import Request, RequestFailed, request_json
 from poise.models.policy import Policy
 from poise.rollout.engine import weights_digest
 from poise.rollout.server import ServerEngine, completion_of, only_choice, token_id
@@ -130,7 +130,7 @@ class VLLMEngine(ServerEngine):
         self.policy.save_pretrained(self.folder / name)
         body = {"lora_name": name, "lora_path": f"{self.served_folder}/{name}"}
         try:
-            ask(self.endpoint, Request(path="/load_lora_adapter", body=body))
+            request_json(self.endpoint, Request(path="/load_lora_adapter", body=body))
         except RequestFailed as failure:
             if "already been loaded" in str(failure):  # an attempt whose answer was lost
                 return
@@ -146,7 +146,7 @@ class VLLMEngine(ServerEngine):
     def _unload(self, name: str) -> None:
         """Take an adapter off the server, unless the server itself has dropped it already."""
         try:
-            ask(self.endpoint, Request(path="/unload_lora_adapter", body={"lora_name": name}))
+            request_json(self.endpoint, Request(path="/unload_lora_adapter", body={"lora_name": name}))
         except RequestFailed as failure:
             if failure.status not in (404, 500):
                 raise self._refused(failure) from failure

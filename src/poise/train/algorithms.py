@@ -25,10 +25,10 @@ from poise.functional.value_losses import clipped_value_loss
 from poise.train.controllers import KLControl
 from poise.train.estimators import (
     Advantage,
-    compared_in_spreads,
     compared_returns,
-    generalised,
+    gae_advantage,
     group_invariant,
+    group_normalised_advantage,
     plain_returns,
     returns_above_greedy,
     returns_above_group,
@@ -69,7 +69,7 @@ def fixed_length_weights(length: int) -> Callable[[Tensor], Tensor]:
     return weights
 
 
-def as_they_are(advantages: Tensor, mask: Tensor) -> Tensor:
+def unscaled(advantages: Tensor, mask: Tensor) -> Tensor:
     """Leave mixed advantages unscaled, as Safe RLHF does."""
     return advantages * mask
 
@@ -129,17 +129,17 @@ class Algorithm:
 
 
 PPO = Algorithm(
-    advantage=generalised(), policy_loss=clipped_surrogate, value_loss=clipped_value_loss, weights=sequence_weights
+    advantage=gae_advantage(), policy_loss=clipped_surrogate, value_loss=clipped_value_loss, weights=sequence_weights
 )
 RLOO = Algorithm(
     advantage=compared_returns(leave_one_out), policy_loss=reinforce, weights=sequence_weights, samples_per_prompt=4
 )
 # Shao et al. (arXiv:2402.03300): in units of the group's spread, KL in the loss.
 GRPO = Algorithm(
-    advantage=compared_in_spreads(),
+    advantage=group_normalised_advantage(),
     policy_loss=clipped_surrogate,
     weights=sequence_weights,
-    scale=as_they_are,
+    scale=unscaled,
     samples_per_prompt=4,
     epochs=2,
     kl=KLPenalty(in_reward=None, in_loss=kl_k3),
@@ -175,7 +175,7 @@ REMAX = Algorithm(
     advantage=returns_above_greedy,
     policy_loss=reinforce,
     weights=sequence_weights,
-    scale=as_they_are,
+    scale=unscaled,
     collection=Collection(greedy=True),
 )
 # Hu et al. (arXiv:2501.03262), as OpenRLHF standardises it: over all tokens of the batch, the variance held at 1e-8.

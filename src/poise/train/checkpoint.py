@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from poise.checksums import facts_below, read_sealed, require_facts, sealed
 from poise.errors import RunError
-from poise.files import explained
+from poise.files import translate_os_errors
 from poise.ranks import current
 
 _TENSOR = "__tensor__"
@@ -50,7 +50,7 @@ def save_checkpoint(
         for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed while it wrote
             shutil.rmtree(leftover, ignore_errors=True)
     ranks.wait()
-    with explained(target, sum(tensor.nbytes for tensor in (*whole.values(), *pieces.values()))):
+    with translate_os_errors(target, sum(tensor.nbytes for tensor in (*whole.values(), *pieces.values()))):
         temporary.mkdir(parents=True, exist_ok=True)
         try:
             if pieces:
@@ -80,7 +80,7 @@ def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """
     from safetensors.torch import load_file
 
-    newest = current().share(next((place.name for place in reversed(_complete(folder))), None))
+    newest = current().broadcast_object(next((place.name for place in reversed(_complete(folder))), None))
     if newest is None:
         return None
     place = folder / newest

@@ -82,7 +82,7 @@ class ProcessGroup(Ranks):
         dist.all_reduce(total)
         return total.to(x.device)
 
-    def joined(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the processes; its gradient is that of this process's own term."""
         return x + (self.sum(x) - x.detach())
 
@@ -92,7 +92,7 @@ class ProcessGroup(Ranks):
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return int(found)
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The main process's value, as JSON holds it."""
         data = self._encoded(value) if self.is_main else torch.empty(0, dtype=torch.uint8, device=self.device)
         size = torch.tensor(len(data), device=self.device)
@@ -101,7 +101,7 @@ class ProcessGroup(Ranks):
         dist.broadcast(data, 0)
         return self._decoded(data)
 
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all processes in their order, as JSON holds them."""
         data = self._encoded(value)
         sizes = [torch.zeros((), dtype=torch.long, device=self.device) for _ in range(self.size)]

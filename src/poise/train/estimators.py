@@ -54,11 +54,11 @@ class Advantage(Protocol):
         ...
 
 
-def generalised(*, discount: float = 1.0, trace: float = 0.95) -> Advantage:
-    """GAE with a critic per channel; `trace` 1 is the return minus the value, 0 trusts the critic alone."""
+def gae_advantage(*, discount: float = 1.0, gae_lambda: float = 0.95) -> Advantage:
+    """GAE with a critic per channel; `gae_lambda` 1 is the return minus the value, 0 trusts the critic alone."""
 
     def advantage(experience: Experience) -> Advantages:
-        return gae(experience.rewards, experience.values, experience.mask, discount=discount, trace=trace)
+        return gae(experience.rewards, experience.values, experience.mask, discount=discount, trace=gae_lambda)
 
     return advantage
 
@@ -77,7 +77,7 @@ def compared_returns(compare: Callable[[Tensor, Tensor], Tensor]) -> Advantage:
     return advantage
 
 
-def compared_in_spreads(
+def group_normalised_advantage(
     *, deviation: Callable[[Tensor, Tensor], Tensor] = sample_deviation, epsilon: float = 1e-4
 ) -> Advantage:
     """The whole return against the mean of the prompt's samples, in units of their spread; no critic.

@@ -200,7 +200,7 @@ def group_masks(
     }
 
 
-class Watch:
+class LimitTracker:
     """One limit at work: the controller of its multiplier, and what has been seen of its channel."""
 
     def __init__(self, limit: Limit, controller: Controller):
@@ -224,7 +224,7 @@ class Watch:
             costs[inside] = weight * self.limit.measure.costs(values[inside], self._seen(values[inside]))
         return costs
 
-    def prices(self, groups: Mapping[str, Tensor], dimensions: int) -> Tensor | float:
+    def row_multipliers(self, groups: Mapping[str, Tensor], dimensions: int) -> Tensor | float:
         """The multiplier; of a group of prompts one for each row [B, 1, ...], in so many dimensions, and 0 outside."""
         inside = self._inside(groups)
         if inside is None:

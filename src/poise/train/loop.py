@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.errors import NonFiniteError
-from poise.files import explained
+from poise.files import translate_os_errors
 from poise.ranks import current
 from poise.run import Run
 from poise.text import visible
@@ -184,7 +184,7 @@ def require_finite(
         if not bool(tensor.isfinite().all()):
             where = ""
             if dump is not None:
-                with explained(dump, tensor.nbytes):
+                with translate_os_errors(dump, tensor.nbytes):
                     dump.parent.mkdir(parents=True, exist_ok=True)
                     write_tensors(dump, {**(batch or {}), name: tensor})
                 where = f"; the batch is in {dump}"

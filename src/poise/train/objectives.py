@@ -21,8 +21,8 @@ from poise.train.controllers import PID, Controller, ProjectedAscent, ReferenceA
 from poise.train.limits import (
     MEAN,
     Limit,
+    LimitTracker,
     Measure,
-    Watch,
     among,
     channel_of,
     cvar,
@@ -172,7 +172,7 @@ class Lagrangian:
         controllers = tuple(part for part in parts if not isinstance(part, Limit))
         controllers = controllers or tuple(ProjectedAscent() for _ in limits)
         _check(limits, controllers)
-        self.watches = tuple(Watch(*pair) for pair in zip(limits, controllers, strict=True))
+        self.watches = tuple(LimitTracker(*pair) for pair in zip(limits, controllers, strict=True))
         self.reward = reward
         self.signs = {"reward": 1} | {limit.name: -1 for limit in limits}
 
@@ -200,8 +200,10 @@ class Lagrangian:
     def mix(self, advantages: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Tensor:
         """(A_r - sum l_i A_i) / (1 + sum l_i), over the limits that speak of the row."""
         costs = {watch.limit.name: advantages[watch.limit.name] for watch in self.watches}
-        prices = {watch.limit.name: watch.prices(groups, costs[watch.limit.name].dim()) for watch in self.watches}
-        return lagrangian_mix_channels(advantages["reward"], costs, prices)
+        weights = {
+            watch.limit.name: watch.row_multipliers(groups, costs[watch.limit.name].dim()) for watch in self.watches
+        }
+        return lagrangian_mix_channels(advantages["reward"], costs, weights)
 
     def update(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> dict[str, float]:
         """Move each multiplier by what is measured; returns multipliers, saturation, excesses and feasibility.

@@ -29,7 +29,7 @@ from poise.train.limits import check_limits, group_masks
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
 from poise.train.rollout_batch import encode_rollouts
-from poise.train.spread import spread_engine, spread_scorer
+from poise.train.sharding import shard_engine, shard_scorer
 from poise.train.step_metrics import batch_metrics
 from poise.train.supervised import DemonstrationBatches
 from poise.train.windows import sampled_renderer
@@ -39,7 +39,7 @@ _BEST_WINDOW = 3  # batches averaged before a policy may be called the best feas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Optimisation:
+class OptimizerSettings:
     """How the weights are moved."""
 
     lr: float = 3e-4
@@ -69,7 +69,7 @@ class OnPolicyTrainer:
         prompts: Sequence[Prompt],
         prompts_per_step: int = 16,
         sampling: Sampling = Sampling(),
-        optimisation: Optimisation = Optimisation(),
+        optimisation: OptimizerSettings = OptimizerSettings(),
         demonstrations: DemonstrationBatches | None = None,
         seed: int = 0,
         dump_folder: Path | None = None,
@@ -77,8 +77,8 @@ class OnPolicyTrainer:
         if not prompts:
             raise ConfigError("no prompts to train on")
         check_limits(getattr(objective, "limits", ()), scorers)
-        self.policy, self.engine = policy, spread_engine(engine)
-        self.scorers = [spread_scorer(scorer) for scorer in scorers]
+        self.policy, self.engine = policy, shard_engine(engine)
+        self.scorers = [shard_scorer(scorer) for scorer in scorers]
         self.algorithm, self.objective, self.optimisation = algorithm, objective, optimisation
         self.prompts, self.prompts_per_step = tuple(prompts), min(prompts_per_step, len(prompts))
         self.sampling = replace(sampling, samples=algorithm.samples_per_prompt)
@@ -164,7 +164,7 @@ class OnPolicyTrainer:
         self._require_finite_scores(rows.scores, batch={"token_ids": ids})
         tokens = self.optimisation.tokens_per_micro_batch
         own = OwnRows.of(SharedRows.of(ids, starts, mask))
-        own = replace(own, rows=self.policy.lower(own.rows, tokens=tokens))
+        own = replace(own, rows=self.policy.frozen_states(own.rows, tokens=tokens))
         corrected = self._corrected(rows.sampled_logprobs)
         old = rows.sampled_logprobs if self.sampling.top_p == 1 else None  # the nucleus has other probabilities
         if old is None or corrected is not None:

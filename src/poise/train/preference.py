@@ -64,9 +64,9 @@ class PreferenceTrainer:
         count = sum(map(len, groups))
         baseline = self.baseline([item for group in groups for item in group])
         values: dict[str, list[Tensor]] = {}
-        own, weight = current().my_part(groups, [self._cost(group) for group in groups])
+        own, weight = current().partition(groups, [self._cost(group) for group in groups])
         parts = self._micro_batches(own)
-        for items, counts in current().in_step(parts, parts[0], weight):
+        for items, counts in current().pad_to_equal_steps(parts, parts[0], weight):
             batch = self.labels.label(self._batch(items, baseline))
             result = self.method.loss(batch)
             loss = counts * result.losses.sum() / count
@@ -91,7 +91,7 @@ class PreferenceTrainer:
     def _batch(self, items: Sequence[Any], baseline: Tensor) -> Any:
         numbers = self.feedback.numbers(items)
         rows = [self.feedback.rows[number] for number in numbers]
-        logprobs, _ = self.policy.logprobs(self.policy.lower(shared_rows(self.policy, rows)))
+        logprobs, _ = self.policy.logprobs(self.policy.frozen_states(shared_rows(self.policy, rows)))
         index = torch.tensor(numbers, device=logprobs.device)
         sums = torch.zeros_like(self.reference).index_put((index,), logprobs.sum(-1))
         return self.feedback.batch(items, sums, self.reference, baseline)

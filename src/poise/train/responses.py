@@ -91,7 +91,7 @@ def sequence_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, r
     found = torch.zeros(len(rows), dtype=dtype, device=policy.backbone.device)
     with torch.no_grad():
         for part, counts in own.passes(tokens):
-            logprobs, _ = policy.logprobs(policy.lower(own.rows.select(part)), reference=reference)
+            logprobs, _ = policy.logprobs(policy.frozen_states(own.rows.select(part)), reference=reference)
             found[own.places[part]] = counts * logprobs.sum(-1)
     return current().sum(found)
 
@@ -103,7 +103,7 @@ def reference_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, 
     they are computed again. They follow from data and model alone, so that a resumed run reads what it wrote.
     """
     checksum = _checksum(policy.backbone, rows)
-    stored = current().share(None if cache is None or not current().is_main else _stored(cache))
+    stored = current().broadcast_object(None if cache is None or not current().is_main else _stored(cache))
     if stored is not None and stored["checksum"] == checksum:
         return torch.tensor(stored["logprobs"], device=policy.backbone.device)
     logprobs = sequence_logprobs(policy, rows, tokens=tokens, reference=True)

@@ -226,7 +226,7 @@ class ScoreTrainer:
         count, loss_sum = sum(map(len, chosen)), 0.0
         own, weight = self._my_part(chosen)
         parts = self._micro_batches(own)
-        for judgements, counts in current().in_step(parts, parts[0], weight):
+        for judgements, counts in current().pad_to_equal_steps(parts, parts[0], weight):
             numbers = response_numbers(judgements)
             losses = judgement_losses(
                 self._scores(numbers), numbers, self.model.channels, judgements, self.regularisation, self.table.losses
@@ -250,7 +250,7 @@ class ScoreTrainer:
         """This process's prompts and their weight; a head on known features is one process's work."""
         if self.model.lora is None:
             return chosen, float(current().is_main)
-        return current().my_part(chosen, [float(len(response_numbers(group))) for group in chosen])
+        return current().partition(chosen, [float(len(response_numbers(group))) for group in chosen])
 
     def _micro_batches(self, chosen: list[list[Judgement]]) -> list[list[Judgement]]:
         """Whole prompts together, padded size within the token budget; one batch where the trunk is frozen."""

@@ -62,7 +62,7 @@ class DemonstrationBatches:
         loss_sum = 0.0
         own = OwnRows.of(shared_rows(policy, rows))
         for group, counts in own.passes(self.tokens):
-            rows_of_part = policy.lower(own.rows.select(group))
+            rows_of_part = policy.frozen_states(own.rows.select(group))
             logprobs, _ = policy.logprobs(rows_of_part, temperature=self.temperature)
             scale = torch.tensor(factors, device=group.device)[own.places[group]][:, None]
             loss = counts * -(logprobs * scale).sum() / total

@@ -21,7 +21,7 @@ from poise.train.algorithms import Algorithm
 from poise.train.collection import kept_rows
 from poise.train.limits import group_masks
 from poise.train.objectives import Objective
-from poise.train.on_policy import OnPolicyTrainer, Optimisation
+from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.types import Prompt, RolloutBatch
 
 
@@ -59,7 +59,7 @@ class TablePolicy:
     def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> None:
         """None: rows are numbers already."""
 
-    def lower(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
+    def frozen_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows themselves: there are no layers."""
         return rows
 
@@ -84,7 +84,7 @@ class TablePolicy:
         return logprobs.gather(-1, rows.response_ids[..., None]).squeeze(-1), entropies.detach()
 
 
-QUICK = Optimisation(lr=0.2, critic_lr=0.2, critic_steps=1, max_norm=None)
+QUICK = OptimizerSettings(lr=0.2, critic_lr=0.2, critic_steps=1, max_norm=None)
 
 
 class Averaged(NamedTuple):
@@ -109,7 +109,7 @@ class TabularTrainer(OnPolicyTrainer):
         algorithm: Algorithm,
         objective: Objective,
         samples_per_step: int = 96,
-        optimisation: Optimisation = QUICK,
+        optimisation: OptimizerSettings = QUICK,
         start: Tensor | None = None,
         is_shared: bool = False,
         seed: int = 0,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from poise import kernels
 from poise.models.adapters import LoraLinear
-from poise.models.passes import gated, gated_backward, normalised, normalised_backward
+from poise.models.elementwise import rms_norm, rms_norm_backward, swiglu, swiglu_backward
 
 
 class Source(Protocol):
@@ -31,7 +31,7 @@ class Source(Protocol):
         ...
 
 
-class Itself:
+class Identity:
     """States [N, inputs] as they are."""
 
     def make(self, *given: Tensor) -> tuple[Tensor, Any]:
@@ -44,46 +44,46 @@ class Itself:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Normed:
+class RMSNorm:
     """States [N, H] of any dtype over their root mean square, times a weight [H], in `dtype`."""
 
     epsilon: float
     dtype: torch.dtype
 
     @classmethod
-    def by(cls, module: Any, dtype: torch.dtype) -> Normed:
+    def by(cls, module: Any, dtype: torch.dtype) -> RMSNorm:
         """As a layer's norm does it, in the dtype of the products."""
         return cls(epsilon=module.variance_epsilon, dtype=dtype)
 
     def make(self, *given: Tensor) -> tuple[Tensor, Any]:
         """The normalised states, and the inverse roots."""
         states, weight = given
-        return normalised(states, weight, self.epsilon, self.dtype)
+        return rms_norm(states, weight, self.epsilon, self.dtype)
 
     def slopes(self, slope: Tensor, made: Any, given: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Any]:
         """Gradients of the states and of the weight."""
         states, weight = given
-        return normalised_backward(slope, states, weight, made, for_weight=needed[1])
+        return rms_norm_backward(slope, states, weight, made, for_weight=needed[1])
 
 
-class Gated:
+class SwiGLU:
     """silu(gate) * up of [N, I] each."""
 
     def make(self, *given: Tensor) -> tuple[Tensor, Any]:
         """The gated states."""
         gate, up = given
-        return gated(gate, up), None
+        return swiglu(gate, up), None
 
     def slopes(self, slope: Tensor, made: Any, given: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Any]:
         """Gradients of gate and up."""
         gate, up = given
-        return gated_backward(slope, gate, up)
+        return swiglu_backward(slope, gate, up)
 
 
 def products(modules: Sequence[nn.Module], *given: Tensor, of: Source | None = None) -> tuple[Tensor, ...]:
     """What linear layers, with the adapters that are on, make of the same input, made of what is given."""
-    of, flat = of or Itself(), list[Any]()
-    dtype = of.dtype if isinstance(of, Normed) else given[0].dtype
+    of, flat = of or Identity(), list[Any]()
+    dtype = of.dtype if isinstance(of, RMSNorm) else given[0].dtype
     for module in modules:
         name = module.active if isinstance(module, LoraLinear) else None
         base = cast("nn.Linear", module.base if isinstance(module, LoraLinear) else module)
@@ -151,7 +151,7 @@ class Products(torch.autograd.Function):
 
 def _over_tokens(slope: Tensor, x: Tensor) -> Tensor:
     """The gradient [outputs, inputs] of a weight: slope^T x."""
-    return kernels.sum_over_tokens(slope, x) if kernels.sums(slope, x) else slope.t() @ x
+    return kernels.sum_over_tokens(slope, x) if kernels.supports_token_sums(slope, x) else slope.t() @ x
 
 
 def _fives(given: Sequence[Any]) -> Iterator[Sequence[Any]]:

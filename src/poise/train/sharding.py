@@ -14,7 +14,7 @@ from poise.rollout.engine import places_by_prompt
 from poise.types import Completion, Engine, Prompt, Sampling, Scorer, Scores, text_of
 
 
-def spread_engine(engine: Engine) -> Engine:
+def shard_engine(engine: Engine) -> Engine:
     """The engine over all processes of the run; in one process, the engine itself.
 
     One that generates with the policy's own weights answers its part of the prompts in every process, with the model
@@ -26,7 +26,7 @@ def spread_engine(engine: Engine) -> Engine:
     return _PartedEngine(engine, policy) if isinstance(policy, Policy) else _MainEngine(engine)
 
 
-def spread_scorer(scorer: Scorer) -> Scorer:
+def shard_scorer(scorer: Scorer) -> Scorer:
     """The scorer over all processes; a score model parts its rows itself, any other is asked by the main process."""
     is_whole = current().size == 1 or isinstance(scorer, (ScoreModel, _MainScorer))
     return scorer if is_whole else _MainScorer(scorer)
@@ -41,14 +41,14 @@ class _PartedEngine:
         ranks = current()
         groups = places_by_prompt(prompts)
         costs = [float(len(g) * sum(len(text_of(message)) for message in prompts[g[0]].messages)) for g in groups]
-        parts, weight = ranks.my_part(groups, costs)
+        parts, weight = ranks.partition(groups, costs)
         own = [i for group in parts for i in group]
         acts_as_reference = getattr(self.engine, "reference", False)
         with ranks.gathered(self.policy.backbone.model if acts_as_reference else self.policy.model):
             made = self.engine.generate([prompts[i] for i in own], sampling)
         rows = [asdict(completion) for completion in made] if weight else []
         found: dict[int, list[Completion]] = {}
-        for numbers, answers in ranks.collect([own if weight else [], rows]):
+        for numbers, answers in ranks.all_gather_object([own if weight else [], rows]):
             for place, i in enumerate(numbers):
                 of_prompt = answers[place * sampling.samples : (place + 1) * sampling.samples]
                 found[i] = [read_completion(row) for row in of_prompt]
@@ -63,7 +63,7 @@ class _MainEngine:
         """The main process asks, all have the answers."""
         ranks = current()
         made = [asdict(c) for c in self.engine.generate(prompts, sampling)] if ranks.is_main else None
-        return [read_completion(row) for row in ranks.share(made)]
+        return [read_completion(row) for row in ranks.broadcast_object(made)]
 
 
 class _MainScorer:
@@ -74,4 +74,4 @@ class _MainScorer:
         """The main process asks, all have the scores."""
         ranks = current()
         given = [asdict(scores) for scores in ask(self.scorer, prompts, completions)] if ranks.is_main else None
-        return [Scores(**row) for row in ranks.share(given)]
+        return [Scores(**row) for row in ranks.broadcast_object(given)]

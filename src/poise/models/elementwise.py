@@ -34,12 +34,12 @@ def blocks(like: Tensor) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, len(like), step))
 
 
-def normalised(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """X / sqrt(mean(x^2) + epsilon) * weight of states [N, H] in `dtype`, and the inverse roots [N, 1].
 
     Computed in float32, or in float64 where the states are.
     """
-    if dtype == x.dtype and kernels.fit(x, weight):
+    if dtype == x.dtype and kernels.supports_tensors(x, weight):
         return kernels.rms_norm(x, weight, epsilon)
     wide = torch.promote_types(x.dtype, torch.float32)
     factors, size = weight.to(wide), x.shape[-1]
@@ -53,11 +53,11 @@ def normalised(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) ->
     return found, inverse
 
 
-def normalised_backward(
+def rms_norm_backward(
     slope: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, *, for_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `normalised`: of the states [N, H] and, where it is asked for, of the weight [H]."""
-    if kernels.fit(slope, x, weight):
+    """Gradients of `rms_norm`: of the states [N, H] and, where it is asked for, of the weight [H]."""
+    if kernels.supports_tensors(slope, x, weight):
         for_x, for_factors = kernels.rms_norm_backward(slope, x, weight, inverse, for_weight=for_weight)
         return for_x, None if for_factors is None else for_factors.to(weight.dtype)
     wide, size = inverse.dtype, x.shape[-1]
@@ -73,9 +73,9 @@ def normalised_backward(
     return found, None if summed is None else summed.to(weight.dtype)
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of [N, I] each."""
-    if gate.stride() == up.stride() and kernels.fit(gate, up, apart=True):
+    if gate.stride() == up.stride() and kernels.supports_tensors(gate, up, apart=True):
         return kernels.gated(gate, up)
     found = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     for rows in blocks(gate):
@@ -83,10 +83,10 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return found
 
 
-def gated_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `gated`: of gate and up."""
-    if kernels.fit(slope, gate, up):
-        return kernels.gated_backward(slope, gate, up)
+def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `swiglu`: of gate and up."""
+    if kernels.supports_tensors(slope, gate, up):
+        return kernels.swiglu_backward(slope, gate, up)
     for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
     for rows in blocks(gate):
         torch.mul(slope[rows], F.silu(gate[rows]), out=for_up[rows])
@@ -95,12 +95,12 @@ def gated_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     return for_gate, for_up
 
 
-def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads [N, heads D] turned by the angles of their tokens [N, 1, D]; by minus `sin`, turned back.
 
     `sin` is signed: that of the first half of a head is negated.
     """
-    if kernels.fit(states, cos, sin):
+    if kernels.supports_tensors(states, cos, sin):
         return kernels.rotated(states, cos, sin)
     found = torch.empty_like(states)
     half = cos.shape[-1] // 2
