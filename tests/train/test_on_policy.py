@@ -429,7 +429,7 @@ class Borrowed:
     def __init__(self, inner):
         self.inner, self.version = inner, 0
         self.device, self.width, self.context = inner.device, inner.width, inner.context
-        for name in ("renderer", "parameters", "lower", "critic_states", "logprobs"):
+        for name in ("renderer", "parameters", "frozen_states", "critic_states", "logprobs"):
             setattr(self, name, getattr(inner, name))
 
 

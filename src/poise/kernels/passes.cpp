@@ -176,7 +176,7 @@ void gated(const Half* gate, const Half* up, Half* y, long n, long width, long s
   }
 }
 
-void gated_backward(const Half* slope, const Half* gate, const Half* up, Half* for_gate, Half* for_up, long entries) {
+void swiglu_backward(const Half* slope, const Half* gate, const Half* up, Half* for_gate, Half* for_up, long entries) {
 #pragma omp parallel for simd schedule(static) if (parallel : entries > 16384)
   for (long i = 0; i < entries; ++i) {
     float g = wide(gate[i]), s = wide(slope[i]), open = sigmoid(g);

@@ -123,7 +123,7 @@ class ScoreModel(nn.Module):
             yield self.backbone[0].trunk
 
     def pooled(self, rows: SharedRows) -> Tensor:
-        """Pooled hidden states [B, H] in fp32 of rows, from `lower` or from the tokens on.
+        """Pooled hidden states [B, H] in fp32 of rows, from `frozen_states` or from the tokens on.
 
         An empty response is pooled at its last prompt token.
         """
@@ -144,7 +144,7 @@ class ScoreModel(nn.Module):
         parts = {"mean": lambda: average(inside), "last": lambda: average(last), "prompt": lambda: prompt}
         return torch.cat([parts[name]() for name in self.pooling.split("+")], -1)
 
-    def lower(self, rows: SharedRows) -> SharedRows:
+    def frozen_states(self, rows: SharedRows) -> SharedRows:
         """The rows with their states below the first trained layer: constant while the adapter is trained."""
         with self._trunk() as trunk:
             return run_in_parts(trunk, rows, stop=self.split, tokens=_TOKENS_PER_PASS)

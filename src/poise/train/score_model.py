@@ -279,7 +279,7 @@ class ScoreTrainer:
 def _lower(model: ScoreModel, table: FeedbackTable) -> SharedRows:
     """All rows with their states below the adapter; of several processes each runs its rows from the tokens on."""
     rows = SharedRows.of_lists(table.rows, table.starts, device=model.backbone[0].device)
-    return model.lower(rows) if current().size == 1 else rows
+    return model.frozen_states(rows) if current().size == 1 else rows
 
 
 @torch.no_grad()
