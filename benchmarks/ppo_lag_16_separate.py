@@ -21,7 +21,8 @@ from torch import Tensor
 
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows, run_shared
+from poise.models.shared_pass import run_shared
+from poise.models.shared_rows import SharedRows
 from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Sampling

@@ -6,18 +6,30 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from poise.checksums import STAGE_RECORD, facts_below, read_sealed, require_facts, write_sealed
 from poise.errors import RunError
 from poise.files import to_jsonable
 from poise.ranks import current
-
-if TYPE_CHECKING:
-    from poise.run import Run
+from poise.run_logs import RunLogs
 
 _NOT_READ_AGAIN = ("checkpoints", "adapters", STAGE_RECORD)  # by a stage that is finished: they may be deleted
 STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then makes the stage again"
+
+
+class Staged(Protocol):
+    """What a stage asks of the run that it is a part of."""
+
+    path: Path
+    logs: RunLogs
+    results: dict[str, dict[str, Any]]  # of stages that are finished, and verified by this process
+
+    def require_open(self) -> None:
+        """Raise RunError if the run is closed."""
+
+    def save(self) -> None:
+        """Write run.json."""
 
 
 class Stage:
@@ -27,7 +39,7 @@ class Stage:
     compared the first time that a process asks for the stage, so that nothing damaged is taken for a result.
     """
 
-    def __init__(self, run: Run, name: str):
+    def __init__(self, run: Staged, name: str):
         self.run, self.name, self.path = run, name, run.path / name
 
     @property

@@ -14,7 +14,8 @@ from poise.models.fused_linear import Identity, Products, RMSNorm, SwiGLU
 from poise.models.layout import Layout
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows, run_shared
+from poise.models.shared_pass import run_shared
+from poise.models.shared_rows import SharedRows
 
 ROWS = [[5, 6, 7, 8, 20, 21], [9, 10, 22, 23, 24, 25], [5, 6, 7, 8], [11, 12, 13, 26], [5, 6, 7, 8, 27, 28, 29]]
 STARTS = [4, 2, 4, 3, 4]
@@ -51,7 +52,7 @@ def test_states_and_gradients_are_those_of_the_familys_own_layers(family, lora, 
         return values.detach(), found
 
     ours, our_slopes = gradients()
-    monkeypatch.setattr("poise.models.shared_rows.runs_flat", lambda trunk, rows: False)
+    monkeypatch.setattr("poise.models.shared_pass.runs_flat", lambda trunk, rows: False)
     theirs, their_slopes = gradients()
     # transformers normalises in float32 whatever the states are
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,8 @@ from families import FEATURES, backbone_of, model_with
 from poise.errors import ConfigError, DataError
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
-from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
+from poise.models.shared_pass import run_in_parts, run_shared
+from poise.models.shared_rows import SharedRows
 from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling

@@ -17,7 +17,7 @@ from poise.models.shared_rows import SharedRows
 from poise.models.trainable import TrainablePolicy
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
-from poise.train.algorithms import PPO, RLOO
+from poise.train.algorithms import PPO, RLOO, KLPenalty
 from poise.train.loop import linear
 from poise.train.objectives import Lagrangian, Limit, ProjectedAscent, Unconstrained
 from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
@@ -276,7 +276,7 @@ def test_the_share_of_responses_whose_reward_the_bound_holds_is_reported(make_tr
     trainer = make_trainer(scorers=[ScriptedScores(reward=rewards, cost=[0.0])])
     expected = sum(abs(reward) > 50 for reward in rewards) / len(rewards)
     assert trainer.step(prompts)["rewards_clipped"] == expected
-    trainer.algorithm = replace(trainer.algorithm, score_clip=None)
+    trainer.algorithm = replace(trainer.algorithm, kl=KLPenalty(score_clip=None))
     assert trainer.step(prompts)["rewards_clipped"] == 0
 
 

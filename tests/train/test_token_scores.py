@@ -30,7 +30,7 @@ class Parts:
 
 
 def free(record):
-    return replace(record, kl_coef=0.0, score_clip=None)
+    return replace(record, kl_coef=0.0, kl=replace(record.kl, score_clip=None))
 
 
 def test_a_channel_of_parts_has_their_sum_and_what_is_unscorable_has_no_parts():

@@ -14,7 +14,7 @@ from typing import Any
 from poise.checksums import facts_of
 from poise.cli.options import argument_help
 from poise.errors import ConfigError
-from poise.experiment.recipe import import_file
+from poise.experiment.source import import_file
 from poise.run_folder import RECIPE, RECORD
 
 Recipe = Callable[..., Any]  # keyword arguments to a poise.Run

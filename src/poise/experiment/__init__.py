@@ -1,6 +1,7 @@
 """Experiments: arms that are compared over seeds, what is read off them, and the pages that show it.
 
 study.py      Study, Trial, Metric, Claim, Plot, MethodCard: what a recipe says
+source.py     where a study comes from: a file, how it is called
 recipe.py     the decorator that makes a command of a function from arguments to a Study
 runner.py     every arm from every seed: seeds, workers, folders, resume, quick
 results.py    estimates, claims with their verdicts and power, results/NAME.json

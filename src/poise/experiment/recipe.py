@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from poise.errors import ConfigError
-from poise.experiment.study import MethodCard, Study
+from poise.experiment.source import Build, Options
+from poise.experiment.study import MethodCard
 from poise.files import to_jsonable
 from poise.run import Run
 
-Build = Callable[..., Study]
-
-_OURS = Path(__file__).parents[1] / "recipes"
 _HELP = """
     seeds: how many seeds of each arm, such as 5, or which ones, such as 0,1,4.
     arms: the arms to run, joined by commas; all of them by default.
@@ -29,18 +22,6 @@ _HELP = """
     folder: run folder; an unfinished run in it is continued.
     quick: few seeds and little work: a smoke test, not a result. Options given beside it still count.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What every recipe's command line has besides the recipe's own arguments."""
-
-    seeds: tuple[int, ...]
-    arms: tuple[str, ...]
-    workers: int
-    output: str
-    folder: str | None
-    quick: bool
 
 
 class Recipe:
@@ -117,21 +98,6 @@ def recipe(
     seeds, workers  how many there are unless told otherwise
     """
     return lambda build: Recipe(build, card=card, quick=quick, seeds=seeds, workers=workers)
-
-
-def import_file(file: Path) -> ModuleType:
-    """Import a recipe's file: one of ours as a module of the package, any other as its source stands.
-
-    A compiled file beside it, of which nobody sees the contents, is not read.
-    """
-    file = file.resolve()
-    if file.parent == _OURS.resolve():
-        return importlib.import_module(f"poise.recipes.{file.stem}")
-    module = ModuleType(f"poise_recipe_{file.stem}")
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module
-    exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
-    return module
 
 
 def _seeds(given: int | typing.Sequence[int]) -> tuple[int, ...]:

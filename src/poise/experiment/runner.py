@@ -18,8 +18,8 @@ from typing import Any
 
 from poise.errors import ConfigError
 from poise.experiment.pages import write_page
-from poise.experiment.recipe import Options, Recipe, import_file
 from poise.experiment.results import Results
+from poise.experiment.source import Options, Source, import_file
 from poise.experiment.study import Study, Trial
 from poise.files import atomic_write, to_jsonable, write_json
 from poise.ranks import current
@@ -45,7 +45,7 @@ class Job:
         return f"{self.arm}-seed-{self.seed}"
 
 
-def run_recipe(recipe: Recipe, arguments: Mapping[str, Any], options: Options) -> Run:
+def run_recipe(recipe: Source, arguments: Mapping[str, Any], options: Options) -> Run:
     """Run a recipe's study in a run folder, print its page, keep it there and write it where `output` says."""
     _require_output(options.output)
     study = recipe.build(**arguments).only(options.arms)
@@ -139,7 +139,7 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _document(recipe: Recipe, run: Run, results: Results, *, seconds: float, is_quick: bool) -> dict[str, Any]:
+def _document(recipe: Source, run: Run, results: Results, *, seconds: float, is_quick: bool) -> dict[str, Any]:
     """The results with all that they depend on."""
     run.save()  # the time that it took so far
     made = run.record

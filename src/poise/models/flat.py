@@ -9,7 +9,7 @@ would cost more. The results are those of the family's own layers, up to roundin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,9 @@ from poise.models.elementwise import apply_rope, rms_norm, rms_norm_backward
 from poise.models.fused import fuses
 from poise.models.fused_linear import RMSNorm, SwiGLU, products
 from poise.models.layout import Layout, Places
+from poise.models.shared_rows import SharedRows
 from poise.models.trunk import Trunk
 from poise.ranks import current
-
-if TYPE_CHECKING:
-    from poise.models.shared_rows import SharedRows
 
 
 def runs_flat(trunk: Trunk, rows: SharedRows) -> bool:

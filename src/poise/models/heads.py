@@ -26,7 +26,8 @@ from poise.models.channels import COST, REWARD, Channel
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
 from poise.models.score_heads import make_head, make_own_heads
-from poise.models.shared_rows import OwnRows, SharedRows, run_in_parts, run_shared
+from poise.models.shared_pass import run_in_parts, run_shared
+from poise.models.shared_rows import OwnRows, SharedRows
 from poise.models.trunk import Trunk
 from poise.ranks import by_main, current
 from poise.types import Completion, Prompt, Scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,7 @@ from torch import Tensor
 from poise import kernels
 from poise.functional.masked import length_mask
 from poise.models.elementwise import missing_rows
-
-if TYPE_CHECKING:
-    from poise.models.shared_rows import SharedRows
+from poise.models.shared_rows import SharedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

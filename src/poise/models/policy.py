@@ -36,7 +36,8 @@ from poise.models.adapters import (
 )
 from poise.models.elementwise import missing_rows
 from poise.models.load import Backbone, load_backbone, read_template
-from poise.models.shared_rows import SharedRows, run_in_parts, run_shared
+from poise.models.shared_pass import run_in_parts, run_shared
+from poise.models.shared_rows import SharedRows
 from poise.models.trunk import Trunk
 from poise.ranks import current
 

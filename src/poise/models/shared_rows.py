@@ -6,23 +6,16 @@ those of the prompts and those of the responses; a response attends to its promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError
 from poise.functional.masked import last_index, length_mask
-from poise.models.flat import FlatLayers, runs_flat
-from poise.models.trunk import Trunk, pad_rows
+from poise.models.trunk import pad_rows
 from poise.ranks import current
-
-Recomputation = Callable[[], AbstractContextManager[object]] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,128 +251,3 @@ class _Part:
         self.rows.append(row)
         self.prompts.add(prompt)
         self.longest, self.widest = max(self.longest, length), max(self.widest, size)
-
-
-class _PromptKeys:
-    """Keeps the keys and values of the prompts in one layer and puts them before those of the responses."""
-
-    def __init__(self, owner: Tensor):
-        self.owner = owner
-        self.stored: tuple[Tensor, Tensor] | None = None
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *rest: Any) -> tuple[Tensor, Tensor]:
-        """Store the prompts' on the first call of a layer; return all that the responses attend to on the second."""
-        if self.stored is None:
-            self.stored = keys, values
-            return keys, values
-        (prompt_keys, prompt_values), self.stored = self.stored, None
-        return torch.cat([prompt_keys[self.owner], keys], 2), torch.cat([prompt_values[self.owner], values], 2)
-
-
-def run_shared(
-    trunk: Trunk,
-    rows: SharedRows,
-    *,
-    stop: int | None = None,
-    recompute_in: Recomputation = None,
-) -> SharedRows:
-    """The rows with their states after layer `stop` (of all layers by default), from where they are now.
-
-    Equal to running whole rows, prompt and response together; the gradient reaches a prompt from all its responses.
-    With `recompute_in` only the states between layers are kept for the backward pass, which runs each layer again
-    inside that context: the one that says which adapter is on.
-    """
-    stop = trunk.depth if stop is None else stop
-    prompts, responses = _states_below(trunk, rows)
-    run = _run_flat if runs_flat(trunk, rows) else _run_padded
-    again = recompute_in if torch.is_grad_enabled() else None
-    prompts, responses = run(trunk, rows, prompts, responses, stop, again)
-    return replace(rows, states=States(prompts=prompts, responses=responses), depth=stop)
-
-
-def run_every_way(trunk: Trunk, rows: SharedRows) -> Iterator[tuple[str, SharedRows]]:
-    """The rows with their states after all layers, by each way that `run_shared` may choose, with its name."""
-    ways = [("on shared prompts", _run_padded)]
-    if runs_flat(trunk, rows):
-        ways.append(("without padding", _run_flat))
-    for name, run in ways:
-        prompts, responses = run(trunk, rows, *_states_below(trunk, rows), trunk.depth, None)
-        yield name, replace(rows, states=States(prompts=prompts, responses=responses), depth=trunk.depth)
-
-
-def _states_below(trunk: Trunk, rows: SharedRows) -> tuple[Tensor, Tensor]:
-    """States of prompts and responses where they are now: those known, or the embedded tokens."""
-    if rows.states is not None:
-        return rows.states.prompts, rows.states.responses
-    _require_fits(trunk, rows)
-    return trunk.embed(rows.prompt_ids), trunk.embed(rows.response_ids, rows.positions())
-
-
-def _require_fits(trunk: Trunk, rows: SharedRows) -> None:
-    """Raise DataError for a row beyond the model's context, or with a token that the embedding does not have."""
-    prompts = rows.prompt_lengths[rows.owner]
-    lengths = prompts + rows.response_lengths
-    if len(lengths) and int(lengths.max()) > trunk.context:
-        row = int(lengths.argmax())
-        raise DataError(
-            f"row {row} of {len(lengths)} has {int(lengths[row])} tokens, {int(prompts[row])} of them the prompt's, "
-            f"and the model reads {trunk.context}: lower max_prompt_tokens or max_response_tokens, or leave it out"
-        )
-    for kind, ids in (("prompt", rows.prompt_ids), ("response", rows.response_ids)):
-        if ids.numel() and int(ids.max()) >= trunk.vocabulary:
-            row = int(ids.amax(-1).argmax())
-            raise DataError(
-                f"{kind} {row} of {len(ids)} has the token {int(ids.max())}, and the model's embedding has "
-                f"{trunk.vocabulary}: tokenizer and model do not belong together, or the embedding was not resized"
-            )
-
-
-def _run_flat(
-    trunk: Trunk, rows: SharedRows, prompts: Tensor, responses: Tensor, stop: int, recompute_in: Recomputation
-) -> tuple[Tensor, Tensor]:
-    layers = FlatLayers(trunk, rows)
-    hidden = layers.flat(prompts, responses)
-    rotation = layers.rotation(hidden)
-
-    def layer(index: int, hidden: Tensor) -> Tensor:
-        with recompute_in() if recompute_in else nullcontext():
-            return layers.layer(index, hidden, rotation)
-
-    for index in range(rows.depth, stop):
-        hidden = checkpoint(layer, index, hidden, use_reentrant=False) if recompute_in else layer(index, hidden)
-    return layers.padded(hidden)
-
-
-def _run_padded(
-    trunk: Trunk, rows: SharedRows, prompts: Tensor, responses: Tensor, stop: int, recompute_in: Recomputation
-) -> tuple[Tensor, Tensor]:
-    for_prompts, for_responses = trunk.position_inputs(prompts), trunk.position_inputs(responses, rows.positions())
-    places = torch.arange(prompts.shape[1], device=prompts.device)[None]
-    of_keys = torch.cat([places.expand(len(rows.owner), -1), rows.positions()], 1)
-    prompt_masks = trunk.masks(None, places)
-    masks = trunk.masks(rows.attention_mask(), rows.positions(), of_keys)
-
-    def layer(index: int, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
-        keys = _PromptKeys(rows.owner)
-        with recompute_in() if recompute_in else nullcontext():
-            prompts = trunk.layer(index, prompts, for_prompts, masks=prompt_masks, cache=keys)
-            if rows.width:
-                responses = trunk.layer(index, responses, for_responses, masks=masks, cache=keys)
-        return prompts, responses
-
-    for index in range(rows.depth, stop):
-        if recompute_in:
-            prompts, responses = checkpoint(layer, index, prompts, responses, use_reentrant=False)
-        else:
-            prompts, responses = layer(index, prompts, responses)
-    return prompts, responses
-
-
-def run_in_parts(trunk: Trunk, rows: SharedRows, *, stop: int, tokens: int) -> SharedRows:
-    """`run_shared` without gradient, `tokens` at a time."""
-    if stop == rows.depth:
-        return rows
-    parts = current().pad_to_equal_steps(rows.buckets(tokens), rows.owner.new_zeros(1))
-    with torch.no_grad():
-        found = [(i, trunk.in_one_pass(partial(run_shared, trunk, rows.select(i), stop=stop))) for i, _ in parts]
-    return rows.with_states(found)

@@ -23,7 +23,8 @@ from torch import Tensor
 from poise.errors import ModelError, RunError
 from poise.files import atomic_write, cache_folder
 from poise.models.families import context_of
-from poise.models.shared_rows import SharedRows, run_every_way
+from poise.models.shared_pass import run_every_way
+from poise.models.shared_rows import SharedRows
 from poise.models.trunk import Trunk
 from poise.provenance import package_versions
 

@@ -85,6 +85,7 @@ class KLPenalty:
 
     in_reward: Callable[[Tensor, Tensor], Tensor] | None = kl_k1  # log-probabilities of policy and reference
     in_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    score_clip: float | None = 50.0  # bound on the score plus penalty of a token; None: no bound
     control: KLControl | None = None  # how the weight moves after each step; None: it stays
 
 
@@ -120,12 +121,9 @@ class Algorithm:
     epochs: int = 1
     kl_coef: float = 0.02
     kl: KLPenalty = KLPenalty()
-    score_clip: float | None = 50.0  # bound on the score plus KL penalty of a token
     collection: Collection = Collection()
     selection: Selection | None = None  # which episodes of the batch are learned from; None: all
-    importance_cap: float | None = (
-        None  # largest weight of a token for the gap between engine and trainer; None: no weights
-    )
+    importance_cap: float | None = None  # largest weight of a token, of the trainer against the engine; None: none
 
 
 PPO = Algorithm(

@@ -35,7 +35,7 @@ def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective)
         )
         for name, scores in shaped.items()
     }
-    bound = math.inf if algorithm.score_clip is None else algorithm.score_clip
+    bound = math.inf if algorithm.kl.score_clip is None else algorithm.kl.score_clip
     rewards = {name: each.clamp(-bound, bound) for name, each in free.items()}
     mixed = objective.mix({name: each.sum(-1) for name, each in rewards.items()}, batch.groups)
     return {

@@ -77,7 +77,7 @@ def cvar(alpha: float) -> Measure:
     """Measure the mean of the worst share `alpha` of the responses; `cvar(1.0)` is the mean.
 
     Of few responses it is too low on average: give the limit a `window` of several times 1 / alpha. The costs that are
-    trained on are up to 1 / alpha times the scores, and the algorithm's `score_clip` bounds them.
+    trained on are up to 1 / alpha times the scores, and the algorithm's `kl.score_clip` bounds them.
     Source: `functional.risk.tail_costs`.
 
     >>> cvar(0.5).costs(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 5.0, 2.0, 4.0]))
