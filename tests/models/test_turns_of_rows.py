@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from poise.models import shared_rows
+from poise.models import shared_pass
 from poise.models.adapters import Lora
 from poise.models.heads import Channel, ScoreModel
 from poise.models.load import load_backbone
@@ -36,7 +36,7 @@ def transformers_logprobs(policy, ids, starts, mask):
 @pytest.fixture(params=["flat", "padded"])
 def way(request, monkeypatch):
     if request.param == "padded":
-        monkeypatch.setattr(shared_rows, "runs_flat", lambda trunk, rows: False)
+        monkeypatch.setattr(shared_pass, "runs_flat", lambda trunk, rows: False)
     return request.param
 
 
