@@ -385,7 +385,7 @@ def test_chat_answers_and_ends_with_the_input(
 def test_doctor_finds_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("doctor") == 0
     output = capsys.readouterr().out
-    for name in ("python", "torch", "cores", "memory", "bf16 on CPU", "POISE_DATA", "smollm2-135m"):
+    for name in ("python", "torch", "cores", "memory", "bf16 on CPU", "POISE_DATA", "smollm2-135m", "people's ratings"):
         assert re.search(rf"^{name} +\S", output, re.MULTILINE), name
 
 

