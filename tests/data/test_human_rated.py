@@ -55,10 +55,11 @@ def nothing_installed(name: str) -> SimpleNamespace:
 
 def test_ratings_are_the_means_of_those_who_rated(package: Path) -> None:
     data = human_ratings("harm")
-    assert [(rating.response, rating.value) for rating in data.ratings][0] == ("Line one.\nLine two.", 0.5)
-    assert data.ratings[0].prompt.tags["raters"] == 2
-    assert data.ratings[0].origin.kind == "human"
-    assert data.ratings[0].origin.location == "pyrit/exploits.csv:3"
+    first = data.ratings[0]
+    assert (first.response, first.value) == ("Line one.\nLine two.", 0.5)
+    assert first.prompt.tags["raters"] == 2
+    assert first.origin.kind == "human"
+    assert first.origin.location == "pyrit/exploits.csv:3"
     assert data.prompts[0].tags["categories"] == ("exploits",)
     assert "pyrit" not in sys.modules
 
