@@ -1,4 +1,4 @@
-"""People's ratings of answers: read from a package that is never imported, or a folder; a part is never learned from."""
+"""People's ratings of answers: from a package that is never imported, or a folder; a part is never learned from."""
 
 from __future__ import annotations
 

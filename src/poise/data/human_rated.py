@@ -90,7 +90,7 @@ def human_ratings(criterion: Criterion) -> Dataset:
     """
     files, whence = _files(criterion)
     found, bad = list[_Rated](), list[BadRow]()
-    for file, row in ((file, row) for file in files for row in file.rows):
+    for file, row in [(each, row) for each in files for row in each.rows]:
         place = Place(dataset=f"human-rated-{criterion}", file=file.label, line=row.line, untyped=file.untyped)
         try:
             found.append(_read(row, criterion, place))
