@@ -264,7 +264,7 @@ def _csv(path: Path, content: bytes) -> Iterator[RawRow]:
 
 
 def _is_comment(record: tuple[int, list[str] | None, str]) -> bool:
-    return bool(record[1]) and record[1][0].startswith("# ")
+    return (record[1] or [""])[0].startswith("# ")
 
 
 def _table_row(line: int, cells: list[str], names: list[str], problem: str) -> RawRow:
