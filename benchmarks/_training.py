@@ -77,7 +77,7 @@ def grpo(size: Size) -> Repeat:
 
 
 def ppo_lag(size: Size) -> Repeat:
-    """Safe RLHF as its recipe has it: one trunk, an adapter, two score channels, two critics."""
+    """Safe RLHF as its recipe has it: one backbone, an adapter, two score channels, two critics."""
     found = backbone(size.model)
     actor = Policy(found, Lora(top=0.5))
     channels = (Channel(name="reward"), Channel(name="cost", higher_is_worse=True))
@@ -137,7 +137,7 @@ def reward(size: Size) -> Repeat:
     model = ScoreModel(
         found,
         [Channel(name="reward")],
-        depth=found.trunk.depth,
+        depth=found.decoder.depth,
         pooling="last",
         hidden=0,
         lora=Lora(rank=16),

@@ -19,12 +19,12 @@ import torch
 from harness import RESULTS, machine
 
 from poise.models.adapters import Lora
+from poise.models.decoder import Decoder
 from poise.models.heads import ScoreModel
 from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
 from poise.models.tiny import tiny_tokenizer
-from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.train.algorithms import PPO
 from poise.train.controllers import ProjectedAscent
@@ -110,7 +110,7 @@ def random_backbone(shape: Shape, device: str) -> Backbone:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16)
     model = model.eval().requires_grad_(False)
-    return Backbone(name=shape.name, model=model, tokenizer=tiny_tokenizer("random:llama"), trunk=Trunk(model))
+    return Backbone(name=shape.name, model=model, tokenizer=tiny_tokenizer("random:llama"), decoder=Decoder(model))
 
 
 def measure(shape: Shape, work: Work, device: str, limits: dict[str, float]) -> dict[str, float]:
@@ -157,8 +157,8 @@ def training(backbone: Backbone, policy: Policy, work: Work, device: str, limits
 
     reset_peak(device)
     spent = seconds(train, work.repeats, device)
-    head = backbone.trunk.head.weight.numel()
-    layers = sum(each.numel() for each in backbone.trunk.layers.parameters())
+    head = backbone.decoder.head.weight.numel()
+    layers = sum(each.numel() for each in backbone.decoder.layers.parameters())
     needed = 2 * rows * (length * layers * 1.5 + 3 * work.response * head)  # half of the layers are adapted
     return {
         "training, tokens/s": round(rows * length / spent, 1),
@@ -168,7 +168,7 @@ def training(backbone: Backbone, policy: Policy, work: Work, device: str, limits
 
 
 def ppo_lag(backbone: Backbone, engine: NativeEngine, asked: list[Prompt], work: Work, device: str) -> dict[str, float]:
-    """A step of PPO-Lag: one trunk, two score channels, two critics."""
+    """A step of PPO-Lag: one backbone, two score channels, two critics."""
     trainer = OnPolicyTrainer(
         policy=engine.policy,
         engine=engine,

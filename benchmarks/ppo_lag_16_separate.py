@@ -20,10 +20,10 @@ from harness import Benchmark, Repeat, Size, main
 from torch import Tensor
 
 from poise.functional.policy_losses import clipped_surrogate
+from poise.models.decoder import Decoder
 from poise.models.policy import Policy
 from poise.models.shared_pass import run_shared
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Sampling
 
@@ -50,13 +50,13 @@ class ScoredRows(torch.nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(True)
-        self.trunk = Trunk(self.model)
+        self.decoder = Decoder(self.model)
         self.head = torch.nn.Linear(model.config.hidden_size, 1, dtype=torch.bfloat16)
 
     def forward(self, rows: SharedRows) -> tuple[Tensor, Tensor]:
-        above = run_shared(self.trunk, rows)
+        above = run_shared(self.decoder, rows)
         states = torch.cat([above.predicting(), above.known_states.responses[:, -1:]], 1)
-        values: Tensor = self.head(self.trunk.final_norm(states))[..., 0].float()
+        values: Tensor = self.head(self.decoder.final_norm(states))[..., 0].float()
         return values[:, :-1], values[:, -1]
 
 

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from poise.models.attention import register
+from poise.models.decoder import Decoder
 from poise.models.load import Backbone
 from poise.models.tiny import tiny_tokenizer
-from poise.models.trunk import Trunk
 
 CONTEXT, WINDOW = 64, 6
 _SIZES = {
@@ -105,4 +105,4 @@ def model_with(family: str, features: dict[str, Any]) -> Any:
 
 def backbone_of(model: Any) -> Backbone:
     """The model as `load_backbone` would give it."""
-    return Backbone(name="tiny", model=model, tokenizer=tiny_tokenizer("random:llama"), trunk=Trunk(model))
+    return Backbone(name="tiny", model=model, tokenizer=tiny_tokenizer("random:llama"), decoder=Decoder(model))

@@ -11,7 +11,7 @@ class Letters:  # a scorer fills channels: objectives and limits go by their nam
 
 
 class SquaredCost(poise.Unconstrained):  # an objective says what is maximised
-    def shape(self, scores, groups):
+    def shape_scores(self, scores, groups):
         return {"reward": scores["reward"] - 0.1 * scores["cost"] ** 2}
 
 

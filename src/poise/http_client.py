@@ -39,7 +39,7 @@ class Endpoint:
     concurrency: int = 16  # requests under way at a time
     attempts: int = 5
     seconds: float = 300.0  # that one attempt may take, from its first byte to its last
-    pause: float = 0.5  # seconds before the second attempt; doubled before each further one
+    backoff_s: float = 0.5  # seconds before the second attempt; doubled before each further one
     max_bytes: int = 32 * 2**20  # of one answer, decompressed
     login: tuple[str, str] | None = field(default=None, repr=False)  # what stood before the host
 
@@ -55,10 +55,16 @@ class Endpoint:
         if HIDDEN in parts.netloc:
             raise ConfigError(f"{shown!r} has {HIDDEN} for its password, which is not recorded: give the whole address")
         check_token(self.token)
-        if self.concurrency < 1 or self.attempts < 1 or not self.seconds > 0 or self.pause < 0 or self.max_bytes < 1:
+        if (
+            self.concurrency < 1
+            or self.attempts < 1
+            or not self.seconds > 0
+            or self.backoff_s < 0
+            or self.max_bytes < 1
+        ):
             raise ConfigError(
                 f"concurrency={self.concurrency}, attempts={self.attempts} and max_bytes={self.max_bytes} are at least "
-                f"1, seconds={self.seconds} is above 0 and pause={self.pause} not negative"
+                f"1, seconds={self.seconds} is above 0 and backoff_s={self.backoff_s} not negative"
             )
         if "@" in parts.netloc:
             given, _, host = parts.netloc.rpartition("@")
@@ -91,7 +97,7 @@ class RequestFailed(Exception):
     status       that of the last answer, 0 if there was none
     answered     an answer came, even if none that can be used
     unreachable  nobody listens there
-    hopeless     other requests fail as well: nobody listens, or a token or an address is wrong, and nothing else has
+    is_fatal     other requests fail as well: nobody listens, or a token or an address is wrong, and nothing else has
                  been answered
     error        what the reader of answers raised, where that is for the user
     """
@@ -109,7 +115,7 @@ class RequestFailed(Exception):
         super().__init__(reason)
         self.status, self.answered, self.unreachable, self.wait = status, answered or status > 0, unreachable, wait
         self.worth_a_retry = retry and (not status or status in _WORTH_A_RETRY)
-        self.hopeless = unreachable or status in (401, 403, 404)
+        self.is_fatal = unreachable or status in (401, 403, 404)
         self.error: PoiseError | None = None
 
 
@@ -124,7 +130,7 @@ def request_many(
 
     `read` turns the JSON of an answer into what is handed over; where it raises, the answer is broken, and the request
     is tried again. A request that failed for good is handed over as a RequestFailed, and so is a PoiseError of `read`;
-    it is hopeless only if no other request was answered. What `receive` raises ends all requests under way.
+    it is fatal only if no other request was answered. What `receive` raises ends all requests under way.
     """
     if requests:
         _run(_exchange(endpoint, requests, receive, read))
@@ -174,7 +180,7 @@ class _Hope:
         if self.doubts == self.workers:
             self.decided.set()
         await self.decided.wait()
-        failure.hopeless = not self.lives
+        failure.is_fatal = not self.lives
         if failure.unreachable:
             self.gone = failure  # it was there and has left: the requests that remain need not wait for it
 
@@ -189,7 +195,7 @@ async def _exchange(
     async def work(client: Any) -> None:
         for index, request in waiting:  # shared: each worker takes the next
             answer = hope.gone or await _ask(client, endpoint, request, read)
-            if isinstance(answer, RequestFailed) and answer.hopeless:
+            if isinstance(answer, RequestFailed) and answer.is_fatal:
                 await hope.weigh(answer)
             elif answer is not hope.gone:
                 hope.answered()
@@ -223,7 +229,7 @@ async def _ask(client: Any, endpoint: Endpoint, request: Request, read: Callable
     tenacity = _tenacity()
 
     def wait(state: Any) -> float:
-        backoff = min(_LONGEST_WAIT, endpoint.pause * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
+        backoff = min(_LONGEST_WAIT, endpoint.backoff_s * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
         return max(backoff, state.outcome.exception().wait)
 
     attempts = tenacity.AsyncRetrying(
@@ -271,7 +277,7 @@ def _read(data: bytes, content_type: str, read: Callable[[Any], Any]) -> Any:
         return read(_content(data, content_type))
     except PoiseError as error:
         failure = RequestFailed(str(error), answered=True, retry=False)
-        failure.error, failure.hopeless = error, True
+        failure.error, failure.is_fatal = error, True
         raise failure from error
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(str(error), 200)}"

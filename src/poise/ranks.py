@@ -1,7 +1,7 @@
 """The processes of a run: one by default, several under torchrun; loops ask here and need not know which.
 
 Every process goes through the same steps and holds the same figures: prompts, rollouts, scores, statistics. What costs
-time, passes through the trunk, is parted: each process runs its rows, and sums bring the results together. So the
+time, passes through the backbone, is parted: each process runs its rows, and sums bring the results together. So the
 statistics of a batch are those of the whole batch, by the same code as in one process. `Ranks` is one process, where
 all of it is the identity; `train/distributed.py` puts another in its place.
 """
@@ -32,7 +32,7 @@ class Ranks:
 
     rank = 0
     size = 1
-    is_sharded = False  # models are spread over the processes
+    is_sharded = False  # models are split over the processes
 
     @property
     def is_main(self) -> bool:

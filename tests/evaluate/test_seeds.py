@@ -26,11 +26,11 @@ BEFORE = [answers({"a": 1, "b": 1, "c": 1, "d": -1}, {"x": 0, "y": 0}), answers(
 AFTER = [answers({"a": 1, "b": -1, "c": -1, "d": -1}, {"x": 1, "y": 1}), answers({"a": 1, "b": 1}, {"x": 1, "y": -1})]
 
 
-def test_the_pooled_figure_is_that_of_all_answers_and_the_spread_that_of_the_seeds():
+def test_the_pooled_figure_is_that_of_all_answers_and_the_standard_deviation_that_of_the_seeds():
     figure = over_seeds(measure, AFTER)["compliance/harmful"]
     assert (figure.pooled.value, figure.pooled.n) == (3 / 6, 6)
     assert [each.value for each in figure.by_seed] == [1 / 4, 2 / 2]
-    assert figure.spread == pytest.approx(statistics.stdev([0.25, 1.0]))
+    assert figure.sd == pytest.approx(statistics.stdev([0.25, 1.0]))
 
 
 def test_an_interval_over_seeds_resamples_prompts_with_the_answers_of_every_seed():
@@ -39,7 +39,7 @@ def test_an_interval_over_seeds_resamples_prompts_with_the_answers_of_every_seed
     alone = over_seeds(measure, [AFTER[0]] * 3)["compliance/harmful"]  # the same answers thrice are no more evidence
     once = over_seeds(measure, [AFTER[0]])["compliance/harmful"]
     assert alone.pooled.high - alone.pooled.low > 0.9 * (once.pooled.high - once.pooled.low)
-    assert alone.spread == 0
+    assert alone.sd == 0
 
 
 def test_comparisons_stay_paired_within_their_seed():
@@ -64,5 +64,5 @@ def test_a_figure_that_one_seed_lacks_is_left_out():
     assert "mean_reward" in figures
 
 
-def test_a_single_seed_has_no_spread():
-    assert over_seeds(measure, AFTER[:1])["compliance/harmful"].spread is None
+def test_a_single_seed_has_no_standard_deviation():
+    assert over_seeds(measure, AFTER[:1])["compliance/harmful"].sd is None

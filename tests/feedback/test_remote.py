@@ -22,7 +22,7 @@ from poise.types import Completion, Prompt, Scores
 CHANNELS = {"reward": False, "cost": True}
 PROMPTS = [Prompt.of(f"Question {number}") for number in range(7)]
 ANSWERS = [Completion(prompt_id=p.id, text="word " * n) for n, p in enumerate(PROMPTS)]
-QUICK = {"pause": 0.01, "attempts": 2, "seconds": 5.0}
+QUICK = {"backoff_s": 0.01, "attempts": 2, "seconds": 5.0}
 
 
 class Lengths:

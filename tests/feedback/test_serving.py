@@ -126,7 +126,7 @@ def test_a_client_that_is_told_to_come_again_does_and_gets_its_scores():
     prompts = [Prompt.of(f"Question {number}") for number in range(40)]
     answers = [Completion(prompt_id=p.id, text="x" * n) for n, p in enumerate(prompts)]
     with serve(Lengths(pause=0.02), rows_of_a_batch=2, rows_waiting=4) as server:
-        scorer = RemoteScorer(server.url, token="t", batch_size=2, concurrency=8, attempts=9, pause=0.05)
+        scorer = RemoteScorer(server.url, token="t", batch_size=2, concurrency=8, attempts=9, backoff_s=0.05)
         found = scorer.score(prompts, answers)
     assert [s.values.get("length") for s in found] == [float(n) for n in range(40)]
 

@@ -80,7 +80,7 @@ def test_large_scores_do_not_overflow(deviation):
 @pytest.mark.parametrize("deviation", [sample_deviation, population_deviation, batch_deviation])
 def test_equal_samples_have_a_finite_slope(deviation):
     scores = torch.tensor([0.3, 0.3, 0.3], requires_grad=True)
-    spread = deviation(scores, torch.zeros(3, dtype=torch.long))
-    (slope,) = torch.autograd.grad(spread.sum(), scores)
-    assert spread.tolist() == [0, 0, 0]
+    sd = deviation(scores, torch.zeros(3, dtype=torch.long))
+    (slope,) = torch.autograd.grad(sd.sum(), scores)
+    assert sd.tolist() == [0, 0, 0]
     assert slope.tolist() == [0, 0, 0]

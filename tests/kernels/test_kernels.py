@@ -68,7 +68,7 @@ def test_the_gate_and_its_gradients_are_the_definition_up_to_the_ends_of_the_ran
     wide_gate, wide_up = doubled(gate, up)
     expected = F.silu(wide_gate) * wide_up
     expected.backward(slope.double())
-    assert_near(kernels.gated(gate, up), expected)
+    assert_near(kernels.swiglu(gate, up), expected)
     for_gate, for_up = kernels.swiglu_backward(slope, gate, up)
     assert_near(for_gate, wide_gate.grad)
     assert_near(for_up, wide_up.grad)
@@ -79,14 +79,14 @@ def test_the_gate_and_its_gradients_are_the_definition_up_to_the_ends_of_the_ran
 def test_gate_and_up_may_be_halves_of_one_tensor():
     both = states(9, 64)
     gate, up = both.chunk(2, -1)
-    assert torch.equal(kernels.gated(gate, up), kernels.gated(gate.contiguous(), up.contiguous()))
+    assert torch.equal(kernels.swiglu(gate, up), kernels.swiglu(gate.contiguous(), up.contiguous()))
 
 
 @needs_kernels
 def test_a_nan_stays_one():
     x = states(2, 32)
     x[1, 3] = torch.nan
-    assert kernels.gated(x, x).isnan().sum() == 1
+    assert kernels.swiglu(x, x).isnan().sum() == 1
     assert kernels.rms_norm(x, x[0], 1e-5)[0].isnan().any(-1).tolist() == [False, True]
     logits = torch.stack([x[0], x[1]])
     assert kernels.read_logits(logits, torch.tensor([0, 0]), 1.0)[0].isnan().tolist() == [False, True]
@@ -107,7 +107,7 @@ def angles(count: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 def test_heads_are_turned_as_defined():
     x, (cos, sin) = states(30, HEADS * WIDTH), angles(30)
     expected = turned(x.double().view(30, HEADS, WIDTH), cos.double(), sin.double()).flatten(1)
-    assert_near(kernels.rotated(x, cos[:, None], sin[:, None]), expected)
+    assert_near(kernels.apply_rope(x, cos[:, None], sin[:, None]), expected)
 
 
 def attended(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,7 @@ def test_logits_of_500_do_not_overflow():
 def test_tokens_are_drawn_as_often_as_they_are_probable():
     logits = (states(1, 600, scale=2)).expand(20_000, -1).contiguous()
     uniforms = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    ids, logprobs = kernels.draw(logits, uniforms, 0.8)
+    ids, logprobs = kernels.sample_tokens(logits, uniforms, 0.8)
     expected = (logits[0].double() / 0.8).softmax(-1)
     counts, likely = torch.bincount(ids, minlength=600).double(), expected > 1e-3
     statistic = ((counts - 20_000 * expected) ** 2 / (20_000 * expected))[likely].sum()
@@ -248,7 +248,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
 def test_a_token_without_weight_is_never_drawn():
     logits = torch.full((3, 700), -torch.inf).bfloat16()
     logits[:, [2, 300]] = 0.0
-    ids, _ = kernels.draw(logits, torch.tensor([0.0, 0.6, 1.0 - 1e-16], dtype=torch.float64), 1.0)
+    ids, _ = kernels.sample_tokens(logits, torch.tensor([0.0, 0.6, 1.0 - 1e-16], dtype=torch.float64), 1.0)
     assert ids.tolist() == [2, 300, 300]
 
 

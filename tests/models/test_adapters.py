@@ -38,7 +38,7 @@ def adapted_layers(model, name):
 
 def test_a_new_adapter_is_the_identity_and_only_it_is_trained(backbone, ids):
     before = logits(backbone.model, ids)
-    add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=3))
+    add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=3))
     with use_adapter(backbone.model, "a"):
         assert torch.equal(logits(backbone.model, ids), before)
     trained = {id(p) for p in backbone.model.parameters() if p.requires_grad}
@@ -46,7 +46,7 @@ def test_a_new_adapter_is_the_identity_and_only_it_is_trained(backbone, ids):
 
 
 def test_the_product_is_alpha_over_rank_times_a_and_b(backbone, ids, move_adapter):
-    add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=4, alpha=6.0))
+    add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=4, alpha=6.0))
     move_adapter(backbone.model, "a")
     _, module = next(lora_modules(backbone.model))
     x = torch.randn(2, 5, module.inputs)
@@ -58,11 +58,11 @@ def test_the_product_is_alpha_over_rank_times_a_and_b(backbone, ids, move_adapte
         torch.testing.assert_close(module(x), plain + low_rank)
 
 
-def test_adapters_on_one_trunk_do_not_disturb_each_other(backbone, ids, move_adapter):
+def test_adapters_on_one_backbone_do_not_disturb_each_other(backbone, ids, move_adapter):
     bare = logits(backbone.model, ids)
     found = {}
     for seed, name in enumerate(("a", "b")):
-        add_adapter(backbone.model, backbone.trunk.layers, name, Lora(rank=2, top=1.0 if name == "a" else 0.5))
+        add_adapter(backbone.model, backbone.decoder.layers, name, Lora(rank=2, top=1.0 if name == "a" else 0.5))
         move_adapter(backbone.model, name, seed)
         with use_adapter(backbone.model, name):
             found[name] = logits(backbone.model, ids)
@@ -75,7 +75,7 @@ def test_adapters_on_one_trunk_do_not_disturb_each_other(backbone, ids, move_ada
 
 def test_gradients_reach_the_active_adapter_alone(backbone, ids):
     for name in ("a", "b"):
-        add_adapter(backbone.model, backbone.trunk.layers, name, Lora(rank=2))
+        add_adapter(backbone.model, backbone.decoder.layers, name, Lora(rank=2))
     with use_adapter(backbone.model, "a"):
         backbone.model(ids).logits.logsumexp(-1).sum().backward()
     assert all(p.grad is None for p in adapter_parameters(backbone.model, "b").values())
@@ -84,7 +84,7 @@ def test_gradients_reach_the_active_adapter_alone(backbone, ids):
 
 def test_use_adapter_restores_what_was_active_even_after_an_error(backbone):
     for name in ("a", "b"):
-        add_adapter(backbone.model, backbone.trunk.layers, name, Lora(rank=2))
+        add_adapter(backbone.model, backbone.decoder.layers, name, Lora(rank=2))
 
     def active():
         return {module.active for _, module in lora_modules(backbone.model)}
@@ -100,15 +100,15 @@ def test_use_adapter_restores_what_was_active_even_after_an_error(backbone):
 
 @pytest.mark.parametrize(("top", "stop", "expected"), [(0.5, None, {2, 3}), (1.0, None, {0, 1, 2, 3}), (0.01, 3, {2})])
 def test_top_adapts_the_last_layers_below_stop(backbone, top, stop, expected):
-    first = add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=2, top=top), stop=stop)
+    first = add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2, top=top), stop=stop)
     assert adapted_layers(backbone.model, "a") == expected
     assert first == min(expected)
 
 
 def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(backbone):
-    add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=2, top=0.5))
+    add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2, top=0.5))
     with pytest.raises(ConfigError, match="adapter 'a' already"):
-        add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=2))
+        add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2))
     assert adapted_layers(backbone.model, "a") == {2, 3}
 
 
@@ -161,7 +161,7 @@ def test_a_saved_policy_comes_back_with_the_same_layers_and_logits(family, tmp_p
 
 def test_merged_weights_load_in_plain_transformers_with_the_same_logits(family, tmp_path, ids, move_adapter):
     policy = Policy(load_backbone(f"random:{family}?layers=4&hidden=32", dtype=torch.float64), Lora(rank=3, top=0.5))
-    add_adapter(policy.model, policy.trunk.layers, "other", Lora(rank=2))
+    add_adapter(policy.model, policy.decoder.layers, "other", Lora(rank=2))
     move_adapter(policy.model, "policy")
     move_adapter(policy.model, "other")
     with policy.policy_mode():
@@ -174,11 +174,11 @@ def test_merged_weights_load_in_plain_transformers_with_the_same_logits(family, 
 
 
 def test_a_folder_of_another_shape_or_without_an_adapter_is_refused(backbone, tmp_path):
-    add_adapter(backbone.model, backbone.trunk.layers, "a", Lora(rank=2, top=0.5))
+    add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2, top=0.5))
     with pytest.raises(ModelError, match=r"holds no adapter: there is no adapter_model\.safetensors"):
         load_adapter(backbone.model, "a", tmp_path)
     for name, spec in {"deeper": Lora(rank=2), "wider": Lora(rank=1, top=0.5)}.items():
-        add_adapter(backbone.model, backbone.trunk.layers, name, spec)
+        add_adapter(backbone.model, backbone.decoder.layers, name, spec)
         save_adapter(backbone.model, name, spec, tmp_path / name, base="random:llama")
         before = {key: value.clone() for key, value in adapter_parameters(backbone.model, "a").items()}
         with pytest.raises(ModelError, match="does not fit this model or its Lora"):

@@ -6,11 +6,11 @@ import torch
 from families import FEATURES, FEATURES_WITHOUT_WINDOWS, WINDOW, backbone_of, model_with
 from poise.errors import ModelError
 from poise.models.adapters import Lora
+from poise.models.decoder import Decoder
 from poise.models.families import FAMILIES, context_of
 from poise.models.fused import fuses
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
@@ -73,9 +73,9 @@ def test_rows_that_share_a_prompt_are_sampled_with_the_logprobs_of_transformers(
 
 def test_windows_that_no_row_reaches_leave_the_faster_layers_to_run():
     for family in ("mistral", "qwen2", "qwen3"):
-        trunk = Trunk(model_with(family, FEATURES[family]))
-        assert fuses(trunk, WINDOW)
-        assert not fuses(trunk, WINDOW + 1)
+        decoder = Decoder(model_with(family, FEATURES[family]))
+        assert fuses(decoder, WINDOW)
+        assert not fuses(decoder, WINDOW + 1)
 
 
 def test_rows_longer_than_the_angles_of_short_ones_hold_are_beyond_the_context():
@@ -87,4 +87,4 @@ def test_a_kind_of_layer_that_is_neither_full_nor_windowed_is_refused():
     config = model_with("qwen2", FEATURES["qwen2"])
     config.config.layer_types[1] = "chunked_attention"
     with pytest.raises(ModelError, match="layers of kind chunked_attention are not supported"):
-        Trunk(config)
+        Decoder(config)

@@ -41,7 +41,7 @@ def test_states_and_gradients_are_those_of_the_familys_own_layers(family, lora, 
         for parameter in policy.parameters().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     rows = SharedRows.of_lists(ROWS, STARTS)
-    assert runs_flat(policy.trunk, rows)
+    assert runs_flat(policy.decoder, rows)
 
     def gradients():
         values, _ = policy.logprobs(rows)
@@ -52,7 +52,7 @@ def test_states_and_gradients_are_those_of_the_familys_own_layers(family, lora, 
         return values.detach(), found
 
     ours, our_slopes = gradients()
-    monkeypatch.setattr("poise.models.shared_pass.runs_flat", lambda trunk, rows: False)
+    monkeypatch.setattr("poise.models.shared_pass.runs_flat", lambda decoder, rows: False)
     theirs, their_slopes = gradients()
     # transformers normalises in float32 whatever the states are
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -75,8 +75,8 @@ def test_a_layer_that_is_run_again_for_the_gradient_gives_the_same_one():
 
 
 def test_padding_is_not_computed_and_reads_as_zero():
-    trunk = load_backbone("random:llama").trunk
-    rows = run_shared(trunk, SharedRows.of_lists(ROWS, STARTS))
+    decoder = load_backbone("random:llama").decoder
+    rows = run_shared(decoder, SharedRows.of_lists(ROWS, STARTS))
     inside = rows.response_mask[:, : rows.width]
     assert (rows.known_states.responses[~inside] == 0).all()
     assert (rows.known_states.responses[inside].abs().sum(-1) > 0).all()
@@ -110,8 +110,8 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts():
                 found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.policy_mode() as trunk:
-            above = run_shared(trunk, rows, stop=depth)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), policy.policy_mode() as decoder:
+            above = run_shared(decoder, rows, stop=depth)
         assert above.depth == depth
     config, element = policy.model.config, policy.backbone.dtype.itemsize
     width = config.hidden_size // config.num_attention_heads
@@ -122,10 +122,10 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts():
 
 def test_long_rows_and_other_families_run_their_own_layers(monkeypatch):
     rows = SharedRows.of_lists(ROWS, STARTS)
-    assert not runs_flat(load_backbone("random:gpt2").trunk, rows)
-    trunk = load_backbone("random:llama").trunk
+    assert not runs_flat(load_backbone("random:gpt2").decoder, rows)
+    decoder = load_backbone("random:llama").decoder
     monkeypatch.setattr("poise.models.flat.LONGEST", 7)
-    assert not runs_flat(trunk, rows)
+    assert not runs_flat(decoder, rows)
 
 
 def test_the_norm_is_the_root_mean_square_one_with_a_right_gradient():

@@ -1,11 +1,11 @@
-"""The trunk as generation runs it is the trunk: merged, packed and side by side, it computes the same."""
+"""The backbone as generation runs it is the backbone: merged, packed and side by side, it computes the same."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from poise.models.adapters import Lora, adapter_parameters, lora_modules
-from poise.models.fused import FusedLinear, FusedTrunk, fuses, merged_weight, packs
+from poise.models.fused import FusedDecoder, FusedLinear, fuses, merged_weight, packs
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
 
@@ -28,12 +28,12 @@ def adapted(family, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "qwen"])
 @pytest.mark.parametrize("adapter", [None, "policy"])
-def test_it_gives_the_logits_of_the_trunk_with_the_adapter_on_or_off(family, adapter):
+def test_it_gives_the_logits_of_the_backbone_with_the_adapter_on_or_off(family, adapter):
     policy = adapted(family, torch.float64)
     ids = torch.randint(4, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-    with policy.policy_mode() if adapter else policy.reference() as trunk:
-        expected = trunk.logits(trunk.run(trunk.embed(ids)))
-    fused = FusedTrunk(policy.trunk, adapter=adapter, dtype=torch.float64)
+    with policy.policy_mode() if adapter else policy.reference() as decoder:
+        expected = decoder.logits(decoder.run(decoder.embed(ids)))
+    fused = FusedDecoder(policy.decoder, adapter=adapter, dtype=torch.float64)
 
     rotation = tuple(part[:17].repeat(3, 1) for part in fused.rotation(20))
 
@@ -73,7 +73,7 @@ def test_packed_products_are_the_plain_ones_up_to_the_rounding_of_bf16():
 
 
 def test_families_and_settings_that_it_does_not_compute_are_left_to_transformers(policy):
-    assert fuses(policy.trunk, 512)
-    assert not fuses(load_backbone("random:gpt2").trunk, 512)
-    policy.trunk.config.hidden_act = "gelu"
-    assert not fuses(policy.trunk, 512)
+    assert fuses(policy.decoder, 512)
+    assert not fuses(load_backbone("random:gpt2").decoder, 512)
+    policy.decoder.config.hidden_act = "gelu"
+    assert not fuses(policy.decoder, 512)

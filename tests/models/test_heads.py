@@ -100,7 +100,7 @@ def test_pooling_is_what_its_name_says(dialogues):
     rows, starts = ScoreModel(backbone).encode(*dialogues)
     for row, start in zip(rows, starts, strict=True):
         with torch.no_grad():
-            hidden = backbone.trunk.run(backbone.trunk.embed(torch.tensor([row])), stop=2)[0]
+            hidden = backbone.decoder.run(backbone.decoder.embed(torch.tensor([row])), stop=2)[0]
         response = hidden[start:] if len(row) > start else hidden[-1:]
         expected = {"mean": response.mean(0), "last": hidden[-1]}
         expected["mean+prompt"] = torch.cat([expected["mean"], hidden[start - 1]])
@@ -125,9 +125,9 @@ def test_an_empty_response_is_pooled_at_the_prompts_last_token(pooling):
     model, prompt = make(pooling), Prompt.of("Hello")
     rows, starts = model.encode([prompt], [""])
     assert len(rows[0]) == starts[0]
-    trunk = model.backbone[0].trunk
+    decoder = model.backbone[0].decoder
     with torch.no_grad():
-        last = trunk.run(trunk.embed(torch.tensor(rows)), stop=model.depth)[0, -1]
+        last = decoder.run(decoder.embed(torch.tensor(rows)), stop=model.depth)[0, -1]
     expected = torch.cat([last, last]) if pooling == "mean+prompt" else last
     torch.testing.assert_close(model.pooled_all(rows, starts)[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -183,8 +183,8 @@ def test_states_below_the_first_trained_layer_may_be_kept(dialogues, lora):
 
 
 @pytest.mark.parametrize("depth", [0, 5])
-def test_a_depth_that_the_trunk_does_not_have_is_refused(depth):
-    with pytest.raises(ConfigError, match=f"depth {depth} of a trunk with 4 layers: choose 1 to 4"):
+def test_a_depth_that_the_backbone_does_not_have_is_refused(depth):
+    with pytest.raises(ConfigError, match=f"depth {depth} of a backbone with 4 layers: choose 1 to 4"):
         ScoreModel(load_backbone(NAME), depth=depth)
 
 
@@ -242,7 +242,7 @@ def test_values_through_the_model_do_not_see_later_tokens():
     backbone = load_backbone(NAME)
     rows = SharedRows.of_lists([[10, 11, 12, 20, 21, 22], [10, 11, 12, 20, 99, 98]], [3, 3])
     with torch.no_grad():
-        features = Critics.features(run_shared(backbone.trunk, rows, stop=2))
+        features = Critics.features(run_shared(backbone.decoder, rows, stop=2))
     assert torch.equal(features[0, :2], features[1, :2])
     assert not torch.equal(features[0, 2], features[1, 2])
 

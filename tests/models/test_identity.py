@@ -36,7 +36,7 @@ def test_features_of_a_replaced_model_are_computed_anew(tmp_path):
     assert not torch.equal(*found)
 
 
-def test_an_adapter_that_was_merged_into_the_trunk_is_part_of_what_it_is():
+def test_an_adapter_that_was_merged_into_the_backbone_is_part_of_what_it_is():
     policy = Policy(load_backbone("random:llama"))
     before = policy.backbone.checksum
     with torch.no_grad():

@@ -107,8 +107,8 @@ def test_a_backbone_is_frozen_and_evaluating(family):
 def test_tiny_models_have_the_size_they_were_asked_for_and_run(family, options, ids):
     backbone = load_backbone(f"random:{family}{options}")
     wanted = dict(pair.split("=") for pair in options[1:].split("&") if pair)
-    assert backbone.trunk.depth == int(wanted.get("layers", 2))
-    assert backbone.trunk.width == int(wanted.get("hidden", 64))
+    assert backbone.decoder.depth == int(wanted.get("layers", 2))
+    assert backbone.decoder.width == int(wanted.get("hidden", 64))
     assert torch.isfinite(backbone.model(ids).logits).all()
 
 
@@ -160,7 +160,7 @@ def test_smollm_answers_a_question_it_knows():
     from poise.types import Prompt, Sampling
 
     backbone = load_backbone("smollm2-135m", dtype=torch.bfloat16)
-    assert (backbone.trunk.depth, backbone.trunk.width, backbone.dtype) == (30, 576, torch.bfloat16)
+    assert (backbone.decoder.depth, backbone.decoder.width, backbone.dtype) == (30, 576, torch.bfloat16)
     engine = NativeEngine(Policy(backbone, Lora(rank=1, top=0.1)))
     prompt = Prompt.of("What is the capital of France?")
     (completion,) = engine.generate([prompt], Sampling(max_tokens=12, temperature=0))

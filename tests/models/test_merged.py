@@ -118,8 +118,8 @@ def test_an_adapter_trained_on_it_names_a_base_that_every_program_loads(base, tm
             parameter.add_(0.1)
         policy.save_pretrained(tmp_path / "second")
         theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "second")(IDS).logits
-        with policy.policy_mode() as trunk:
-            torch.testing.assert_close(theirs, trunk.logits(trunk.run(trunk.embed(IDS))), atol=1e-4, rtol=1e-4)
+        with policy.policy_mode() as decoder:
+            torch.testing.assert_close(theirs, decoder.logits(decoder.run(decoder.embed(IDS))), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

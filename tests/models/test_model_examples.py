@@ -8,7 +8,7 @@ import pytest
 MODULES = (
     "data.batching",
     "models.tiny",
-    "models.trunk",
+    "models.decoder",
     "rollout.native",
     "rollout.scripted",
 )

@@ -5,10 +5,10 @@ import torch
 
 from poise.errors import ModelError
 from poise.models.adapters import Lora
+from poise.models.decoder import pad_rows
 from poise.models.load import load_backbone
 from poise.models.policy import Policy, load_policy
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import pad_rows
 
 PROMPT_LENGTHS, RESPONSE_LENGTHS = (3, 5, 2), (4, 0, 7)
 
@@ -107,7 +107,7 @@ def test_states_of_the_lower_layers_may_be_given(backbone, rows, move_adapter, t
         torch.testing.assert_close(given, computed, atol=1e-6, rtol=1e-6)
 
 
-def test_the_reference_is_the_bare_trunk_and_stays_it_while_the_policy_learns(backbone, rows):
+def test_the_reference_is_the_bare_backbone_and_stays_it_while_the_policy_learns(backbone, rows):
     bare = [plain(backbone.model, row, start)[0] for row, start in zip(rows, PROMPT_LENGTHS, strict=True)]
     policy = Policy(backbone, Lora(rank=2))
     ids, starts, mask = inputs(rows)
@@ -196,7 +196,7 @@ def test_critics_read_frozen_states_below_the_adapter_and_middle_states_of_a_who
     assert whole.frozen_states(shared) is shared
     read = whole.critic_states(shared)
     assert read.depth == 2
-    expected = whole.trunk.run(whole.trunk.embed(torch.tensor([rows[0]])), stop=2)[0]
+    expected = whole.decoder.run(whole.decoder.embed(torch.tensor([rows[0]])), stop=2)[0]
     torch.testing.assert_close(read.known_states.responses[0, :4], expected[3:].detach())
     assert not read.known_states.responses.requires_grad
 

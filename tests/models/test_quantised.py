@@ -1,4 +1,4 @@
-"""Four-bit trunks: refused where they cannot work, and adapters that do not read sizes off packed weights."""
+"""Four-bit backbones: refused where they cannot work, and adapters that do not read sizes off packed weights."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from families import FEATURES, backbone_of, model_with
 from poise.errors import ConfigError, DataError
+from poise.models.decoder import Decoder
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
@@ -22,8 +22,8 @@ STARTS = [len(PROMPTS[prompt]) for prompt, _ in RESPONSES]
 
 
 @pytest.fixture(params=["llama", "qwen", "gpt2"])
-def trunk(request):
-    return load_backbone(f"random:{request.param}?layers=3").trunk
+def decoder(request):
+    return load_backbone(f"random:{request.param}?layers=3").decoder
 
 
 def states_of(rows):
@@ -50,11 +50,11 @@ def test_padded_rows_are_split_as_lists_are():
     assert torch.equal(rows.response_ids, SharedRows.of_lists(ROWS, STARTS).response_ids)
 
 
-def test_states_and_gradients_are_those_of_whole_rows(trunk):
-    shared = run_shared(trunk, SharedRows.of_lists(ROWS, STARTS))
-    weight = next(trunk.layers[0].parameters()).requires_grad_(True)
-    shared = run_shared(trunk, SharedRows.of_lists(ROWS, STARTS))
-    whole = [trunk.run(trunk.embed(torch.tensor([row])))[0] for row in ROWS]
+def test_states_and_gradients_are_those_of_whole_rows(decoder):
+    shared = run_shared(decoder, SharedRows.of_lists(ROWS, STARTS))
+    weight = next(decoder.layers[0].parameters()).requires_grad_(True)
+    shared = run_shared(decoder, SharedRows.of_lists(ROWS, STARTS))
+    whole = [decoder.run(decoder.embed(torch.tensor([row])))[0] for row in ROWS]
     for states, expected, start in zip(states_of(shared), whole, STARTS, strict=True):
         torch.testing.assert_close(states, expected[start:], atol=1e-5, rtol=1e-5)
     for state, expected, start in zip(shared.prompt_ends(), whole, STARTS, strict=True):
@@ -66,14 +66,14 @@ def test_states_and_gradients_are_those_of_whole_rows(trunk):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_may_stop_at_a_layer_and_go_on_from_there_in_parts(trunk):
+def test_a_run_may_stop_at_a_layer_and_go_on_from_there_in_parts(decoder):
     rows = SharedRows.of_lists(ROWS, STARTS)
     with torch.no_grad():
-        expected = run_shared(trunk, rows)
-        half = run_in_parts(trunk, rows, stop=2, tokens=8)
-        found = run_shared(trunk, half)
+        expected = run_shared(decoder, rows)
+        half = run_in_parts(decoder, rows, stop=2, tokens=8)
+        found = run_shared(decoder, half)
         chosen = torch.tensor([4, 1])
-        selected = run_shared(trunk, half.select(chosen))
+        selected = run_shared(decoder, half.select(chosen))
     assert half.depth == 2
     for row, states in enumerate(states_of(found)):
         torch.testing.assert_close(states, states_of(expected)[row], atol=1e-5, rtol=1e-5)
@@ -81,19 +81,19 @@ def test_a_run_may_stop_at_a_layer_and_go_on_from_there_in_parts(trunk):
         torch.testing.assert_close(states, states_of(expected)[row], atol=1e-5, rtol=1e-5)
 
 
-def test_states_that_predict_begin_at_the_prompts_end(trunk):
+def test_states_that_predict_begin_at_the_prompts_end(decoder):
     with torch.no_grad():
-        rows = run_shared(trunk, SharedRows.of_lists(ROWS, STARTS))
+        rows = run_shared(decoder, SharedRows.of_lists(ROWS, STARTS))
     found = rows.predicting()
     assert found.shape == rows.known_states.responses.shape
     assert torch.equal(found[1, 0], rows.known_states.prompts[1, 1])
     assert torch.equal(found[1, 1:], rows.known_states.responses[1, :-1])
 
 
-def test_rows_without_any_response_have_prompt_states_alone(trunk):
+def test_rows_without_any_response_have_prompt_states_alone(decoder):
     with torch.no_grad():
-        rows = run_shared(trunk, SharedRows.of_lists([[5, 6], [7]], [2, 1]))
-        expected = trunk.run(trunk.embed(torch.tensor([[5, 6]])))[0, -1]
+        rows = run_shared(decoder, SharedRows.of_lists([[5, 6], [7]], [2, 1]))
+        expected = decoder.run(decoder.embed(torch.tensor([[5, 6]])))[0, -1]
     assert rows.width == 0
     torch.testing.assert_close(rows.prompt_ends()[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -117,19 +117,19 @@ def test_buckets_hold_every_row_once_and_only_a_single_row_may_exceed_the_budget
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_row_beyond_the_context_or_the_embedding_is_named_with_what_to_do(family):
-    trunk = Trunk(model_with(family, FEATURES[family]))
+    decoder = Decoder(model_with(family, FEATURES[family]))
     rows = SharedRows.of_lists([[5, 6, 7], [5] * 65], [2, 60])
     with pytest.raises(DataError, match=r"row 1 of 2 has 65 tokens, 60 of them.* and the model reads 64: lower"):
-        run_shared(trunk, rows)
-    run_shared(trunk, SharedRows.of_lists([[5] * 64], [60]))
+        run_shared(decoder, rows)
+    run_shared(decoder, SharedRows.of_lists([[5] * 64], [60]))
     with pytest.raises(DataError, match=r"response 0 of 1 has the token 260, and the model's embedding has 260"):
-        run_shared(trunk, SharedRows.of_lists([[5, 6, 260]], [2]))
+        run_shared(decoder, SharedRows.of_lists([[5, 6, 260]], [2]))
 
 
 def test_a_padding_token_beyond_the_embedding_is_never_embedded():
     backbone = backbone_of(model_with("gpt2", FEATURES["gpt2"]))
     backbone.tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    assert backbone.tokenizer.pad_token_id >= backbone.trunk.vocabulary
+    assert backbone.tokenizer.pad_token_id >= backbone.decoder.vocabulary
     prompts = [Prompt.of("a"), Prompt.of("What now?")]
     engine = NativeEngine(Policy(backbone))
     assert len(engine.generate(prompts, Sampling(max_tokens=3))) == 2

@@ -36,7 +36,7 @@ def transformers_logprobs(policy, ids, starts, mask):
 @pytest.fixture(params=["flat", "padded"])
 def way(request, monkeypatch):
     if request.param == "padded":
-        monkeypatch.setattr(shared_pass, "runs_flat", lambda trunk, rows: False)
+        monkeypatch.setattr(shared_pass, "runs_flat", lambda decoder, rows: False)
     return request.param
 
 
@@ -87,7 +87,7 @@ def test_a_score_model_pools_the_tokens_in_the_mask(pooling):
     model = ScoreModel(backbone, [Channel(name="reward")], pooling=pooling, depth=1)
     ids, starts, mask = padded_rows()
     found = model.pooled(SharedRows.of(ids, starts, mask))
-    trunk = backbone.trunk
+    decoder = backbone.decoder
     for row, start in enumerate(starts.tolist()):
-        states = trunk.run(trunk.embed(ids[row : row + 1]), stop=1)[0, start : start + WIDTH][mask[row]]
+        states = decoder.run(decoder.embed(ids[row : row + 1]), stop=1)[0, start : start + WIDTH][mask[row]]
         torch.testing.assert_close(found[row], states.mean(0) if pooling == "mean" else states[-1])

@@ -68,7 +68,7 @@ def plain_norm(self, module, dtype):
 
 def test_windows_that_generation_does_not_keep_are_found(monkeypatch):
     policy = Policy(backbone_of(model_with("mistral", FEATURES["mistral"])))
-    monkeypatch.setattr("poise.rollout.native.fuses", lambda trunk, columns: True)
+    monkeypatch.setattr("poise.rollout.native.fuses", lambda decoder, columns: True)
     with pytest.raises(ModelError, match="computed in generation differ"):
         NativeEngine(policy).generate([Prompt.of("a")], Sampling(max_tokens=2))
 

@@ -15,20 +15,20 @@ from poise.experiment.planning import plan_stages
 from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
-from poise.plan.costs import Costs, Setting
+from poise.plan.compute import Compute, Setting
 from poise.plan.machines import named_machine, this_machine
+from poise.plan.model_sizes import MODEL_SIZES, model_size
 from poise.plan.probe import _seconds, _works, probe
-from poise.plan.shapes import SHAPES, shape_of
 from poise.plan.work import Tokens
 from poise.recipes.safe_rlhf import safe_rlhf
 
 H100S = named_machine("h100x8")
-SEVEN = Costs(shape=SHAPES["7b"], machine=H100S, setting=Setting(processes=8, is_sharded=True))
+SEVEN = Compute(model=MODEL_SIZES["7b"], machine=H100S, setting=Setting(processes=8, is_sharded=True))
 
 
-def seconds(costs, **given):
+def seconds(compute, **given):
     given = {"arms": ("lagrangian",), "most_prompts": 24, **given}
-    return sum(stage.seconds for stage in plan_stages(safe_rlhf, given, costs, Tokens()))
+    return sum(stage.seconds for stage in plan_stages(safe_rlhf, given, compute, Tokens()))
 
 
 def with_setting(**changes):
@@ -37,20 +37,20 @@ def with_setting(**changes):
 
 @pytest.mark.parametrize("name", ["random:llama", "random:qwen?layers=3", "random:gpt2"])
 def test_a_shape_counts_the_weights_of_the_model(name):
-    shape, model = shape_of(name), load_backbone(name).model
+    size, model = model_size(name), load_backbone(name).model
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n)
-    assert shape.parameters == matrices
+    assert size.parameters == matrices
     policy = Policy(load_backbone(name), Lora(rank=4))
-    assert shape.adapter_parameters(rank=4) == sum(p.numel() for p in policy.parameters().values())
+    assert size.adapter_parameters(rank=4) == sum(p.numel() for p in policy.parameters().values())
 
 
 def test_the_named_shapes_have_the_sizes_that_their_names_say():
-    assert [round(SHAPES[name].parameters / 1e9, 1) for name in ("1.5b", "7b", "70b")] == [1.5, 7.6, 70.6]
+    assert [round(MODEL_SIZES[name].parameters / 1e9, 1) for name in ("1.5b", "7b", "70b")] == [1.5, 7.6, 70.6]
 
 
 def test_a_model_or_machine_that_does_not_exist_is_named():
     with pytest.raises(ModelError, match="no model '13b'"):
-        shape_of("13b")
+        model_size("13b")
     with pytest.raises(ConfigError, match="h100x8"):
         named_machine("tpu")
 
@@ -70,7 +70,7 @@ def test_sharding_divides_the_weights_and_costs_time():
     assert SEVEN.weights() < 0.3 * alone.weights()
     assert SEVEN.forward(1e5) > alone.forward(1e5)
     full = with_setting(is_full=True)
-    states = 16 * SHAPES["7b"].parameters / 8
+    states = 16 * MODEL_SIZES["7b"].parameters / 8
     assert states < full.weights() < 1.5 * states
 
 
@@ -83,7 +83,7 @@ def test_recomputation_trades_time_for_memory():
 def pretend(monkeypatch, seconds):
     """Let the four works of a probe at a depth take these seconds, which may follow from how often they were done."""
 
-    def works(shape, depth):
+    def works(size, depth):
         calls = itertools.count()
         return [partial(lambda index: seconds(depth, next(calls) // 4)[index], index) for index in range(4)]
 
@@ -92,20 +92,20 @@ def pretend(monkeypatch, seconds):
 
 
 def test_a_pass_through_half_of_the_layers_costs_half(monkeypatch):
-    layers = SHAPES["7b"].layers
+    layers = MODEL_SIZES["7b"].layers
     clock = {1: (1.0, 3.0, 2.0, 10.0), 4: (2.5, 9.0, 6.8, 34.0)}  # the longer generation has 16 steps more
     pretend(monkeypatch, lambda depth, calls: clock[depth])
-    measured = probe(shape_of("random:llama"))
+    measured = probe(model_size("random:llama"))
     assert (measured.decoding_layer, measured.decoding_head) == pytest.approx((0.4, 0.1))
     assert measured.training_layer / measured.forward_layer == pytest.approx(4.0)
-    for costs in (SEVEN, replace(SEVEN, probe=measured)):
-        assert costs.forward(1e5, layers=layers / 2) == pytest.approx(costs.forward(1e5) / 2, rel=0.01)
+    for compute in (SEVEN, replace(SEVEN, probe=measured)):
+        assert compute.forward(1e5, layers=layers / 2) == pytest.approx(compute.forward(1e5) / 2, rel=0.01)
 
 
 def test_a_machine_too_busy_to_be_measured_says_so(monkeypatch):
     pretend(monkeypatch, lambda depth, calls: (1.0, 1.0, 1.0, 2.0))
     with pytest.raises(ConfigError, match="4 layers took no longer than 1"):
-        probe(shape_of("random:llama"))
+        probe(model_size("random:llama"))
 
 
 def test_times_that_make_no_sense_are_measured_again(monkeypatch):
@@ -113,15 +113,15 @@ def test_times_that_make_no_sense_are_measured_again(monkeypatch):
     quiet = {1: (1.0, 3.0, 2.0, 10.0), 4: (2.5, 9.0, 6.8, 34.0)}
     busy = {1: (9.0, 9.0, 9.0, 90.0), 4: quiet[4]}
     pretend(monkeypatch, lambda depth, calls: (busy if calls < 5 else quiet)[depth])
-    assert probe(shape_of("random:llama")).decoding_layer == pytest.approx(0.4)
+    assert probe(model_size("random:llama")).decoding_layer == pytest.approx(0.4)
 
 
 def test_every_pass_of_a_probe_takes_time():
-    assert all(_seconds(work) > 0 for work in _works(shape_of("random:llama"), 1))
+    assert all(_seconds(work) > 0 for work in _works(model_size("random:llama"), 1))
 
 
 def test_this_machine_is_measured():
-    machine = this_machine(shape_of("random:llama?hidden=256"))
+    machine = this_machine(model_size("random:llama?hidden=256"))
     assert 1e8 < machine.peak < 1e16 and 1e8 < machine.bandwidth < 1e14 and 0 < machine.call < 1e-2
     assert machine.rate(1) < machine.rate(64) <= machine.rate(4096) <= machine.peak
     assert machine.is_gpu == torch.cuda.is_available()

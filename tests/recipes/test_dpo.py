@@ -17,9 +17,9 @@ from poise.errors import ConfigError, DataError
 from poise.experiment.planning import plan_stages
 from poise.files import read_json, read_jsonl_tolerant
 from poise.pipeline import preferences as pipeline_preferences
-from poise.plan.costs import Costs
+from poise.plan.compute import Compute
 from poise.plan.machines import named_machine
-from poise.plan.shapes import SHAPES
+from poise.plan.model_sizes import SHAPES
 from poise.plan.work import Tokens
 from poise.recipes.dpo import LossName
 from poise.train import preference
@@ -233,7 +233,7 @@ def test_too_few_rows_to_hold_any_out_are_not_measured_and_the_claim_says_so(tmp
 
 
 def planned(**given: Any) -> list[str]:
-    costs = Costs(shape=SHAPES["7b"], machine=named_machine("h100x8"))
+    costs = Compute(shape=SHAPES["7b"], machine=named_machine("h100x8"))
     return [stage.name for stage in plan_stages(poise.dpo, {"most_prompts": 24, **given}, costs, Tokens())]
 
 

@@ -70,7 +70,7 @@ def test_every_objective_is_judged_over_two_seeds(finished: Path) -> None:
         assert len(figure["by_seed"]) == 2
         assert figure["pooled"]["n"] == sum(each["n"] for each in figure["by_seed"])
         assert figure["pooled"]["low"] <= figure["pooled"]["value"] <= figure["pooled"]["high"]
-        assert figure["spread"] >= 0
+        assert figure["sd"] >= 0
     assert summary["tables"]["lagrangian"].keys() >= {"compliance_ratio", "compliance_difference", "helpful_win_rate"}
 
 

@@ -17,7 +17,7 @@ def policy(request):
     with torch.no_grad():
         for parameter in adapter_parameters(policy.model, "policy").values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        policy.trunk.final_norm.weight.mul_(6.0)
+        policy.decoder.final_norm.weight.mul_(6.0)
     return policy
 
 

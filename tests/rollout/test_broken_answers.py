@@ -17,7 +17,7 @@ from poise.types import Prompt, Sampling
 
 PROMPTS = [Prompt.of(text) for text in ("Hello", "Why?", "How do I kill a Python process?")]
 SAMPLING = Sampling(max_tokens=4, seed=3)
-PATIENT = {"pause": 0.01, "attempts": 2, "seconds": 5.0}
+PATIENT = {"backoff_s": 0.01, "attempts": 2, "seconds": 5.0}
 
 
 @pytest.mark.parametrize("fault", sorted(ANSWERS))
@@ -136,7 +136,7 @@ class LeavingChat(Leaving, ChatServer):
 
 def test_a_server_that_leaves_takes_nothing_with_it(tmp_path):
     prompts = [Prompt.of(f"Question {number}") for number in range(50)]
-    settings = PATIENT | {"concurrency": 1, "pause": 0.05}
+    settings = PATIENT | {"concurrency": 1, "backoff_s": 0.05}
     with LeavingChat() as server:
         found = ServerEngine(server.url, "imitation", **settings).generate(prompts, SAMPLING)
     assert [c.finish == "error" for c in found] == [False] * 2 + [True] * 48

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from poise.errors import ConfigError, EngineError
+from poise.models.decoder import pad_rows
 from poise.models.load import load_backbone
 from poise.models.policy import Policy, load_policy
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import pad_rows
 from poise.rollout.cache import RowCache
 from poise.rollout.generation import FusedForward, LayerForward, StaticForward
 from poise.rollout.native import NativeEngine
@@ -133,8 +133,8 @@ def test_steps_of_few_shapes_draw_the_same(model, prompts, monkeypatch):
         shapes.add((span, width))
         look(self, span, width, masked=masked)
 
-    def static(self, trunk, columns, dtype):
-        return StaticForward(trunk, adapter=policy.adapter, dtype=dtype, columns=columns)
+    def static(self, decoder, columns, dtype):
+        return StaticForward(decoder, adapter=policy.adapter, dtype=dtype, columns=columns)
 
     monkeypatch.setattr(RowCache, "look", recording)
     monkeypatch.setattr(NativeEngine, "_forward", static)

@@ -25,7 +25,7 @@ SAMPLING = Sampling(max_tokens=4, samples=2, seed=3)
 @pytest.fixture
 def patient():
     """Settings of an engine that retries quickly."""
-    return {"pause": 0.01, "attempts": 3, "seconds": 5.0}
+    return {"backoff_s": 0.01, "attempts": 3, "seconds": 5.0}
 
 
 def test_every_request_has_its_own_seed_and_the_settings_asked_for():

@@ -140,7 +140,7 @@ def test_a_server_that_refuses_the_adapter_is_an_error_with_a_way_out(policy, tm
 
 def test_a_load_whose_answer_was_lost_and_a_server_that_was_restarted_are_survived(policy, tmp_path):
     with VLLMServer(BASE) as server:
-        engine = VLLMEngine(server.url, policy, folder=tmp_path, pause=0.01)
+        engine = VLLMEngine(server.url, policy, folder=tmp_path, backoff_s=0.01)
         engine.publish()
         server.adapters.clear()  # the server was restarted
         move(policy, 3)

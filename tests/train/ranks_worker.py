@@ -28,7 +28,7 @@ from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import GROUP_INVARIANT, PPO, RLOO
 from poise.train.checkpoint import write_tensors
-from poise.train.distributed import joined
+from poise.train.distributed import process_group
 from poise.train.limits import cvar
 from poise.train.loop import fit
 from poise.train.objectives import PID, Lagrangian, Limit
@@ -48,7 +48,7 @@ HALF, WHOLE = Lora(rank=2, top=0.5), Lora(rank=2)
 
 def supervised(lora: Lora | None, *, recompute: bool = False) -> SupervisedTrainer:
     first = tiny_policy(lora=HALF)
-    first.merge()  # so that the trunk is not as it was loaded
+    first.merge()  # so that the backbone is not as it was loaded
     policy = Policy(first.backbone, lora, adapter="second")
     policy.recompute = recompute
     demonstrations = [Demonstration(prompt=p, response=r) for p in PROMPTS for r in TEXTS]
@@ -96,7 +96,7 @@ LOOPS: dict[str, Callable[[], Any]] = {
     "supervised, adapter": lambda: supervised(HALF),
     "supervised, all weights": lambda: supervised(None),
     "supervised, recomputed": lambda: supervised(None, recompute=True),
-    "scores, frozen trunk": lambda: scores(None, hidden=8),
+    "scores, frozen backbone": lambda: scores(None, hidden=8),
     "scores, adapter": lambda: scores(WHOLE, hidden=0),
     "preferences, adapter": lambda: preferences(HALF, dpo(), PairFeedback),
     "preferences, all weights": lambda: preferences(None, dpo(), PairFeedback),
@@ -145,7 +145,7 @@ def in_processes(size: int, work: Callable[[], None]) -> None:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             try:
-                with joined():
+                with process_group():
                     work()
             except BaseException:
                 traceback.print_exc()

@@ -80,7 +80,7 @@ def test_what_is_measured_by_hand(measure, expected):
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 def test_the_costs_that_are_trained_on_have_the_mean_that_is_measured(measure):
     objective = Lagrangian(Limit(measure=measure))
-    costs = objective.shape(batch(*COSTS))[objective.limits[0].name]
+    costs = objective.shape_scores(batch(*COSTS))[objective.limits[0].name]
     assert objective.update(batch(*COSTS))["excess"] == pytest.approx(costs.mean().item(), abs=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_the_order_of_the_batch_changes_nothing(measure, order):
     name = objective.limits[0].name
     shuffled = [COSTS[i] for i in order]
     torch.testing.assert_close(
-        objective.shape(batch(*shuffled))[name], objective.shape(batch(*COSTS))[name][list(order)]
+        objective.shape_scores(batch(*shuffled))[name], objective.shape_scores(batch(*COSTS))[name][list(order)]
     )
     assert measured(measure, *shuffled) == pytest.approx(measured(measure, *COSTS))
 
@@ -99,7 +99,7 @@ def test_the_order_of_the_batch_changes_nothing(measure, order):
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 def test_costs_far_out_stay_finite(measure):
     objective = Lagrangian(Limit(measure=measure, at_most=0.0), PID())
-    shaped = objective.shape(batch(500.0, -500.0))
+    shaped = objective.shape_scores(batch(500.0, -500.0))
     assert all(values.isfinite().all() for values in shaped.values())
     assert all(math.isfinite(value) for value in objective.update(batch(500.0, -500.0)).values())
 
@@ -124,9 +124,9 @@ def test_one_channel_may_have_a_limit_of_each_measure():
 
 def test_the_worst_rewards_may_be_what_is_maximised():
     rewards = torch.tensor([1.0, 5.0, 2.0, 4.0], dtype=torch.float64)
-    shaped = Unconstrained(measure=cvar(0.5)).shape({"reward": rewards})["reward"]
+    shaped = Unconstrained(measure=cvar(0.5)).shape_scores({"reward": rewards})["reward"]
     assert shaped.tolist() == [0.0, 2.0, 2.0, 2.0]  # nothing is gained above 2, and the mean is that of 1 and 2
-    assert torch.equal(Unconstrained(measure=MEAN).shape({"reward": rewards})["reward"], rewards)
+    assert torch.equal(Unconstrained(measure=MEAN).shape_scores({"reward": rewards})["reward"], rewards)
 
 
 def test_a_window_says_where_the_tail_begins():
@@ -134,15 +134,17 @@ def test_a_window_says_where_the_tail_begins():
     objective.update(batch(10.0, 9.0, 1.0, 1.0, 1.0, 1.0))
     small = batch(2.0, 3.0)
     # of 10, 9, 1, 1, 1, 1, 2, 3 the worst quarter are 10 and 9
-    assert objective.shape(small)["cost_cvar25"].tolist() == [9.0, 9.0]
+    assert objective.shape_scores(small)["cost_cvar25"].tolist() == [9.0, 9.0]
     assert objective.update(small)["excess"] == 9.5
-    assert Lagrangian(Limit(measure=cvar(0.25))).shape(small)["cost_cvar25"].tolist() == [3.0, 3.0]
+    assert Lagrangian(Limit(measure=cvar(0.25))).shape_scores(small)["cost_cvar25"].tolist() == [3.0, 3.0]
 
 
 def test_the_scale_weighs_the_measure_for_policy_and_controller_but_not_in_what_is_reported():
     limit = Limit(at_most=0.1, measure=rate())
     plain, scaled = (Lagrangian(replace(limit, scale=scale), ProjectedAscent(rate=1.0)) for scale in (1.0, 10.0))
-    assert torch.equal(scaled.shape(batch(*COSTS))["cost_rate"], 10 * plain.shape(batch(*COSTS))["cost_rate"])
+    assert torch.equal(
+        scaled.shape_scores(batch(*COSTS))["cost_rate"], 10 * plain.shape_scores(batch(*COSTS))["cost_rate"]
+    )
     before, after = plain.update(batch(*COSTS)), scaled.update(batch(*COSTS))
     assert before["excess"] == after["excess"] == pytest.approx(0.5)
     assert (before["multiplier"], after["multiplier"]) == pytest.approx((1.5, 6.0))
@@ -176,7 +178,7 @@ def test_a_limit_of_a_category_sees_the_prompts_of_that_category_alone():
         Limit("cost", 0.0, measure=among("harmless", lambda prompt: prompt.tags["kind"] == "benign")),
     )
     scores = grouped(PROMPTS, 4.0, 2.0, -3.0, -1.0, objective=objective)
-    shaped = objective.shape(*scores)
+    shaped = objective.shape_scores(*scores)
     assert shaped["cost_theft"].tolist() == [8.0, 4.0, 0.0, 0.0]  # half of the prompts: twice the cost
     assert shaped["cost_rate_violence"].tolist() == [0.0, 2.0, 0.0, 0.0]
     assert shaped["cost_harmless"].tolist() == [0.0, 0.0, -12.0, 0.0]
@@ -211,7 +213,9 @@ def test_the_gradient_of_a_category_is_that_of_its_conditional_mean():
     for action in range(5):  # the expectation over actions, one at a time
         scores = grouped(PROMPTS, *costs[:, action].tolist(), objective=objective)
         weights = logits.softmax(-1)[:, action].detach()
-        total = total + (weights * objective.shape(*scores)["cost_theft"] * logits.log_softmax(-1)[:, action]).mean()
+        total = (
+            total + (weights * objective.shape_scores(*scores)["cost_theft"] * logits.log_softmax(-1)[:, action]).mean()
+        )
     total.backward()
     torch.testing.assert_close(logits.grad, exact)
 
@@ -219,7 +223,7 @@ def test_the_gradient_of_a_category_is_that_of_its_conditional_mean():
 def test_a_batch_without_the_category_moves_nothing_and_is_not_feasible_before_the_first():
     objective = Lagrangian(Limit("cost", 1.0, measure=per_category("theft")))
     harmless = grouped(PROMPTS[2:], 9.0, 9.0, objective=objective)
-    assert objective.shape(*harmless)["cost_theft"].tolist() == [0.0, 0.0]
+    assert objective.shape_scores(*harmless)["cost_theft"].tolist() == [0.0, 0.0]
     assert objective.update(*harmless) == {"multiplier": 1.0, "saturated": 0.0, "feasible": 0.0}
     objective.update(*grouped(PROMPTS[:1], 0.5, objective=objective))
     kept = objective.update(*harmless)
@@ -230,15 +234,18 @@ def test_the_weight_of_a_category_is_its_share_of_all_prompts_so_far():
     objective = Lagrangian(Limit(measure=per_category("theft")))
     objective.update(*grouped(PROMPTS, 1.0, 1.0, 1.0, 1.0, objective=objective))
     one_of_two = grouped(PROMPTS[1:3], 3.0, 1.0, objective=objective)
-    assert objective.shape(*one_of_two)["cost_theft"].tolist() == [3.0 * 6 / 3, 0.0]  # 3 of 6 prompts, not 1 of 2
+    assert objective.shape_scores(*one_of_two)["cost_theft"].tolist() == [
+        3.0 * 6 / 3,
+        0.0,
+    ]  # 3 of 6 prompts, not 1 of 2
     one_of_one = grouped(PROMPTS[:1], 3.0, objective=objective)
-    assert objective.shape(*one_of_one)["cost_theft"].tolist() == [3.0 * 5 / 3]
+    assert objective.shape_scores(*one_of_one)["cost_theft"].tolist() == [3.0 * 5 / 3]
 
 
 def test_a_batch_that_does_not_say_which_rows_are_in_the_group_is_refused():
     objective = Lagrangian(Limit(measure=per_category("theft")))
     with pytest.raises(ConfigError, match=r"belong to group 'theft', and was told of no group: pass `RolloutBatch"):
-        objective.shape(batch(1.0))
+        objective.shape_scores(batch(1.0))
     with pytest.raises(ConfigError, match="told of violence"):
         objective.update(batch(1.0), {"violence": torch.tensor([True])})
 
@@ -254,8 +261,8 @@ def test_a_restored_objective_continues_exactly_where_it_was():
         original.update(*grouped(PROMPTS, cost, 2 * cost, -cost, 1.0, objective=original))
     restored.load_state_dict(copy.deepcopy(original.state_dict()))
     scores = grouped(PROMPTS[1:], 2.0, 1.0, -3.0, objective=original)
-    for name, values in original.shape(*scores).items():
-        assert torch.equal(restored.shape(*scores)[name], values)
+    for name, values in original.shape_scores(*scores).items():
+        assert torch.equal(restored.shape_scores(*scores)[name], values)
     assert restored.update(*scores) == original.update(*scores)
     assert restored.state_dict() == original.state_dict()
 
@@ -337,7 +344,7 @@ def test_a_limit_moves_the_policy_as_a_mean_limit_on_its_costs_would(make_traine
     tagged = [replace(prompt, tags={"categories": ("theft",)} if i < 2 else {}) for i, prompt in enumerate(prompts)]
     direct = make_trainer(sgd=True, prompts=tagged, objective=Lagrangian(Limit("cost", 0.0, measure=measure)))
     collected = direct.collect(tagged)
-    costs = direct.objective.shape(collected.scores, collected.groups)[direct.objective.limits[0].name]
+    costs = direct.objective.shape_scores(collected.scores, collected.groups)[direct.objective.limits[0].name]
     rewards = collected.scores["reward"] * (2 - collected.groups.get("theft", torch.ones(len(costs))).float())
 
     class AsScores:

@@ -170,31 +170,31 @@ def test_limits_and_controllers_that_do_not_fit_are_refused(parts, reason):
 )
 def test_a_channel_that_no_scorer_gives_is_named_with_those_there_are(objective, message):
     with pytest.raises(ConfigError, match=message):
-        objective.shape(batch(1.0))
+        objective.shape_scores(batch(1.0))
 
 
 def test_shape_takes_only_the_channels_that_are_trained():
     scores = batch(1.0, other=torch.zeros(1))
-    assert set(Lagrangian().shape(scores)) == {"reward", "cost"}
-    assert set(Unconstrained("other").shape(scores)) == {"other"}
+    assert set(Lagrangian().shape_scores(scores)) == {"reward", "cost"}
+    assert set(Unconstrained("other").shape_scores(scores)) == {"other"}
 
 
 def test_penalty_shapes_as_the_published_baseline(goldens):
     case = goldens["safe.reward_shaping"]
     scores = {name: torch.tensor(case["inputs"][name], dtype=torch.float64) for name in ("reward", "cost")}
-    shaped = [Penalty(nu).shape(scores)["shaped"].tolist() for nu in case["inputs"]["nus"]]
+    shaped = [Penalty(nu).shape_scores(scores)["shaped"].tolist() for nu in case["inputs"]["nus"]]
     for found, expected in zip(shaped, case["expected"]["shaped"], strict=True):
         assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_penalty_takes_a_coefficient_for_each_channel():
     scores = batch(1.0, 2.0, length=torch.tensor([10.0, 20.0]))
-    assert Penalty({"cost": 2.0, "length": 0.1}).shape(scores)["shaped"].tolist() == [-3.0, -6.0]
+    assert Penalty({"cost": 2.0, "length": 0.1}).shape_scores(scores)["shaped"].tolist() == [-3.0, -6.0]
 
 
 def test_penalty_without_reward_minimises_the_cost_alone():
     scores = {"reward": torch.tensor([5.0, -7.0]), "cost": torch.tensor([1.0, -2.0])}
-    assert Penalty(1.0, reward_weight=0.0).shape(scores)["shaped"].tolist() == [-1.0, 2.0]
+    assert Penalty(1.0, reward_weight=0.0).shape_scores(scores)["shaped"].tolist() == [-1.0, 2.0]
 
 
 @pytest.mark.parametrize("objective", [Unconstrained(), Penalty()])

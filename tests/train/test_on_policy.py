@@ -438,7 +438,7 @@ def test_language_models_tables_and_a_policy_of_ones_own_are_trainable_policies(
     table = TablePolicy(torch.zeros(2, 3))
     own = Borrowed(trainer.policy)
     assert all(isinstance(policy, TrainablePolicy) for policy in (trainer.policy, table, own))
-    assert not any(hasattr(policy, name) for policy in (table, own) for name in ("backbone", "trunk"))
+    assert not any(hasattr(policy, name) for policy in (table, own) for name in ("backbone", "decoder"))
     edges = {"engine": trainer.engine, "scorers": trainer.scorers, "algorithm": PPO, "objective": Lagrangian(Limit())}
     metrics = OnPolicyTrainer(policy=own, prompts=prompts, sampling=trainer.sampling, **edges).step_at(0)
     assert math.isfinite(metrics["kl"])

@@ -287,7 +287,7 @@ def test_the_size_of_micro_batches_changes_neither_loss_nor_gradient(tokens):
         assert (changes[name] - change).abs().max() <= 2e-5 * change.abs().max(), name
 
 
-def test_a_frozen_trunk_and_an_adapter_at_its_start_give_the_same_loss():
+def test_a_frozen_backbone_and_an_adapter_at_its_start_give_the_same_loss():
     losses = []
     for lora in (None, Lora(rank=2), Lora(rank=2, top=0.5)):
         model = score_model(lora, hidden=8, depth=2)

@@ -137,7 +137,7 @@ def test_score_models_of_a_recipe_read_the_longest_answer(backbone):
 @pytest.mark.parametrize(("context", "windows"), [(64, (32, 32)), (700, (350, 350)), (2048, (512, 512))])
 def test_windows_fit_the_context_of_the_model(context, windows):
     backbone = load_backbone(NAME)
-    backbone.trunk.context = context
+    backbone.decoder.context = context
     renderer = backbone.renderer()
     assert (renderer.max_prompt_tokens, renderer.max_response_tokens) == windows
 

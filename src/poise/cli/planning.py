@@ -11,10 +11,10 @@ from poise.errors import ConfigError, ModelError
 from poise.experiment.pages import hardware, published
 from poise.experiment.recipe import Recipe
 from poise.files import to_jsonable
-from poise.plan.costs import Costs, Setting
+from poise.plan.compute import Compute, Setting
 from poise.plan.machines import Machine, named_machine, this_machine
+from poise.plan.model_sizes import MODEL_SIZES, ModelSize, model_size
 from poise.plan.probe import probe
-from poise.plan.shapes import SHAPES, Shape, shape_of
 from poise.plan.work import Tokens
 
 _GIB = 2**30
@@ -44,13 +44,13 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     if "model" not in arguments:
         yield from _of_trials(function, given)
         return
-    shape = shape_of(arguments["model"])
-    on = named_machine(machine) if machine else this_machine(shape)
-    fits = _PROBED_LAYERS * shape.layer_parameters * on.element_bytes < on.memory / 8
-    found = probe(shape) if on.is_measured and fits else None
-    costs = Costs(shape=shape, machine=on, setting=_setting(on, **layout), probe=found)
-    stages = plan_stages(function, given, costs, Tokens(**_tokens(arguments["model"])))
-    yield from _about(shape, costs)
+    size = model_size(arguments["model"])
+    on = named_machine(machine) if machine else this_machine(size)
+    fits = _PROBED_LAYERS * size.layer_parameters * on.element_bytes < on.memory / 8
+    found = probe(size) if on.is_measured and fits else None
+    compute = Compute(model=size, machine=on, setting=_setting(on, **layout), probe=found)
+    stages = plan_stages(function, given, compute, Tokens(**_tokens(arguments["model"])))
+    yield from _about(size, compute)
     width = max(len(stage.name) for stage in stages) + 2
     yield f"{'stage':<{width}}{'minutes':>9}{'GiB':>8}  work"
     for stage in stages:
@@ -60,7 +60,7 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
     yield f"{'one seed':<{width}}{total:>9.1f}{peak / _GIB:>8.1f}  GiB in each process at the peak"
     if (seeds := len(options.seeds)) > 1:
         yield f"{f'{seeds} seeds':<{width}}{seeds * total:>9.1f}"
-    yield from _verdict(peak, costs)
+    yield from _verdict(peak, compute)
 
 
 def _of_trials(recipe: Recipe, given: Mapping[str, Any]) -> Iterator[str]:
@@ -88,11 +88,11 @@ def _setting(machine: Machine, *, processes: int, shard: bool, **layout: Any) ->
     return Setting(processes=number, is_sharded=shard and number > 1, **layout)
 
 
-def _about(shape: Shape, costs: Costs) -> Iterator[str]:
-    machine, setting = costs.machine, costs.setting
+def _about(size: ModelSize, compute: Compute) -> Iterator[str]:
+    machine, setting = compute.machine, compute.setting
     kind = "measured" if machine.is_measured else "from the maker's figures, not measured"
     yield (
-        f"{shape.name}: {shape.parameters / 1e9:.2f} billion weights, {shape.layers} layers of width {shape.hidden}; "
+        f"{size.name}: {size.parameters / 1e9:.2f} billion weights, {size.layers} layers of width {size.hidden}; "
         f"{'all weights' if setting.is_full else 'an adapter'} trained"
     )
     yield (
@@ -102,8 +102,8 @@ def _about(shape: Shape, costs: Costs) -> Iterator[str]:
     )
 
 
-def _verdict(peak: float, costs: Costs) -> Iterator[str]:
-    room = costs.machine.memory / (1 if costs.machine.is_gpu else costs.setting.processes)
+def _verdict(peak: float, compute: Compute) -> Iterator[str]:
+    room = compute.machine.memory / (1 if compute.machine.is_gpu else compute.setting.processes)
     if peak > room:
         yield (
             f"This does not fit: {peak / _GIB:.0f} GiB are needed and a process has {room / _GIB:.0f}. "
@@ -116,7 +116,7 @@ def _tokens(model: str) -> dict[str, Any]:
     """How many tokens a text and the chat template have, where the tokenizer is at hand."""
     from poise.models.load import load_tokenizer
 
-    if model.lower() in SHAPES:
+    if model.lower() in MODEL_SIZES:
         return {}
     try:
         tokenizer = load_tokenizer(model)

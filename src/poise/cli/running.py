@@ -71,7 +71,7 @@ def run(words: Sequence[str]) -> None:
         return
     keep_freed_memory()
     arguments = restore(recipe, order.recorded) | (brief_of(recipe) if given.get("quick") else {}) | given
-    with _joined() as ranks:
+    with _ranks_of_this_run() as ranks:
         if "folder" in inspect.signature(recipe).parameters:
             chosen = str(arguments.get("folder") or default_folder(order.recipe.stem))
             arguments["folder"] = ranks.broadcast_object(chosen)
@@ -81,13 +81,13 @@ def run(words: Sequence[str]) -> None:
             _call(recipe, arguments, order.recipe)
 
 
-def _joined() -> AbstractContextManager[Ranks]:
+def _ranks_of_this_run() -> AbstractContextManager[Ranks]:
     """Be one of the processes that torchrun started; one started alone need not load torch for it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return use_ranks(Ranks())
-    from poise.train.distributed import joined
+    from poise.train.distributed import process_group
 
-    return joined()
+    return process_group()
 
 
 def _read_order(words: Sequence[str]) -> _Order:

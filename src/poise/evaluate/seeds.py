@@ -1,7 +1,7 @@
-"""Several seeds of one experiment: the interval over their pooled answers, and how far the seeds lie apart.
+"""Several seeds of one experiment: the interval over their pooled answers, and the standard deviation between seeds.
 
 The two answer different questions. The interval says how well these policies are known on prompts like these; the
-spread says how much the next seed may differ. Neither stands for the other.
+standard deviation says how much the next seed may differ. Neither replaces the other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class OverSeeds:
     by_seed: tuple[Estimate, ...]
 
     @property
-    def spread(self) -> float | None:
+    def sd(self) -> float | None:
         """The standard deviation between seeds, in the figure's unit; None for a single seed.
 
         >>> one, two = Estimate(value=1.0, n=9), Estimate(value=3.0, n=9)
-        >>> OverSeeds(pooled=Estimate(value=2.0, n=18), by_seed=(one, two)).spread ** 2
+        >>> OverSeeds(pooled=Estimate(value=2.0, n=18), by_seed=(one, two)).sd ** 2
         2.0000000000000004
         """
         values = [estimate.value for estimate in self.by_seed]

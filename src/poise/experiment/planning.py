@@ -10,12 +10,12 @@ from typing import Any
 
 from poise.errors import ConfigError
 from poise.experiment.recipe import Recipe
-from poise.plan.costs import Costs
+from poise.plan.compute import Compute
 from poise.plan.work import Planner, StagePlan, Tokens, planning
 from poise.run import Run
 
 
-def plan_stages(recipe: Recipe, given: Mapping[str, Any], costs: Costs, tokens: Tokens) -> list[StagePlan]:
+def plan_stages(recipe: Recipe, given: Mapping[str, Any], compute: Compute, tokens: Tokens) -> list[StagePlan]:
     """The stages of one seed of every arm that is wanted; stages that arms share stand there once.
 
     Raises ConfigError for a recipe whose trials have no stages.
@@ -25,7 +25,7 @@ def plan_stages(recipe: Recipe, given: Mapping[str, Any], costs: Costs, tokens: 
     if len(inspect.signature(study.trial).parameters) < 3:
         raise ConfigError(f"{recipe.name} trains no language model: its trials have no stages")
     with tempfile.TemporaryDirectory() as folder:
-        planner = Planner(costs=costs, tokens=tokens)
+        planner = Planner(compute=compute, tokens=tokens)
         for arm, value in study.arms.items():
             facts = {**arguments, "arm": arm, "seed": options.seeds[0]}
             with (

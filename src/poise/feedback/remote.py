@@ -101,10 +101,10 @@ class RemoteScorer:
         concurrency: int = 4,
         attempts: int = 5,
         seconds: float = 300.0,
-        pause: float = 0.5,
+        backoff_s: float = 0.5,
     ):
         self.endpoint = Endpoint(
-            url=url, token=token, concurrency=concurrency, attempts=attempts, seconds=seconds, pause=pause
+            url=url, token=token, concurrency=concurrency, attempts=attempts, seconds=seconds, backoff_s=backoff_s
         )
         self.expect, self.batch_size = dict(expect or {}), max(1, min(batch_size, MAX_ROWS))
         self.found: Health | None = None
@@ -159,7 +159,7 @@ class RemoteScorer:
         def receive(index: int, answer: Any) -> None:
             batch = batches[index]
             if isinstance(answer, RequestFailed):
-                if answer.hopeless and not again:
+                if answer.is_fatal and not again:
                     raise self._refused(answer) from answer
                 if not again and answer.answered and answer.status not in _BUSY:
                     return

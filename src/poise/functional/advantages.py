@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poise.functional.groups import group_mean, group_sums, in_spreads, in_varied_group, sample_deviation
+from poise.functional.groups import divided_by_sd, group_mean, group_sums, in_varied_group, sample_deviation
 
 
 class Advantages(NamedTuple):
@@ -111,7 +111,7 @@ def group_normalised(
     deviation: Callable[[Tensor, Tensor], Tensor] = sample_deviation,
     epsilon: float = 1e-4,
 ) -> Tensor:
-    """Compare each return with the mean of its prompt's samples, in units of their spread.
+    """Compare each return with the mean of its prompt's samples, in units of their standard deviation.
 
         A_i = (R_i - mean of the group) / (deviation + epsilon);   0 where all samples of a prompt have the same return
 
@@ -127,7 +127,7 @@ def group_normalised(
     >>> group_normalised(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), epsilon=0.1)
     tensor([-0.6604,  0.6604,  0.0000])
     """
-    return in_spreads(group_centred(returns, group), deviation(returns, group), epsilon=epsilon)
+    return divided_by_sd(group_centred(returns, group), deviation(returns, group), epsilon=epsilon)
 
 
 def greedy_baseline(rewards: Tensor, greedy: Tensor, mask: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def group_inference_loss(logits: Tensor, returns: Tensor, *, balance: float = 1.
         -(m_1 - m_0) / (2 deviation of R) + balance * (2 mean(p) - 1)^2,   p = sigmoid(logits)
 
     With its sign the distance has the same maximiser as its square, group 1 becomes the better one, and p = 1/2
-    everywhere, where training begins, is no stationary point. Returns in units of their own spread make the scale of
+    everywhere, where training begins, is no stationary point. Returns in units of their own sd make the scale of
     the score irrelevant.
 
     logits            [B]

@@ -1,4 +1,4 @@
-"""Samples of one prompt: their mean, how far they spread, and whether they differ at all."""
+"""Samples of one prompt: their mean, their standard deviation, and whether they differ at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def group_mean(x: Tensor, group: Tensor) -> Tensor:
 
 
 def sample_deviation(x: Tensor, group: Tensor) -> Tensor:
-    """Measure the spread within each prompt's samples with n - 1 in the denominator.
+    """Standard deviation within each prompt's samples, with n - 1 in the denominator.
 
         sqrt( sum_j (x_j - m)^2 / (n - 1) );  0 for a prompt with a single sample
 
@@ -66,7 +66,7 @@ def sample_deviation(x: Tensor, group: Tensor) -> Tensor:
 
 
 def population_deviation(x: Tensor, group: Tensor) -> Tensor:
-    """Measure the spread within each prompt's samples with n in the denominator.
+    """Standard deviation within each prompt's samples, with n in the denominator.
 
         sqrt( sum_j (x_j - m)^2 / n )
 
@@ -81,11 +81,11 @@ def population_deviation(x: Tensor, group: Tensor) -> Tensor:
 
 
 def batch_deviation(x: Tensor, group: Tensor) -> Tensor:
-    """Measure the spread over all samples of the batch, whatever their prompt, with B - 1 in the denominator.
+    """Standard deviation over all samples of the batch, with B - 1 in the denominator.
 
         sqrt( sum_j (x_j - mean x)^2 / (B - 1) )
 
-    One scale for all prompts keeps those with little spread from being blown up (TRL's scale_rewards="batch").
+    One scale for all prompts: prompts whose samples differ little are not scaled up (TRL's scale_rewards="batch").
 
     x        [B] any unit
     group    [B] int64; not used, so that deviations can stand in for each other
@@ -97,20 +97,20 @@ def batch_deviation(x: Tensor, group: Tensor) -> Tensor:
     return _deviation(x, torch.zeros_like(group), correction=1)
 
 
-def in_spreads(centred: Tensor, spread: Tensor, *, epsilon: float) -> Tensor:
-    """Divide distances by a spread that may be 0: where there is none, a distance stays as it is, which is 0.
+def divided_by_sd(centred: Tensor, sd: Tensor, *, epsilon: float) -> Tensor:
+    """Divide distances from a mean by a standard deviation; where it is 0, so is the distance, which is returned as is.
 
-        x / (spread + epsilon);   x where the divisor is 0
+        x / (sd + epsilon);   x where the divisor is 0
 
     centred  [...] any unit
-    spread   [...] in the same unit, 0 or more
+    sd       [...] the standard deviation in the same unit, 0 or more
     epsilon  0 or more
     returns  [...] no unit
 
-    >>> in_spreads(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), epsilon=0.0)
+    >>> divided_by_sd(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), epsilon=0.0)
     tensor([0.5000, 0.0000])
     """
-    unit = spread + epsilon
+    unit = sd + epsilon
     return centred / torch.where(unit > 0, unit, 1.0)
 
 
@@ -119,8 +119,8 @@ def in_varied_group(x: Tensor, group: Tensor) -> Tensor:
 
         max of the group > min of the group
 
-    DAPO's dynamic sampling keeps these alone. The test is on the spread, not on the mean lying between 0 and 1, so it
-    holds for scores of any range. A prompt with a single sample has no spread.
+    DAPO's dynamic sampling keeps only these. It tests whether the mean lies between 0 and 1; we test whether scores
+    differ, which works for any range. A prompt with a single sample never varies.
     Source: DAPO (arXiv:2503.14476), dynamic sampling.
 
     x        [B] any unit

@@ -144,7 +144,7 @@ def _centre(x: Tensor, mask: Tensor, correction: int, epsilon: float, floor: flo
 
 
 def _is_constant(x: Tensor, real: Tensor) -> Tensor:
-    """Whether all real entries are equal: their mean may differ from them by a last bit, which is no spread."""
+    """Whether all real entries are equal: their mean may differ from them by a last bit, which is no variation."""
     if not x.numel():
         return real.all()
     low, high = x.masked_fill(~real, math.inf).amin(), x.masked_fill(~real, -math.inf).amax()

@@ -240,7 +240,7 @@ def translate(x: Tensor, moments: RunningMoments) -> Tensor:
 
 
 def _unit(moments: RunningMoments, epsilon: float) -> Tensor | float:
-    """The spread seen so far plus epsilon; 1 where that is 0, since nothing can be measured in it."""
+    """The running standard deviation plus epsilon; 1 where that is 0, to avoid division by it."""
     unit = moments.variance**0.5 + epsilon
     return torch.where(unit > 0, unit, 1.0) if isinstance(unit, Tensor) else unit or 1.0
 

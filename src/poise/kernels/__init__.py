@@ -29,7 +29,7 @@ from poise.errors import ConfigError
 from poise.files import sync
 
 SWITCH = "POISE_KERNELS"
-_SOURCES = ("passes.cpp", "attention.cpp", "products.cpp")
+_SOURCES = ("elementwise.cpp", "attention.cpp", "weight_gradients.cpp")
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
@@ -160,10 +160,10 @@ def rms_norm_backward(
     return found, summed
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of [N, I] each, which may be halves of the rows of one tensor."""
     found = torch.empty(gate.shape, dtype=gate.dtype)
-    _call("gated", gate, up, found, len(gate), gate.shape[-1], gate.stride(0))
+    _call("swiglu", gate, up, found, len(gate), gate.shape[-1], gate.stride(0))
     return found
 
 
@@ -174,10 +174,10 @@ def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     return for_gate, for_up
 
 
-def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads [N, heads D] turned by the angles of their tokens, cos and signed sin [N, 1, D]."""
     width, found = cos.shape[-1], torch.empty_like(states)
-    _call("rotated", states, cos, sin, found, len(states), states.shape[-1] // width, width)
+    _call("apply_rope", states, cos, sin, found, len(states), states.shape[-1] // width, width)
     return found
 
 
@@ -286,8 +286,8 @@ def read_logits_backward(
     return out
 
 
-def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """One token of each row of logits [N, V] by inverse CDF from uniforms float64 [N], and its log-probability."""
     ids, logprobs = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
-    _call("draw", logits, uniforms, ids, logprobs, *logits.shape, 1.0 / temperature)
+    _call("sample_tokens", logits, uniforms, ids, logprobs, *logits.shape, 1.0 / temperature)
     return ids, logprobs

@@ -1,7 +1,7 @@
-"""LoRA adapters on a shared frozen trunk: several by name, one or none active.
+"""LoRA adapters on a shared frozen backbone: several by name, one or none active.
 
 A plain peft module computes the low-rank product in fp32 and casts around it; here the fp32 master weights are cast
-once to the trunk's dtype, so that the product runs as two small GEMMs in bf16. Folders are in peft's own format.
+once to the backbone's dtype, so that the product runs as two small GEMMs in bf16. Folders are in peft's own format.
 Source: LoRA (Hu et al., arXiv:2106.09685), y = x W + (alpha / r) x A B.
 """
 
@@ -100,7 +100,7 @@ def add_adapter(
 ) -> int:
     """Put adapter `name` on the projections of the top layers below `stop`; returns the first adapted layer's index.
 
-    The trunk is frozen. Raises ConfigError if the name is taken.
+    The backbone is frozen. Raises ConfigError if the name is taken.
     """
     if any(name in module.scale for _, module in lora_modules(model)):
         raise ConfigError(f"this model has an adapter {name!r} already: give the new one another name")
@@ -147,7 +147,7 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Compute with adapter `name` inside the block; None is the bare trunk."""
+    """Compute with adapter `name` inside the block; None is the bare backbone."""
     modules = [module for _, module in lora_modules(model)]
     before = [module.active for module in modules]
     for module in modules:

@@ -76,7 +76,7 @@ def rms_norm_backward(
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of [N, I] each."""
     if gate.stride() == up.stride() and kernels.supports_tensors(gate, up, apart=True):
-        return kernels.gated(gate, up)
+        return kernels.swiglu(gate, up)
     found = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     for rows in blocks(gate):
         torch.mul(F.silu(gate[rows]), up[rows], out=found[rows])
@@ -101,7 +101,7 @@ def apply_rope(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     `sin` is signed: that of the first half of a head is negated.
     """
     if kernels.supports_tensors(states, cos, sin):
-        return kernels.rotated(states, cos, sin)
+        return kernels.apply_rope(states, cos, sin)
     found = torch.empty_like(states)
     half = cos.shape[-1] // 2
     for rows in blocks(states):

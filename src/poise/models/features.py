@@ -1,4 +1,4 @@
-"""Features of a frozen trunk, kept on disk: a row runs through the layers once, whoever asks and whenever."""
+"""Features of a frozen backbone, kept on disk: a row runs through the layers once, whoever asks and whenever."""
 
 from __future__ import annotations
 

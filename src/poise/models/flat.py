@@ -1,4 +1,4 @@
-"""The layers of a trunk on the tokens of shared rows laid end to end, for training and scoring on a CPU.
+"""The layers of a backbone on the tokens of shared rows laid end to end, for training and scoring on a CPU.
 
 There a pass over memory costs as much as a good part of a matrix product. So nothing is computed for padding; prompts
 and responses go through each product together, and with them the gradient of its weight; what is done between the
@@ -16,28 +16,28 @@ from torch import Tensor
 
 from poise import kernels
 from poise.models.attention import LONGEST, attend, attend_backward, bias_of
+from poise.models.decoder import Decoder
 from poise.models.elementwise import apply_rope, rms_norm, rms_norm_backward
 from poise.models.fused import fuses
 from poise.models.fused_linear import RMSNorm, SwiGLU, products
 from poise.models.layout import Layout, Places
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.ranks import current
 
 
-def runs_flat(trunk: Trunk, rows: SharedRows) -> bool:
+def runs_flat(decoder: Decoder, rows: SharedRows) -> bool:
     """Whether `FlatLayers` computes these rows: a known family, whole on a CPU, and rows of moderate length."""
     columns = rows.prompt_ids.shape[1] + rows.width
-    is_here = trunk.head.weight.device.type == "cpu" and not current().is_sharded
-    return is_here and columns <= LONGEST and fuses(trunk, columns)
+    is_here = decoder.head.weight.device.type == "cpu" and not current().is_sharded
+    return is_here and columns <= LONGEST and fuses(decoder, columns)
 
 
 class FlatLayers:
-    """The layers of a trunk on flat tokens [N, H]: those of all prompts, those of all responses, then zeros to N."""
+    """The layers of a backbone on flat tokens [N, H]: those of all prompts, those of all responses, then zeros to N."""
 
-    def __init__(self, trunk: Trunk, rows: SharedRows):
-        self.trunk, self.layout = trunk, Layout.of(rows)
-        config = trunk.config
+    def __init__(self, decoder: Decoder, rows: SharedRows):
+        self.decoder, self.layout = decoder, Layout.of(rows)
+        config = decoder.config
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     def flat(self, prompts: Tensor, responses: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class FlatLayers:
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors [N, 1, D] of a head and of its halves exchanged, at every token's position."""
-        extra = self.trunk.position_inputs(like[None], self.layout.positions[None])
+        extra = self.decoder.position_inputs(like[None], self.layout.positions[None])
         cos, sin = (part[0] for part in extra[0]["position_embeddings"])
         half = self.head_dim // 2
         return cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], -1)[:, None]
 
     def layer(self, index: int, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """States [N, H] after one more layer."""
-        layer = self.trunk.layers[index]
+        layer = self.decoder.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
         dtype = _computed_in(hidden)
         with torch.autocast("cpu", enabled=False):

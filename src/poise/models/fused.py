@@ -1,4 +1,4 @@
-"""The layers of a trunk as generation runs them: few operations a token, adapters merged, weights laid out for the CPU.
+"""A decoder for generation: few operations per token, adapters merged, weights laid out for the CPU.
 
 Training needs every projection by itself; a decoding step is many small products, where the number of calls and the
 layout of the weights decide. On a CPU the weights are packed once per call of the engine, for its matrix unit, and let
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from poise import kernels
 from poise.models.adapters import LoraLinear
+from poise.models.decoder import Decoder
 from poise.models.elementwise import FEW_ROWS, apply_rope, missing_rows, swiglu
 from poise.models.families import rope_types
-from poise.models.trunk import Trunk
 
 # attend(layer, queries, keys and values that are not turned yet [N, Hq + 2 Hkv, D]) -> [N, Hq, D]
 Attend = Callable[[int, Tensor], Tensor]
@@ -27,42 +27,42 @@ _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}  # those whose angles do not depend on the length of the row
 
 
-def fuses(trunk: Trunk, columns: int) -> bool:
-    """Whether the trunk's layers are ones that `FusedTrunk` computes exactly, on rows of up to `columns` tokens."""
-    config = trunk.config
+def fuses(decoder: Decoder, columns: int) -> bool:
+    """Whether `FusedDecoder` computes these layers exactly, on rows of up to `columns` tokens."""
+    config = decoder.config
     return (
         config.model_type in _FAMILIES
         and config.hidden_act in ("silu", "swish")
         and rope_types(config) <= _ROPE_TYPES
-        and all(window is None or columns <= window for window in trunk.windows)
+        and all(window is None or columns <= window for window in decoder.windows)
     )
 
 
-class FusedTrunk:
+class FusedDecoder:
     """The layers on flat tokens [N, H]; what a token attends to is the caller's business.
 
     `dtype` is the one that products run in, `adapter` the LoRA adapter that is merged.
     """
 
-    def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype):
-        config = trunk.config
-        self.trunk, self.dtype = trunk, dtype
+    def __init__(self, decoder: Decoder, *, adapter: str | None, dtype: torch.dtype):
+        config = decoder.config
+        self.decoder, self.dtype = decoder, dtype
         self.heads: int = config.num_attention_heads
         self.key_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.layers = [_Layer(layer, adapter, dtype) for layer in trunk.layers]
-        self.norm = _Norm(trunk.final_norm, dtype)
-        self.head = FusedLinear([trunk.head], None, dtype)
+        self.layers = [_Layer(layer, adapter, dtype) for layer in decoder.layers]
+        self.norm = _Norm(decoder.final_norm, dtype)
+        self.head = FusedLinear([decoder.head], None, dtype)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """States [N, H] of tokens [N] before the first layer."""
-        return self.trunk.embed(token_ids).to(self.dtype)
+        return self.decoder.embed(token_ids).to(self.dtype)
 
     def rotation(self, columns: int) -> tuple[Tensor, Tensor]:
         """Factors [columns, D] of a head and, signed, of its halves exchanged."""
-        device = self.trunk.head.weight.device
+        device = self.decoder.head.weight.device
         like = torch.zeros(1, 1, dtype=torch.float32, device=device)
-        extra = self.trunk.position_inputs(like[..., None], torch.arange(columns, device=device)[None])
+        extra = self.decoder.position_inputs(like[..., None], torch.arange(columns, device=device)[None])
         cos, sin = (part[0].float() for part in extra[0]["position_embeddings"])
         half = self.head_dim // 2
         return cos.to(self.dtype), torch.cat([-sin[:, :half], sin[:, half:]], -1).to(self.dtype)

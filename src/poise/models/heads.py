@@ -1,4 +1,4 @@
-"""Score models and critics: linear heads on a shared trunk.
+"""Score models and critics: linear heads on a shared backbone.
 
 A `ScoreModel` has named channels ("reward", "cost", ...) over one pass through the first `depth` layers. Each
 channel knows which way is worse and, once fitted, how its value maps to a probability.
@@ -23,12 +23,12 @@ from poise.functional.masked import last_index
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.channels import COST, REWARD, Channel
+from poise.models.decoder import Decoder
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
 from poise.models.score_heads import make_head, make_own_heads
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import OwnRows, SharedRows
-from poise.models.trunk import Trunk
 from poise.ranks import by_main, current
 from poise.types import Completion, Prompt, Scores
 
@@ -47,7 +47,7 @@ class ScoreModel(nn.Module):
     pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
     pooling "mean+last+prompt"  the last response token besides: where the response has come to
     hidden                 width of a hidden layer in the head; 0 is a linear head
-    cache                  keeps the features of rows that are asked for again; used where the trunk is frozen
+    cache                  keeps the features of rows that are asked for again; used where the backbone is frozen
     """
 
     feature_mean: Tensor
@@ -69,19 +69,19 @@ class ScoreModel(nn.Module):
         cache: FeatureCache | None = None,
     ):
         super().__init__()
-        layers = backbone.trunk.depth
+        layers = backbone.decoder.depth
         self.depth = max(1, round(layers * 0.6)) if depth is None else depth
         if not 1 <= self.depth <= layers:
-            raise ConfigError(f"depth {self.depth} of a trunk with {layers} layers: choose 1 to {layers}")
-        self.backbone = [backbone]  # in a list: the trunk's weights are shared, not this module's
+            raise ConfigError(f"depth {self.depth} of a backbone with {layers} layers: choose 1 to {layers}")
+        self.backbone = [backbone]  # in a list: the backbone's weights are shared, not this module's
         self.channels, self.pooling, self.hidden = tuple(channels), pooling, hidden
         self.lora, self.adapter = lora, adapter
         self.renderer = backbone.renderer(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
         self.cache = cache
         self.split = self.depth  # layers below are frozen, so their states can be computed once per row
         if lora is not None:
-            self.split = add_adapter(backbone.model, backbone.trunk.layers, adapter, lora, stop=self.depth, seed=seed)
-        width = backbone.trunk.width * len(pooling.split("+"))
+            self.split = add_adapter(backbone.model, backbone.decoder.layers, adapter, lora, stop=self.depth, seed=seed)
+        width = backbone.decoder.width * len(pooling.split("+"))
         sizes = [hidden if channel.hidden is None else channel.hidden for channel in self.channels]
         is_shared = all(channel.hidden is None for channel in self.channels)
         head = make_head(width, hidden, len(sizes), seed) if is_shared else make_own_heads(width, sizes, seed)
@@ -119,17 +119,17 @@ class ScoreModel(nn.Module):
         return found
 
     @contextmanager
-    def _trunk(self) -> Iterator[Trunk]:
+    def _decoder(self) -> Iterator[Decoder]:
         with use_adapter(self.backbone[0].model, self.adapter if self.lora else None):
-            yield self.backbone[0].trunk
+            yield self.backbone[0].decoder
 
     def pooled(self, rows: SharedRows) -> Tensor:
         """Pooled hidden states [B, H] in fp32 of rows, from `frozen_states` or from the tokens on.
 
         An empty response is pooled at its last prompt token.
         """
-        with self._trunk() as trunk:
-            return trunk.in_one_pass(lambda: self._pool(run_shared(trunk, rows, stop=self.depth)))
+        with self._decoder() as decoder:
+            return decoder.in_one_pass(lambda: self._pool(run_shared(decoder, rows, stop=self.depth)))
 
     def _pool(self, rows: SharedRows) -> Tensor:
         prompt = rows.prompt_ends().float()
@@ -147,8 +147,8 @@ class ScoreModel(nn.Module):
 
     def frozen_states(self, rows: SharedRows) -> SharedRows:
         """The rows with their states below the first trained layer: constant while the adapter is trained."""
-        with self._trunk() as trunk:
-            return run_in_parts(trunk, rows, stop=self.split, tokens=_TOKENS_PER_PASS)
+        with self._decoder() as decoder:
+            return run_in_parts(decoder, rows, stop=self.split, tokens=_TOKENS_PER_PASS)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Raw scores [B, C] of pooled hidden states [B, H]."""
@@ -333,7 +333,7 @@ class Critics(nn.Module):
     """One value head per channel on the policy's hidden states: V_t from the prompt and the response before token t.
 
     The features are the last prompt state and the running mean of the response states, without gradient into the
-    trunk, so that learning the critics costs no pass through it.
+    backbone, so that learning the critics costs no pass through it.
     """
 
     def __init__(self, channels: Sequence[str], width: int, device: torch.device):

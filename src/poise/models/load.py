@@ -21,38 +21,38 @@ from poise.data.chat import ChatRenderer, TextRenderer
 from poise.errors import ModelError
 from poise.files import expanded
 from poise.models.attention import register
+from poise.models.decoder import Decoder
 from poise.models.identity import Identity, identity_of
 from poise.models.locate import locate
 from poise.models.merged import adapter_in, base_of, merged_folder
 from poise.models.quantised import four_bits
 from poise.models.tiny import tiny_model, tiny_tokenizer, with_seed
-from poise.models.trunk import Trunk
 from poise.models.usable import loading, require_usable, require_whole
 from poise.models.verified import verify_layers
 from poise.ranks import current
 
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 _FILES = {"AutoConfig": "config.json", "AutoTokenizer": "tokenizer_config.json"}
-_BASE_BITS = "POISE_BASE_BITS"  # of the frozen trunk's weights: 16, or 4 on a GPU
+_BASE_BITS = "POISE_BASE_BITS"  # of the frozen backbone's weights: 16, or 4 on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """A causal language model with its tokenizer: the frozen trunk that policies and score models share."""
+    """A causal language model with its tokenizer: the frozen backbone that policies and score models share."""
 
     name: str
     model: Any  # transformers PreTrainedModel
     tokenizer: Any
-    trunk: Trunk
+    decoder: Decoder
     continues_text: bool = False  # prompts are beginnings of texts, not turns of a chat
-    max_prompt_tokens: int = 512  # where every role on this trunk cuts prompts, if its context holds them
+    max_prompt_tokens: int = 512  # where every role on this backbone cuts prompts, if its context holds them
     max_response_tokens: int = 512  # what a reader sees of a response, where nothing else is said
     identity: Identity = field(default_factory=dict)  # checksums of its files, when it was loaded
 
     @property
     def checksum(self) -> str:
         """What tells its weights from others, adapters that were merged into them included."""
-        return f"{self.identity.get('checksum', self.name)}{self.trunk.merged}"
+        return f"{self.identity.get('checksum', self.name)}{self.decoder.merged}"
 
     @property
     def device(self) -> torch.device:
@@ -62,12 +62,12 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
-        return self.trunk.head.weight.dtype
+        return self.decoder.head.weight.dtype
 
     @property
     def context(self) -> int:
         """Tokens that the model can read at once."""
-        return self.trunk.context
+        return self.decoder.context
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -119,12 +119,12 @@ def load_backbone(
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     model = model.eval().requires_grad_(False)
-    trunk = Trunk(model)
+    decoder = Decoder(model)
     require_usable(name, model, tokenizer)
     verify_layers(model)
-    current().shard(model, trunk.layers)  # from the CPU, so that no device need hold all of it
+    current().shard(model, decoder.layers)  # from the CPU, so that no device need hold all of it
     model.to(device)
-    return Backbone(name=name, model=model, tokenizer=tokenizer, trunk=trunk, identity=identity_of(source))
+    return Backbone(name=name, model=model, tokenizer=tokenizer, decoder=decoder, identity=identity_of(source))
 
 
 def read_template(file: str | Path) -> str:

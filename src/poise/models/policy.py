@@ -1,6 +1,6 @@
 """The policy: a backbone with a trained adapter, or fully fine-tuned weights, and its own reference.
 
-With LoRA the reference is the same trunk with the adapter off, and the layers below the first adapted one are
+With LoRA the reference is the same backbone with the adapter off, and the layers below the first adapted one are
 computed once for both.
 """
 
@@ -34,11 +34,11 @@ from poise.models.adapters import (
     strip_adapters,
     use_adapter,
 )
+from poise.models.decoder import Decoder
 from poise.models.elementwise import missing_rows
 from poise.models.load import Backbone, load_backbone, read_template
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.ranks import current
 
 _RECOMPUTE = "POISE_RECOMPUTE"
@@ -69,10 +69,10 @@ class Policy:
         self.recompute = os.environ.get(_RECOMPUTE, "0") == "1"
         if lora is None:
             self.model = _trainable_copy(backbone, weights)
-            self.trunk, self.split = Trunk(self.model), 0
+            self.decoder, self.split = Decoder(self.model), 0
         else:
-            self.model, self.trunk = backbone.model, backbone.trunk
-            self.split = add_adapter(self.model, self.trunk.layers, adapter, lora, seed=seed)
+            self.model, self.decoder = backbone.model, backbone.decoder
+            self.split = add_adapter(self.model, self.decoder.layers, adapter, lora, seed=seed)
 
     @property
     def tokenizer(self) -> Any:
@@ -87,7 +87,7 @@ class Policy:
     @property
     def width(self) -> int:
         """Numbers in a hidden state."""
-        return self.trunk.width
+        return self.decoder.width
 
     @property
     def context(self) -> int | None:
@@ -105,17 +105,17 @@ class Policy:
         return adapter_parameters(self.model, self.adapter)
 
     @contextmanager
-    def policy_mode(self) -> Iterator[Trunk]:
-        """Compute as the policy: the trunk with its adapter on."""
+    def policy_mode(self) -> Iterator[Decoder]:
+        """Compute as the policy: the backbone with its adapter on."""
         cast = torch.autocast(self.backbone.device.type, torch.bfloat16) if self._mixed else nullcontext()
         with cast, use_adapter(self.model, self.adapter if self.lora else None):
-            yield self.trunk
+            yield self.decoder
 
     @contextmanager
-    def reference(self) -> Iterator[Trunk]:
+    def reference(self) -> Iterator[Decoder]:
         """Compute as the reference: the backbone with every adapter off."""
         with use_adapter(self.backbone.model, None):
-            yield self.backbone.trunk
+            yield self.backbone.decoder
 
     @property
     def _mixed(self) -> bool:
@@ -124,15 +124,15 @@ class Policy:
 
     def frozen_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
         """The rows with their states below the first trained layer, equal for policy and reference."""
-        with self.reference() as trunk:
-            return run_in_parts(trunk, rows, stop=self.split, tokens=tokens)
+        with self.reference() as decoder:
+            return run_in_parts(decoder, rows, stop=self.split, tokens=tokens)
 
     def critic_states(self, rows: SharedRows, *, tokens: int = 4096) -> SharedRows:
-        """The rows with the states that the critics read: frozen ones, or the middle ones of a trunk trained whole."""
+        """The rows with the states that the critics read: frozen, or from the middle of a fully trained model."""
         if self.split > 0:
             return rows
-        with self.policy_mode() as trunk:
-            return run_in_parts(trunk, rows, stop=max(1, round(trunk.depth * 0.6)), tokens=tokens)
+        with self.policy_mode() as decoder:
+            return run_in_parts(decoder, rows, stop=max(1, round(decoder.depth * 0.6)), tokens=tokens)
 
     def logprobs(self, rows: SharedRows, *, reference: bool = False, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [B, T] in nats of the response tokens; 0 where the mask is false.
@@ -141,20 +141,20 @@ class Policy:
         """
 
         def compute() -> tuple[Tensor, Tensor]:
-            above = run_shared(trunk, rows, recompute_in=computing if self.recompute else None)
+            above = run_shared(decoder, rows, recompute_in=computing if self.recompute else None)
             inside = above.response_mask[:, : above.width]
             states, ids = above.predicting()[inside], above.response_ids[inside]
             spare = missing_rows(len(ids), ids.device)
-            states, ids = trunk.final_norm(F.pad(states, (0, 0, 0, spare))), F.pad(ids, (0, spare))
-            weight, rule = trunk.head.weight.to(states.dtype), trunk.logit_rule
+            states, ids = decoder.final_norm(F.pad(states, (0, 0, 0, spare))), F.pad(ids, (0, spare))
+            weight, rule = decoder.head.weight.to(states.dtype), decoder.logit_rule
             cooled = temperature / rule.scale  # scaled logits are logits at another temperature
             return chunked_token_logprobs(
-                states, weight, ids, chunk=_CHUNK, bias=trunk.head.bias, temperature=cooled, cap=rule.cap
+                states, weight, ids, chunk=_CHUNK, bias=decoder.head.bias, temperature=cooled, cap=rule.cap
             )
 
         computing = self.reference if reference else self.policy_mode
-        with computing() as trunk:
-            values, entropy = trunk.in_one_pass(compute)
+        with computing() as decoder:
+            values, entropy = decoder.in_one_pass(compute)
         empty = torch.zeros(rows.response_mask.shape, dtype=values.dtype, device=values.device)
         return empty.masked_scatter(rows.response_mask, values), empty.masked_scatter(rows.response_mask, entropy)
 
@@ -181,15 +181,15 @@ class Policy:
         _copy_weights(stored, self.model)
 
     def merge(self) -> None:
-        """Add the adapter to the trunk's weights for good and start a fresh one.
+        """Add the adapter to the backbone's weights for good and start a fresh one.
 
-        What was the policy is now the reference, for every role on this trunk.
+        What was the policy is now the reference, for every role on this backbone.
         """
         if self.lora is None:
             raise ModelError(
                 "a fully fine-tuned policy has no adapter to merge; save it and load it as the new backbone"
             )
-        digest = hashlib.sha256(self.trunk.merged.encode())
+        digest = hashlib.sha256(self.decoder.merged.encode())
         with torch.no_grad():
             for _, module in lora_modules(self.model):
                 if self.adapter in module.scale:
@@ -198,7 +198,7 @@ class Policy:
                     product = current().like(weight, added)
                     weight.copy_((weight.float() + product).to(weight.dtype))
                     module.lora_b[self.adapter].zero_()
-        self.trunk.merged = f"+{digest.hexdigest()}"
+        self.decoder.merged = f"+{digest.hexdigest()}"
 
     def _base_folder(self) -> str:
         path = str(self.backbone.model.config.name_or_path)

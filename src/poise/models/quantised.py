@@ -1,4 +1,4 @@
-"""A frozen trunk in four bits a weight, by bitsandbytes: for models that do not fit on one GPU otherwise."""
+"""A frozen backbone in four bits a weight, by bitsandbytes: for models that do not fit on one GPU otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise.ranks import current
 
 
 def four_bits(bits: int, device: str) -> Any:
-    """How transformers loads the trunk's linear layers in NF4; products are computed in bf16.
+    """How transformers loads the backbone's linear layers in NF4; products are computed in bf16.
 
     Adapters and heads stay in fp32. Raises ConfigError where it cannot work: on a CPU, sharded, or not installed.
     Source: QLoRA (Dettmers et al., arXiv:2305.14314).

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poise.errors import ConfigError
 from poise.functional.masked import last_index, length_mask
-from poise.models.trunk import pad_rows
+from poise.models.decoder import pad_rows
 from poise.ranks import current
 
 

@@ -1,6 +1,6 @@
 """A model is computed here as transformers computes it: compared when a configuration is first met, or refused.
 
-`Trunk` and its faster forms run a model in parts, so that a feature of a configuration that they do not know would be
+`Decoder` and its faster forms run a model in parts, so that a feature of a configuration that they do not know would be
 dropped without a word. So the passes of this package and transformers' own are run once on the same few tokens, with
 windows made shorter than these. What was found equal is remembered by configuration, code and versions, in the cache.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from poise.errors import ModelError, RunError
 from poise.files import atomic_write, cache_folder
+from poise.models.decoder import Decoder
 from poise.models.families import context_of
 from poise.models.shared_pass import run_every_way
 from poise.models.shared_rows import SharedRows
-from poise.models.trunk import Trunk
 from poise.provenance import package_versions
 
 _TOKENS, _WINDOW = 24, 5
@@ -57,7 +57,7 @@ def verify(model: Any, what: str, check: Check) -> None:
 
 
 def verify_layers(model: Any) -> None:
-    """Compare every way of running the trunk on rows with transformers' own forward pass; ModelError if one differs."""
+    """Compare every way of running the decoder with transformers' own forward pass; ModelError if one differs."""
     verify(model, "layers", _check_layers)
 
 
@@ -68,14 +68,14 @@ def transformers_logprobs(model: Any, ids: Tensor) -> Tensor:
 
 
 def _check_layers(model: Any, ids: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    trunk, length = Trunk(model), ids.shape[1]
+    decoder, length = Decoder(model), ids.shape[1]
     expected = transformers_logprobs(model, ids)
-    yield "layer by layer", trunk.logits(trunk.run(trunk.embed(ids))).float().log_softmax(-1), expected
+    yield "layer by layer", decoder.logits(decoder.run(decoder.embed(ids))).float().log_softmax(-1), expected
     starts = [length // 2, length // 3]
     rows = SharedRows.of_lists(ids.tolist(), starts, device=ids.device)
     wanted = [expected[row, start - 1 : -1] for row, start in enumerate(starts)]
-    for way, shared in run_every_way(trunk, rows):
-        found = trunk.logits(shared.predicting()).float().log_softmax(-1)
+    for way, shared in run_every_way(decoder, rows):
+        found = decoder.logits(shared.predicting()).float().log_softmax(-1)
         yield way, torch.cat([found[row, : len(each)] for row, each in enumerate(wanted)]), torch.cat(wanted)
 
 
@@ -116,7 +116,7 @@ def _require_equal(model: Any, way: str, found: Tensor, expected: Tensor) -> Non
 
 def _probes(model: Any) -> Iterator[Any]:
     """The model as it is checked: with its windows shortened, if it has any, and with all tokens within them."""
-    windowed = any(window is not None for window in Trunk(model).windows)
+    windowed = any(window is not None for window in Decoder(model).windows)
     for window in (_WINDOW, _TOKENS * 2) if windowed else (None,):
         count = sum(parameter.numel() for parameter in model.parameters())
         if count > _COPIED or getattr(model, "is_quantized", False):

@@ -94,25 +94,25 @@ def _plan(
     demonstrations: DemonstrationBatches | None,
 ) -> None:
     """Each step samples, scores, asks the reference and updates."""
-    costs, longest = planner.costs, sampling.max_tokens
+    compute, longest = planner.compute, sampling.max_tokens
     asked = max(1, samples // algorithm.samples_per_prompt)
     samples = asked * algorithm.samples_per_prompt
     prompt_tokens = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts])
     context, positions = prompt_tokens + longest, samples * longest * FILLED
     tokens = asked * prompt_tokens + positions
-    below = costs.shape.layers - costs.trained_layers
-    seconds = costs.forward(asked * prompt_tokens) + costs.decoding(samples, longest, context=context)
-    seconds += costs.forward(tokens, layers=costs.shape.layers * 0.5)  # the scores
-    seconds += costs.forward(tokens, layers=below)
-    seconds += costs.forward(tokens, layers=costs.trained_layers, positions=positions)  # the reference
-    seconds += algorithm.epochs * costs.training(tokens, positions=positions)
+    below = compute.model.layers - compute.trained_layers
+    seconds = compute.forward(asked * prompt_tokens) + compute.decoding(samples, longest, context=context)
+    seconds += compute.forward(tokens, layers=compute.model.layers * 0.5)  # the scores
+    seconds += compute.forward(tokens, layers=below)
+    seconds += compute.forward(tokens, layers=compute.trained_layers, positions=positions)  # the reference
+    seconds += algorithm.epochs * compute.training(tokens, positions=positions)
     if demonstrations is not None:
         imitated = demonstrations.per_step
         each = 2 * prompt_tokens
-        seconds += algorithm.epochs * update_seconds(costs, imitated * each, imitated * prompt_tokens)
+        seconds += algorithm.epochs * update_seconds(compute, imitated * each, imitated * prompt_tokens)
     planner.add(
         name,
         seconds=steps * seconds,
-        memory=max(costs.updating() + costs.states(tokens), costs.generating(samples, context=context)),
+        memory=max(compute.updating() + compute.states(tokens), compute.generating(samples, context=context)),
         work=f"{steps} updates of {samples} samples, {tokens:,.0f} tokens",
     )

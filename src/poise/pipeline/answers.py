@@ -73,11 +73,11 @@ def _read(prompts: Sequence[Prompt], completions: Sequence[Completion], readers:
 
 def _plan(planner: Planner, name: str, prompts: Sequence[Prompt], sampling: Sampling, readers: int) -> None:
     """Sample, and read the answers once for each reader."""
-    costs, longest = planner.costs, sampling.max_tokens
+    compute, longest = planner.compute, sampling.max_tokens
     prompt_tokens = planner.tokens.mean([prompt.text for prompt in prompts])
     answers, context = len(prompts) * sampling.samples, prompt_tokens + longest
     tokens = answers * (prompt_tokens + longest * FILLED)
-    seconds = costs.forward(len(prompts) * prompt_tokens) + costs.decoding(answers, longest, context=context)
-    seconds += readers * costs.forward(tokens)
-    memory = costs.generating(answers, context=context)
+    seconds = compute.forward(len(prompts) * prompt_tokens) + compute.decoding(answers, longest, context=context)
+    seconds += readers * compute.forward(tokens)
+    memory = compute.generating(answers, context=context)
     planner.add(name, seconds=seconds, memory=memory, work=f"{answers} answers, read")

@@ -67,12 +67,12 @@ def _in_brief(suite: Suite) -> Suite:
 
 def _plan(planner: Planner, name: str, suite: Suite, sampling: Sampling, further: int) -> None:
     """Sample, read the answers once for the judge, and once more for each further metric."""
-    costs, longest, prompts = planner.costs, sampling.max_tokens, len(suite.prompts)
+    compute, longest, prompts = planner.compute, sampling.max_tokens, len(suite.prompts)
     prompt_tokens = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in suite.prompts])
     answers, context = prompts * sampling.samples, prompt_tokens + longest
     tokens = answers * (prompt_tokens + longest * FILLED)
-    seconds = costs.forward(prompts * prompt_tokens) + costs.decoding(answers, longest, context=context)
-    seconds += costs.forward(tokens, layers=costs.shape.layers * _JUDGE_DEPTH)
-    seconds += further * costs.forward(tokens, positions=answers * longest * FILLED)
-    memory = costs.generating(answers, context=context)
+    seconds = compute.forward(prompts * prompt_tokens) + compute.decoding(answers, longest, context=context)
+    seconds += compute.forward(tokens, layers=compute.model.layers * _JUDGE_DEPTH)
+    seconds += further * compute.forward(tokens, positions=answers * longest * FILLED)
+    memory = compute.generating(answers, context=context)
     planner.add(name, seconds=seconds, memory=memory, work=f"{answers} answers, judged")

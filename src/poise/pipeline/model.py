@@ -30,8 +30,8 @@ def start_model(
     A resumed run must not change its precision, even on a machine where another one is faster.
     """
     if (planner := current_planner()) is not None:
-        costs = planner.costs
-        size = costs.shape.parameters * costs.machine.element_bytes
+        compute = planner.compute
+        size = compute.model.parameters * compute.machine.element_bytes
         planner.add(planner.named(run, "model"), seconds=_START_S + size / _LOADED_PER_S, memory=0.0, work="load")
         return replace(load_backbone(STAND_IN, seed=seed), continues_text=continues_text)
     stage = run.stage("model")

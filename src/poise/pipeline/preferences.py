@@ -195,17 +195,17 @@ def _plan_reading(planner: Planner, name: str, views: Sequence[Feedback]) -> Non
     """Every response once, by the policy and by its reference."""
     rows = [row for feedback in views for row in feedback.rows]
     positions = float(sum(len(row.ids) - row.prompt_length for row in rows))
-    seconds = 2 * planner.costs.forward(float(sum(len(row.ids) for row in rows)), positions=positions)
-    planner.add(name, seconds=seconds, memory=planner.costs.scoring(), work=f"{len(rows)} responses, read twice")
+    seconds = 2 * planner.compute.forward(float(sum(len(row.ids) for row in rows)), positions=positions)
+    planner.add(name, seconds=seconds, memory=planner.compute.scoring(), work=f"{len(rows)} responses, read twice")
 
 
 def _plan(planner: Planner, name: str, feedback: Feedback, steps: int, prompts_per_step: int) -> None:
     """The reference's log-probabilities once, then updates."""
-    costs = planner.costs
+    compute = planner.compute
     tokens = float(sum(len(row.ids) for row in feedback.rows))
     positions = float(sum(len(row.ids) - row.prompt_length for row in feedback.rows))
     share = min(1.0, prompts_per_step / max(1, len(feedback.groups)))
-    seconds = costs.forward(tokens, positions=positions)
-    seconds += steps * update_seconds(costs, tokens * share, positions * share)
+    seconds = compute.forward(tokens, positions=positions)
+    seconds += steps * update_seconds(compute, tokens * share, positions * share)
     work = f"{steps} updates of {tokens * share:,.0f} tokens"
-    planner.add(name, seconds=seconds, memory=costs.updating(), work=work)
+    planner.add(name, seconds=seconds, memory=compute.updating(), work=work)

@@ -33,8 +33,8 @@ def collect_comparisons(
     if (planner := current_planner()) is not None:
         answers, longest = 2 * len(prompts), sampling.max_tokens
         context = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts]) + longest * FILLED
-        memory = planner.costs.generating(answers, context=context)
-        seconds = planner.costs.decoding(answers, longest, context=context)
+        memory = planner.compute.generating(answers, context=context)
+        seconds = planner.compute.decoding(answers, longest, context=context)
         planner.add(planner.named(run, name), seconds=seconds, memory=memory, work=f"{answers} answers, compared")
         return Dataset(name=name)
     stage = run.stage(name)

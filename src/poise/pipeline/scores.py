@@ -52,7 +52,7 @@ class ScoreModelSpec:
 
     def model(self, backbone: Backbone, *, adapter: str = "score", cache: FeatureCache | None = None) -> ScoreModel:
         """A fresh score model on the backbone."""
-        depth = max(1, round(backbone.trunk.depth * self.depth))
+        depth = max(1, round(backbone.decoder.depth * self.depth))
         return ScoreModel(
             backbone, self.channels, depth=depth, adapter=adapter, seed=self.seed, cache=cache, **self.reading
         )
@@ -151,16 +151,16 @@ def _parts(data: Dataset, spec: ScoreModelSpec) -> dict[str, Dataset]:
 
 def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> None:
     """One pass of every response through the lower layers, and many steps of small heads."""
-    costs, texts = planner.costs, sorted({(row.prompt.id, text) for row, text in _responses(data)})
+    compute, texts = planner.compute, sorted({(row.prompt.id, text) for row, text in _responses(data)})
     prompts = {row.prompt.id: row.prompt.text for row, _ in _responses(data)}
     tokens = len(prompts) * (planner.tokens.template + planner.tokens.mean(list(prompts.values())))
     tokens += len(texts) * planner.tokens.mean([text for _, text in texts])
     steps = spec.steps or num_steps(round(len(prompts) * (1 - spec.calibrated)), PROMPTS_PER_STEP, spec.epochs)
-    seconds = costs.forward(tokens, layers=costs.shape.layers * spec.depth)
+    seconds = compute.forward(tokens, layers=compute.model.layers * spec.depth)
     planner.add(
         name,
         seconds=seconds + _HEAD_STEP_S * steps + _ROW_S * len(texts),
-        memory=costs.scoring(),
+        memory=compute.scoring(),
         work=f"{tokens:,.0f} tokens through {spec.depth:.0%} of the layers, {steps} steps of the heads",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from poise.models.load import Backbone, load_backbone
 from poise.models.policy import Policy
 from poise.pipeline.kept import keep, taken_back
-from poise.plan.costs import Costs
+from poise.plan.compute import Compute
 from poise.plan.work import current_planner
 from poise.run import Run
 from poise.train.loop import fit
@@ -37,9 +37,9 @@ def fine_tune(
     if (planner := current_planner()) is not None:
         prompt = planner.tokens.template + planner.tokens.mean([row.prompt.text for row in demonstrations])
         response = planner.tokens.mean([row.response for row in demonstrations])
-        seconds = steps * update_seconds(planner.costs, per_step * (prompt + response), per_step * response)
+        seconds = steps * update_seconds(planner.compute, per_step * (prompt + response), per_step * response)
         work = f"{steps} updates of {per_step} rows"
-        planner.add(planner.named(run, name), seconds=seconds, memory=planner.costs.updating(), work=work)
+        planner.add(planner.named(run, name), seconds=seconds, memory=planner.compute.updating(), work=work)
         return policy
     if not stage.finished:
         rows = DemonstrationBatches(demonstrations, policy, **batches)
@@ -64,11 +64,11 @@ def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:
     return load_backbone(str((stage.path / "model").resolve()), dtype=policy.backbone.dtype)
 
 
-def update_seconds(costs: Costs, tokens: float, positions: float) -> float:
+def update_seconds(compute: Compute, tokens: float, positions: float) -> float:
     """Seconds of one update: the layers below the adapter forward, those above forward and backward.
 
     tokens     of prompts and responses
     positions  of responses, whose logits are needed
     """
-    below = costs.shape.layers - costs.trained_layers
-    return costs.forward(tokens, layers=below) + costs.training(tokens, positions=positions)
+    below = compute.model.layers - compute.trained_layers
+    return compute.forward(tokens, layers=below) + compute.training(tokens, positions=positions)

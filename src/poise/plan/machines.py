@@ -12,7 +12,7 @@ import torch
 
 from poise.errors import ConfigError
 from poise.models.load import fastest_dtype
-from poise.plan.shapes import Shape
+from poise.plan.model_sizes import ModelSize
 
 _WIDEST = 4096  # of the matrices that are measured: larger ones are no faster and take seconds
 _ROWS = (32, 1024)  # measured rows; the rate between and beyond follows a curve through both
@@ -34,7 +34,7 @@ class Machine:
     bandwidth: float  # bytes/s of one device's memory
     call: float  # seconds to start one operation
     link: float = 0.0  # bytes/s between devices, of one device
-    element_bytes: int = 2  # of a weight of the trunk
+    element_bytes: int = 2  # of a weight of the backbone
     is_gpu: bool = True
     is_measured: bool = False
 
@@ -75,11 +75,11 @@ def named_machine(name: str) -> Machine:
     return replace(device, name=name.lower(), devices=number, link=device.link if number <= _PER_NODE else _NETWORK)
 
 
-def this_machine(shape: Shape) -> Machine:
+def this_machine(size: ModelSize) -> Machine:
     """This machine, measured for a few seconds with matrices of the model's widths."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = fastest_dtype(device)
-    slow, fast = (_product_rate(shape, rows, dtype, device) for rows in _ROWS)
+    slow, fast = (_product_rate(size, rows, dtype, device) for rows in _ROWS)
     peak, half_rows = _curve(slow, fast)
     return Machine(
         name="this machine",
@@ -105,9 +105,9 @@ def _curve(slow: float, fast: float) -> tuple[float, float]:
     return peak, half_over_peak * peak
 
 
-def _product_rate(shape: Shape, rows: int, dtype: torch.dtype, device: str) -> float:
+def _product_rate(size: ModelSize, rows: int, dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a layer's products, each with other weights, as a pass through a model reads them."""
-    wide, narrow = min(shape.intermediate, _WIDEST), min(shape.hidden, _WIDEST)
+    wide, narrow = min(size.intermediate, _WIDEST), min(size.hidden, _WIDEST)
     sizes = [(narrow, narrow), (wide, narrow), (narrow, wide)] * 4
     weights = [torch.ones(out, inner, dtype=dtype, device=device) for out, inner in sizes]
     inputs = {inner: torch.ones(rows, inner, dtype=dtype, device=device) for _, inner in sizes}

@@ -15,12 +15,12 @@ import torch
 
 from poise.errors import ConfigError
 from poise.models.adapters import Lora
+from poise.models.decoder import Decoder
 from poise.models.load import Backbone, fastest_dtype
 from poise.models.policy import Policy
 from poise.models.shared_rows import SharedRows
 from poise.models.tiny import tiny_tokenizer
-from poise.models.trunk import Trunk
-from poise.plan.shapes import Shape
+from poise.plan.model_sizes import ModelSize
 from poise.rollout.native import NativeEngine
 from poise.types import Prompt, Sampling
 
@@ -36,20 +36,20 @@ class Probe:
 
     forward_layer: float
     forward_head: float
-    training_layer: float  # forward and backward, with an adapter on a frozen trunk
+    training_layer: float  # forward and backward, with an adapter on a frozen backbone
     training_head: float
     decoding_layer: float  # of one step of 64 rows
     decoding_head: float
     rows: int = _ROWS
 
 
-def probe(shape: Shape) -> Probe:
+def probe(size: ModelSize) -> Probe:
     """Measure for some seconds on this machine; of each work the shortest time counts.
 
     The depths take turns, so that another program slows both. Raises ConfigError where a deeper model still took no
     longer: the machine is too busy to be measured.
     """
-    works = [_works(shape, depth) for depth in _DEPTHS]
+    works = [_works(size, depth) for depth in _DEPTHS]
     shortest = [[float("inf")] * len(each) for each in works]
     for done in range(1, _ROUNDS[1] + 1):
         for times, each in zip(shortest, works, strict=True):
@@ -76,10 +76,10 @@ def probe(shape: Shape) -> Probe:
     )
 
 
-def _works(shape: Shape, depth: int) -> tuple[Callable[[], object], ...]:
+def _works(size: ModelSize, depth: int) -> tuple[Callable[[], object], ...]:
     """A forward pass, a training pass and a short and a longer generation of a model of so many layers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = Policy(_backbone(shape, depth, device), Lora())
+    policy = Policy(_backbone(size, depth, device), Lora())
     ids = torch.randint(0, 256, (_PROMPTS, _PROMPT_TOKENS), device=device).repeat_interleave(_SAMPLES, 0)
     rows = SharedRows.of(
         torch.nn.functional.pad(ids, (0, _RESPONSE_TOKENS), value=5),
@@ -104,24 +104,24 @@ def _per_step(short: float, long: float) -> float:
     return (long - short) / (_STEPS[1] - _STEPS[0])
 
 
-def _backbone(shape: Shape, depth: int, device: str) -> Backbone:
+def _backbone(size: ModelSize, depth: int, device: str) -> Backbone:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
         num_hidden_layers=depth,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width or None,
-        vocab_size=max(shape.vocabulary, 260),
-        tie_word_embeddings=shape.is_tied,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width or None,
+        vocab_size=max(size.vocabulary, 260),
+        tie_word_embeddings=size.is_tied,
         max_position_embeddings=2048,
     )
     with torch.random.fork_rng():
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=fastest_dtype(device))
     model = model.to(device).eval().requires_grad_(False)
-    return Backbone(name="probe", model=model, tokenizer=tiny_tokenizer("random:llama"), trunk=Trunk(model))
+    return Backbone(name="probe", model=model, tokenizer=tiny_tokenizer("random:llama"), decoder=Decoder(model))
 
 
 def _seconds(work: Callable[[], object]) -> float:

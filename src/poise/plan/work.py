@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poise.plan.costs import Costs
+from poise.plan.compute import Compute
 from poise.run import Run
 
 _CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
@@ -46,7 +46,7 @@ class Tokens:
 class Planner:
     """Collects what the stages of a recipe will take; a stage that is named twice is done once."""
 
-    costs: Costs
+    compute: Compute
     tokens: Tokens = Tokens()
     folder: Path | None = None  # of the whole run
     stages: dict[str, StagePlan] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Planner:
 
     def add(self, name: str, *, seconds: float, memory: float, work: str) -> None:
         """Note a stage: `memory` in bytes beyond the process and the weights."""
-        base = self.costs.process() + self.costs.weights()
+        base = self.compute.process() + self.compute.weights()
         self.stages.setdefault(name, StagePlan(name=name, seconds=seconds, memory=base + memory, work=work))
 
 

@@ -19,7 +19,7 @@ ADAPTER = Lora(top=0.5)  # of every policy here
 
 
 def start_from_preferred(run: Run, study: Study[Any]) -> None:
-    """Supervised fine-tuning on the responses that people preferred, merged into the trunk: the start model."""
+    """Supervised fine-tuning on the responses that people preferred, merged into the backbone: the start model."""
     if (steps := study.settings.supervised_steps) == 0:
         return
     policy = Policy(study.backbone, ADAPTER, adapter="supervised", seed=study.settings.seed)

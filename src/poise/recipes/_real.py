@@ -46,7 +46,7 @@ HEADS = {"as trained": 64, "linear probe": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What all seeds share: the rows, the trunk, and features that are computed once."""
+    """What all seeds share: the rows, the backbone, and features that are computed once."""
 
     material: Material
     own: Dataset  # the start model's answers to the prompts of the policy in training, labelled by the prompt's kind

@@ -147,8 +147,7 @@ def _means(results: Sequence[SuiteResult]) -> Figures:
 
 def _spread_out(figures: Figures) -> dict[str, Any]:
     return {
-        name: {"pooled": figure.pooled, "by_seed": figure.by_seed, "spread": figure.spread}
-        for name, figure in figures.items()
+        name: {"pooled": figure.pooled, "by_seed": figure.by_seed, "sd": figure.sd} for name, figure in figures.items()
     }
 
 
@@ -249,7 +248,7 @@ def figure_text(figure: OverSeeds | None) -> str:
     """A figure with its interval, the spread between seeds and n; a dash where it was not measured."""
     if figure is None:
         return "–"
-    text = estimate_text(figure.pooled, lambda value: f" ± {value}" if figure.spread is not None else "", figure.spread)
+    text = estimate_text(figure.pooled, lambda value: f" ± {value}" if figure.sd is not None else "", figure.sd)
     return f"{text} (n={figure.pooled.n})"
 
 

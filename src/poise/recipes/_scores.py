@@ -74,7 +74,7 @@ def limited_cost(scorer: TrainedScoreModel, rollouts: Sequence[Rollout]) -> Esti
     known = [(each.values["cost"], r.prompt.id) for r, each in zip(asked, scores, strict=True) if "cost" in each.values]
     if not known:
         raise FeedbackError(f"none of {len(rollouts)} answers has a cost: they are empty, failed, or cannot be scored")
-    return mean([cost for cost, _ in known], [prompt for _, prompt in known], unit="spreads")
+    return mean([cost for cost, _ in known], [prompt for _, prompt in known], unit="sd")
 
 
 def _accuracy(model: ScoreModel, test: Dataset) -> dict[str, Estimate]:

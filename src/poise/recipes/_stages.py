@@ -163,7 +163,7 @@ def taken(kind: type[Told], arguments: Mapping[str, Any]) -> Told:
 
 @dataclass(slots=True, kw_only=True)
 class Study(Generic[Told]):
-    """What the stages of one run share: the trunk, the data by split, and feedback gathered on the way."""
+    """What the stages of one run share: the backbone, the data by split, and feedback gathered on the way."""
 
     settings: Told
     backbone: Backbone

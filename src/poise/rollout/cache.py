@@ -191,7 +191,7 @@ def attend_step(rows: RowCache, prompts: PromptCache | None, layer: int, queries
 
 
 class LayerCache:
-    """A `RowCache` as the attention layers of transformers use one: for families that `FusedTrunk` does not know."""
+    """A `RowCache` as the attention layers of transformers use one: for families that `FusedDecoder` does not know."""
 
     def __init__(self, rows: RowCache, *, copies: int = 1, begin: int = 0, prefill: bool = False):
         self.rows, self.copies, self.begin, self.prefill = rows, copies, begin, prefill

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poise import kernels
-from poise.models.fused import FusedTrunk
-from poise.models.trunk import Trunk, pad_rows
+from poise.models.decoder import Decoder, pad_rows
+from poise.models.fused import FusedDecoder
 from poise.rollout.cache import KeyShape, LayerCache, PromptCache, RowCache, attend_step
 from poise.rollout.sampling import sample_tokens
 from poise.types import Finish, Sampling
@@ -36,7 +36,7 @@ class Row:
 
 
 class Forward(Protocol):
-    """A trunk as generation needs it."""
+    """A backbone as generation needs it."""
 
     shares_prompts: bool  # whether rows of one prompt attend to one copy of it
     cache_shape: tuple[int, int, int]  # layers, heads of keys and entries of a key
@@ -72,14 +72,14 @@ class Caches:
 
 
 class FusedForward:
-    """The known families, by `FusedTrunk`."""
+    """The known families, by `FusedDecoder`."""
 
     shares_prompts = True
 
-    def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype, columns: int):
-        self.trunk = FusedTrunk(trunk, adapter=adapter, dtype=dtype)
-        self.cache_shape = trunk.depth, self.trunk.key_heads, self.trunk.head_dim
-        self.cos, self.sin = self.trunk.rotation(columns)
+    def __init__(self, decoder: Decoder, *, adapter: str | None, dtype: torch.dtype, columns: int):
+        self.decoder = FusedDecoder(decoder, adapter=adapter, dtype=dtype)
+        self.cache_shape = decoder.depth, self.decoder.key_heads, self.decoder.head_dim
+        self.cos, self.sin = self.decoder.rotation(columns)
 
     def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
         """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
@@ -89,7 +89,7 @@ class FusedForward:
         rows = kernels.Rows(torch.arange(count) * length, lengths, lengths[:0])
 
         def attend(layer: int, states: Tensor) -> Tensor:
-            queries, new = self.trunk.turned(states, rotation)
+            queries, new = self.decoder.turned(states, rotation)
             pairs = new.unflatten(0, (count, length)).unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4)
             if caches.prompts is not None:
                 caches.prompts.fill(layer, slots, pairs)
@@ -105,8 +105,8 @@ class FusedForward:
             found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
             return found.transpose(1, 2).flatten(0, 1)
 
-        hidden = self.trunk.run(self.trunk.embed(ids.flatten()), attend).unflatten(0, (count, length))
-        return self.trunk.logits(hidden[torch.arange(count, device=ids.device), lengths - 1])
+        hidden = self.decoder.run(self.decoder.embed(ids.flatten()), attend).unflatten(0, (count, length))
+        return self.decoder.logits(hidden[torch.arange(count, device=ids.device), lengths - 1])
 
     def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
@@ -114,11 +114,11 @@ class FusedForward:
         rotation = self.cos[positions], self.sin[positions]
 
         def attend(layer: int, states: Tensor) -> Tensor:
-            if kernels.supports_decoding(states, self.trunk.heads, self.trunk.key_heads):
+            if kernels.supports_decoding(states, self.decoder.heads, self.decoder.key_heads):
                 return kernels.attend_step(states, rotation, *caches.of_layer(layer))
-            return attend_step(caches.rows, caches.prompts, layer, *self.trunk.turned(states, rotation))
+            return attend_step(caches.rows, caches.prompts, layer, *self.decoder.turned(states, rotation))
 
-        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), attend))
+        return self.decoder.logits(self.decoder.run(self.decoder.embed(tokens), attend))
 
 
 class StaticForward(FusedForward):
@@ -131,8 +131,8 @@ class StaticForward(FusedForward):
 
     shares_prompts = False
 
-    def __init__(self, trunk: Trunk, *, adapter: str | None, dtype: torch.dtype, columns: int):
-        super().__init__(trunk, adapter=adapter, dtype=dtype, columns=columns)
+    def __init__(self, decoder: Decoder, *, adapter: str | None, dtype: torch.dtype, columns: int):
+        super().__init__(decoder, adapter=adapter, dtype=dtype, columns=columns)
         self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
         self._fed = torch.zeros(2, 0, dtype=torch.long)  # tokens and positions, where graphs read them
 
@@ -161,9 +161,9 @@ class StaticForward(FusedForward):
         rotation = self.cos[positions], self.sin[positions]
 
         def attend(layer: int, states: Tensor) -> Tensor:
-            return attend_step(rows, None, layer, *self.trunk.turned(states, rotation))
+            return attend_step(rows, None, layer, *self.decoder.turned(states, rotation))
 
-        return self.trunk.logits(self.trunk.run(self.trunk.embed(tokens), attend))
+        return self.decoder.logits(self.decoder.run(self.decoder.embed(tokens), attend))
 
     def _captured(self, span: int, width: int, rows: RowCache) -> tuple[Any, Tensor]:
         """A graph and where it leaves its logits; run once before, on a stream of its own, as torch asks for."""
@@ -179,31 +179,31 @@ class StaticForward(FusedForward):
 
 
 class LayerForward:
-    """Any family that `Trunk` runs, by transformers' own layers; every row has a copy of its prompt."""
+    """Any family that `Decoder` runs, by transformers' own layers; every row has a copy of its prompt."""
 
     shares_prompts = False
 
-    def __init__(self, trunk: Trunk):
-        self.trunk = trunk
-        device = trunk.head.weight.device
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+        device = decoder.head.weight.device
         measured = KeyShape()  # a configuration may name heads that its family does not read
-        trunk.run(trunk.embed(torch.zeros(1, 1, dtype=torch.long, device=device)), stop=1, cache=measured)
-        self.cache_shape = trunk.depth, *measured.shape
+        decoder.run(decoder.embed(torch.zeros(1, 1, dtype=torch.long, device=device)), stop=1, cache=measured)
+        self.cache_shape = decoder.depth, *measured.shape
 
     def prefill(self, ids: Tensor, lengths: Tensor, caches: Caches, begin: int, slots: list[int]) -> Tensor:
         """Run prompts [G, P], store their keys and values; logits [G, V] of what follows each."""
         cache = LayerCache(caches.rows, copies=caches.copies, begin=begin, prefill=True)
-        hidden = self.trunk.run(self.trunk.embed(ids), cache=cache)
-        return self.trunk.logits(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+        hidden = self.decoder.run(self.decoder.embed(ids), cache=cache)
+        return self.decoder.logits(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
 
     def step(self, tokens: Tensor, positions: Tensor, caches: Caches) -> Tensor:
         """Run one token [B] at its position [B] per row in progress; logits [B, V]."""
         caches.begin_step()
         at, cache = positions[:, None], LayerCache(caches.rows)
         columns = torch.arange(caches.rows.width, device=tokens.device)[None]  # which are positions in the rows
-        hidden = self.trunk.embed(tokens[:, None], at)
-        hidden = self.trunk.run(hidden, positions=at, mask=caches.rows.mask, key_positions=columns, cache=cache)
-        return self.trunk.logits(hidden[:, 0])
+        hidden = self.decoder.embed(tokens[:, None], at)
+        hidden = self.decoder.run(hidden, positions=at, mask=caches.rows.mask, key_positions=columns, cache=cache)
+        return self.decoder.logits(hidden[:, 0])
 
 
 class Generation:
@@ -286,15 +286,15 @@ class Generation:
         rows.sizes[begin:end] = repeated if prompts is None else 0
         rows.count = end
         self.active += [self.rows[i * self.samples + s] for i in chosen for s in range(self.samples)]
-        self._draw(logits.repeat_interleave(self.samples, 0), begin)
+        self._sample(logits.repeat_interleave(self.samples, 0), begin)
 
     def _advance(self) -> None:
         """Feed every row its last token and draw the next."""
         tokens = torch.tensor([row.tokens[-1] for row in self.active], device=self.device)
         positions = torch.tensor([row.prompt_length + len(row.tokens) - 1 for row in self.active], device=self.device)
-        self._draw(self.forward.step(tokens, positions, self.caches), 0)
+        self._sample(self.forward.step(tokens, positions, self.caches), 0)
 
-    def _draw(self, logits: Tensor, begin: int) -> None:
+    def _sample(self, logits: Tensor, begin: int) -> None:
         """One more token for the rows from slot `begin` on; those that end leave, the last first: that moves least."""
         rows = self.active[begin:]
         uniforms = torch.stack([row.uniforms[len(row.tokens)] for row in rows])

@@ -11,9 +11,9 @@ import torch
 
 from poise.data.chat import ChatRenderer
 from poise.errors import ConfigError, EngineError
+from poise.models.decoder import Decoder, pad_rows
 from poise.models.fused import fuses
 from poise.models.policy import Policy
-from poise.models.trunk import Trunk, pad_rows
 from poise.rollout.engine import check_completions, check_sampling, sample_numbers
 from poise.rollout.generation import Forward, FusedForward, Generation, LayerForward, Row, StaticForward
 from poise.rollout.sampling import stop_position, uniform_stream
@@ -51,7 +51,7 @@ class NativeEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """Completions, `sampling.samples` adjacent ones per prompt.
 
-        Order, batch size and the other prompts do not change them, up to the rounding of the trunk's dtype: in bf16
+        Order, batch size and the other prompts do not change them, up to the rounding of the backbone's dtype: in bf16
         the shape of a batch can move a logit by a last bit and tip a draw. Raises ConfigError if a prompt with its
         completion is longer than the model's context.
         """
@@ -68,14 +68,14 @@ class NativeEngine:
         self._check_context(encoded, sampling)
         verify_generation(self.policy.model, self._forward, adapter=self._adapter)
         version = 0 if self.reference else self.policy.version
-        with self.policy.reference() if self.reference else self.policy.policy_mode() as trunk:
+        with self.policy.reference() if self.reference else self.policy.policy_mode() as decoder:
             if sampling.choices:
                 chosen = [
-                    self._choose(trunk, prompt, row, sampling) for prompt, row in zip(prompts, encoded, strict=True)
+                    self._choose(decoder, prompt, row, sampling) for prompt, row in zip(prompts, encoded, strict=True)
                 ]
                 completions = [replace(each, sample=s) for each in chosen for s in range(sampling.samples)]
             else:
-                rows = self._rows(trunk, prompts, encoded, sampling)
+                rows = self._rows(decoder, prompts, encoded, sampling)
                 owners = [(prompt, s) for prompt in prompts for s in range(sampling.samples)]
                 completions = [
                     self._completion(prompt, s, row, sampling) for (prompt, s), row in zip(owners, rows, strict=True)
@@ -96,7 +96,9 @@ class NativeEngine:
                 f"{context} tokens: lower max_tokens or the engine's max_prompt_tokens"
             )
 
-    def _rows(self, trunk: Trunk, prompts: Sequence[Prompt], encoded: list[list[int]], sampling: Sampling) -> list[Row]:
+    def _rows(
+        self, decoder: Decoder, prompts: Sequence[Prompt], encoded: list[list[int]], sampling: Sampling
+    ) -> list[Row]:
         """The rows of all prompts, completed."""
         draws = sample_numbers(prompts, sampling.samples)
         owners = [(p, encoded[i // sampling.samples], draw) for i, (p, _, draw) in enumerate(draws)]
@@ -111,7 +113,7 @@ class NativeEngine:
         if rows:
             backbone = self.policy.backbone
             longest = max(map(len, encoded)) + sampling.max_tokens
-            forward = self._forward(trunk, longest, backbone.dtype)
+            forward = self._forward(decoder, longest, backbone.dtype)
             fused = isinstance(forward, FusedForward)
             with torch.autocast(backbone.device.type, enabled=False) if fused else nullcontext():
                 Generation(
@@ -130,12 +132,12 @@ class NativeEngine:
     def _adapter(self) -> str | None:
         return self.policy.adapter if self.policy.lora and not self.reference else None
 
-    def _forward(self, trunk: Trunk, columns: int, dtype: torch.dtype) -> Forward:
-        if not fuses(trunk, columns):
-            return LayerForward(trunk)
+    def _forward(self, decoder: Decoder, columns: int, dtype: torch.dtype) -> Forward:
+        if not fuses(decoder, columns):
+            return LayerForward(decoder)
         captures = self.policy.backbone.device.type == "cuda" and os.environ.get(_GRAPHS) == "1"
         kind = StaticForward if captures else FusedForward
-        return kind(trunk, adapter=self._adapter, dtype=dtype, columns=columns)
+        return kind(decoder, adapter=self._adapter, dtype=dtype, columns=columns)
 
     def _completion(self, prompt: Prompt, sample: int, row: Row, sampling: Sampling) -> Completion:
         text = self.renderer.decode(row.tokens)
@@ -155,13 +157,13 @@ class NativeEngine:
             return True
         return bool(sampling.stop) and stop_position(self.renderer.decode(row.tokens), sampling.stop) >= 0
 
-    def _choose(self, trunk: Trunk, prompt: Prompt, ids: list[int], sampling: Sampling) -> Completion:
+    def _choose(self, decoder: Decoder, prompt: Prompt, ids: list[int], sampling: Sampling) -> Completion:
         """Answer with one of the choices: the log-probability of each whole text, and the likeliest."""
         rows = [ids + self.renderer.response_ids(choice, finished=False)[0] for choice in sampling.choices]
         if any(len(row) == len(ids) for row in rows):
             raise EngineError(f"choices {sampling.choices!r}: an empty choice has no tokens to weigh")
         batch, lengths = pad_rows(rows, device=self.policy.backbone.device)
-        logits = trunk.logits(trunk.run(trunk.embed(batch))[:, len(ids) - 1 : -1]).float().log_softmax(-1)
+        logits = decoder.logits(decoder.run(decoder.embed(batch))[:, len(ids) - 1 : -1]).float().log_softmax(-1)
         picked = logits.gather(-1, batch[:, len(ids) :, None])[..., 0]
         inside = torch.arange(picked.shape[1], device=picked.device)[None] < (lengths - len(ids))[:, None]
         totals = (picked * inside).sum(-1).tolist()

@@ -34,7 +34,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
               where there is none, under the softmax of the logits)
     """
     if temperature > 0 and top_p >= 1 and kernels.supports_tensors(logits):
-        return kernels.draw(logits, uniforms.double().contiguous(), temperature)
+        return kernels.sample_tokens(logits, uniforms.double().contiguous(), temperature)
     if logits.device.type != "cpu" or len(logits) <= _ROWS:
         return _sample(logits, uniforms, temperature, top_p)
     parts = [

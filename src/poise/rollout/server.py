@@ -37,7 +37,7 @@ class ServerEngine:
     logprobs     ask for token log-probabilities; completions carry them where the endpoint gives token ids as well
     fields       further fields of every request, such as {"top_k": 50}
     progress     called with the number of finished completions and that of all
-    concurrency  requests under way at a time; `attempts`, `seconds` and `pause` are those of `Endpoint`
+    concurrency  requests under way at a time; `attempts`, `seconds` and `backoff_s` are those of `Endpoint`
 
     What fails for good is a completion with finish="error" and the reason. EngineError says at once if nobody listens,
     or a token, an address or a model is wrong, so that no request is answered; if the server leaves in between, it does
@@ -60,10 +60,15 @@ class ServerEngine:
         concurrency: int = 16,
         attempts: int = 5,
         seconds: float = 300.0,
-        pause: float = 0.5,
+        backoff_s: float = 0.5,
     ):
         self.endpoint = Endpoint(
-            url=with_version(url), token=token, concurrency=concurrency, attempts=attempts, seconds=seconds, pause=pause
+            url=with_version(url),
+            token=token,
+            concurrency=concurrency,
+            attempts=attempts,
+            seconds=seconds,
+            backoff_s=backoff_s,
         )
         self.model, self.logprobs, self.fields, self.progress = model, logprobs, dict(fields or {}), progress
         self.answers = None if answers is None else Path(answers)
@@ -112,7 +117,7 @@ class ServerEngine:
 
         def receive(index: int, answer: Any) -> None:
             if isinstance(answer, RequestFailed):
-                if answer.hopeless or (answer.unreachable and self.answers is not None):
+                if answer.is_fatal or (answer.unreachable and self.answers is not None):
                     raise self._refused(answer, done=len(found) - known) from answer
                 answer = Completion(prompt_id="", text="", finish="error", error=str(answer))
             elif self.answers is not None:

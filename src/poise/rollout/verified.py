@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.models.adapters import use_adapter
-from poise.models.trunk import Trunk
+from poise.models.decoder import Decoder
 from poise.models.verified import transformers_logprobs, verify
 from poise.ranks import current
 from poise.rollout.generation import Forward, Generation, Row
@@ -19,12 +19,12 @@ _SAMPLES = 2  # of each prompt: rows that share one
 
 
 def verify_generation(
-    model: Any, forward: Callable[[Trunk, int, torch.dtype], Forward], *, adapter: str | None
+    model: Any, forward: Callable[[Decoder, int, torch.dtype], Forward], *, adapter: str | None
 ) -> None:
     """Compare the log-probabilities of what generation draws with transformers' own; ModelError if they differ.
 
-    `forward(trunk, columns, dtype)` is the way in which the engine runs a trunk, with that adapter. The parts of a
-    sharded model cannot be compared; what its processes compute is what one process does.
+    `forward(decoder, columns, dtype)` is how the engine runs a decoder, with that adapter. The parts of a sharded
+    model cannot be compared; what its processes compute is what one process does.
     """
     if current().is_sharded:
         return
@@ -44,10 +44,10 @@ def verify_generation(
 
 
 def _generated(
-    probe: Any, prompts: list[list[int]], tokens: int, forward: Callable[[Trunk, int, torch.dtype], Forward]
+    probe: Any, prompts: list[list[int]], tokens: int, forward: Callable[[Decoder, int, torch.dtype], Forward]
 ) -> list[Row]:
     """Rows of random draws, `_SAMPLES` to each prompt."""
-    trunk, dtype = Trunk(probe), next(iter(probe.parameters())).dtype
+    decoder, dtype = Decoder(probe), next(iter(probe.parameters())).dtype
     uniforms = torch.rand(len(prompts) * _SAMPLES, tokens, generator=torch.Generator().manual_seed(2))
     rows = [
         Row(number=number, prompt_length=len(prompts[number // _SAMPLES]), uniforms=each.to(probe.device))
@@ -55,7 +55,7 @@ def _generated(
     ]
     with torch.autocast(probe.device.type, enabled=False):
         Generation(
-            forward(trunk, max(map(len, prompts)) + tokens, dtype),
+            forward(decoder, max(map(len, prompts)) + tokens, dtype),
             prompts,
             rows,
             sampling=Sampling(max_tokens=tokens, samples=_SAMPLES),

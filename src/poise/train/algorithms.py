@@ -132,7 +132,7 @@ PPO = Algorithm(
 RLOO = Algorithm(
     advantage=compared_returns(leave_one_out), policy_loss=reinforce, weights=sequence_weights, samples_per_prompt=4
 )
-# Shao et al. (arXiv:2402.03300): in units of the group's spread, KL in the loss.
+# Shao et al. (arXiv:2402.03300): in units of the group's standard deviation, KL in the loss.
 GRPO = Algorithm(
     advantage=group_normalised_advantage(),
     policy_loss=clipped_surrogate,
@@ -142,9 +142,9 @@ GRPO = Algorithm(
     epochs=2,
     kl=KLPenalty(in_reward=None, in_loss=kl_k3),
 )
-# Liu et al. (arXiv:2503.20783): neither the spread nor the length of a response changes its weight.
+# Liu et al. (arXiv:2503.20783): neither the standard deviation nor the length of a response changes its weight.
 DR_GRPO = replace(GRPO, advantage=compared_returns(group_centred), weights=fixed_length_weights(64))
-# Yu et al. (arXiv:2503.14476): clip-higher, every token the same, prompts without spread replaced, no KL penalty.
+# Yu et al. (arXiv:2503.14476): clip-higher, every token the same, prompts of equal scores replaced, no KL penalty.
 DAPO = replace(
     GRPO,
     policy_loss=partial(clipped_surrogate, clip=0.2, clip_high=0.28),

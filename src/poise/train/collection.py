@@ -19,7 +19,7 @@ from poise.train.rollout_batch import group_numbers, score_all, score_tensors
 from poise.types import Engine, Prompt, Rollout, Sampling, Scorer
 
 # scores [B] by channel, and which rows [B] belong to each group of prompts, to the channels that are trained on
-Shape = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+ShapeScores = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Collector:
     scorers: Sequence[Scorer]
     sampling: Sampling
     collection: Collection
-    shape: Shape
+    shape_scores: ShapeScores
     pool: Sequence[Prompt]  # of which more prompts may be drawn
     groups: Sequence[PromptGroup] = ()  # that the channels tell apart
 
@@ -82,7 +82,7 @@ class Collector:
     def _num_kept(self, rollouts: Sequence[Rollout]) -> int:
         group = group_numbers(rollouts)
         masks = group_masks(self.groups, [rollout.prompt for rollout in rollouts])
-        kept = kept_rows(self.collection, self.shape, score_tensors([r.scores for r in rollouts]), group, masks)
+        kept = kept_rows(self.collection, self.shape_scores, score_tensors([r.scores for r in rollouts]), group, masks)
         return len(group[kept].unique())
 
     def _greedy(self, prompts: Sequence[Prompt], *, like: Rollout) -> dict[str, Rollout]:
@@ -96,12 +96,12 @@ class Collector:
 
 def kept_rows(
     collection: Collection,
-    shape: Shape,
+    shape_scores: ShapeScores,
     scores: Mapping[str, Tensor],
     group: Tensor,
     groups: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
-    """Mark the rows [B] that are kept for any of the channels [B] that `shape` makes of scores; all without a rule."""
+    """Mask [B] of the rows kept for any channel that `shape_scores` returns; all rows without a rule."""
     if collection.keep is None:
         return torch.ones_like(group, dtype=torch.bool)
-    return torch.stack([collection.keep(values, group) for values in shape(scores, groups).values()]).any(0)
+    return torch.stack([collection.keep(values, group) for values in shape_scores(scores, groups).values()]).any(0)

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 -m poise run safe-rlhf --model owner/model
 
-Models are sharded by FSDP2, layer by layer. The weights that FSDP2 gathers are those of the trunk, frozen or trained
-whole; adapters and heads are small, stay whole in every process, and their gradients are summed. The trunk runs its
+Models are sharded by FSDP2, layer by layer. The weights that FSDP2 gathers are those of the backbone, frozen or trained
+whole; adapters and heads are small, stay whole in every process, and their gradients are summed. The backbone runs its
 layers by hand, so that no `forward` of the model is called: `in_one_pass` stands for it, and gathers the embedding,
 the final norm and the head, while each layer's own hooks gather the layer.
 Source: PyTorch FSDP2, torch.distributed.fsdp.fully_shard.
@@ -33,7 +33,7 @@ _SHARD = "POISE_SHARD"
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Be one of the processes that torchrun started, inside the block; a process started alone is on its own.
 
     POISE_SHARD=0 keeps a whole model in every process, which is faster where it fits. The group is destroyed at the

@@ -18,7 +18,7 @@ from poise.functional.advantages import (
     zero_variance_shaping,
 )
 from poise.functional.group_invariance import better_group, group_invariant_weights
-from poise.functional.groups import group_mean, in_spreads, sample_deviation
+from poise.functional.groups import divided_by_sd, group_mean, sample_deviation
 from poise.functional.masked import last_index, masked_sum
 from poise.functional.rewards import on_last_token
 
@@ -80,18 +80,18 @@ def compared_returns(compare: Callable[[Tensor, Tensor], Tensor]) -> Advantage:
 def group_normalised_advantage(
     *, deviation: Callable[[Tensor, Tensor], Tensor] = sample_deviation, epsilon: float = 1e-4
 ) -> Advantage:
-    """The whole return against the mean of the prompt's samples, in units of their spread; no critic.
+    """The whole return against the mean of the prompt's samples, in units of their sd; no critic.
 
-    With one channel this is `group_normalised`. With several, the spread is that of the mixed returns, the same for all
-    channels: in units of its own spread each, a unit of cost would have another price in every group, and the limit
+    With one channel this is `group_normalised`. With several, the sd is that of the mixed returns, the same for all
+    channels: in units of its own sd each, a unit of cost would have another price in every group, and the limit
     would be met at too small a reward or not at all.
     """
 
     def advantage(experience: Experience) -> Advantages:
         returns = masked_sum(experience.rewards, experience.mask, dim=-1)
         mixed = returns if experience.mixed_returns is None else experience.mixed_returns
-        spread = deviation(mixed, experience.group)
-        advantages = in_spreads(group_centred(returns, experience.group), spread, epsilon=epsilon)
+        sd = deviation(mixed, experience.group)
+        advantages = divided_by_sd(group_centred(returns, experience.group), sd, epsilon=epsilon)
         return Advantages(advantages[:, None] * experience.mask, returns[:, None] * experience.mask)
 
     return advantage

@@ -19,9 +19,9 @@ from poise.types import RolloutBatch
 
 def experiences(batch: RolloutBatch, algorithm: Algorithm, objective: Objective) -> dict[str, Experience]:
     """The experience of each channel that is trained on, with the KL penalty in its rewards."""
-    greedy = objective.shape(batch.greedy_scores, batch.groups) if batch.greedy_scores else {}
+    greedy = objective.shape_scores(batch.greedy_scores, batch.groups) if batch.greedy_scores else {}
     logits = group_logits(batch.values, batch.response_mask)
-    shaped = objective.shape(batch.scores, batch.groups)
+    shaped = objective.shape_scores(batch.scores, batch.groups)
     free = {
         name: shape_rewards(
             scores,

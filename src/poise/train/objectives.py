@@ -1,8 +1,8 @@
 """What is wanted: which channel is maximised, which are limited, and how the multipliers move.
 
-An objective turns scores into the channels that are trained on (`shape`), mixes their advantages (`mix`), and learns
-from the scores of a rollout batch, once per batch (`update`). What it wants of some prompts alone it names in `groups`,
-and is told of each batch which rows belong to them.
+An objective turns scores into the channels that are trained on (`shape_scores`), mixes their advantages (`mix`), and
+learns from the scores of a rollout batch, once per batch (`update`). `groups` names the groups of prompts that it
+treats separately; the trainer tells it which rows of a batch belong to each.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Objective(Protocol):
         """The groups of prompts that it wants to tell apart."""
         ...
 
-    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
+    def shape_scores(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The channels [B] that are trained on."""
         ...
 
@@ -115,7 +115,7 @@ class Unconstrained(_Stateless):
         self.channel, self.measure = channel, measure
         self.signs = {channel: 1}
 
-    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
+    def shape_scores(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The channel alone."""
         return {self.channel: _maximised(channel_of(scores, self.channel, "the objective"), self.measure)}
 
@@ -132,7 +132,7 @@ class Penalty(_Stateless):
 
     >>> import torch
     >>> scores = {"reward": torch.tensor([3.0]), "cost": torch.tensor([1.0]), "length": torch.tensor([10.0])}
-    >>> Penalty({"cost": 2.0, "length": 0.1}).shape(scores)
+    >>> Penalty({"cost": 2.0, "length": 0.1}).shape_scores(scores)
     {'shaped': tensor([0.])}
     """
 
@@ -141,7 +141,7 @@ class Penalty(_Stateless):
         self.reward_weight = reward_weight
         self.signs = {"shaped": 1}
 
-    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
+    def shape_scores(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """Reward minus the weighted costs."""
         shaped = self.reward_weight * channel_of(scores, "reward", "the penalty")
         for name, coefficient in self.coefficients.items():
@@ -192,7 +192,7 @@ class Lagrangian:
         """The multiplier of each limit by its name."""
         return {watch.limit.name: watch.controller.multiplier for watch in self.watches}
 
-    def shape(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
+    def shape_scores(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The reward, and for each limit the costs whose mean is what it measures."""
         reward = _maximised(channel_of(scores, "reward", "the objective"), self.reward)
         return {"reward": reward} | {watch.limit.name: watch.costs(scores, groups) for watch in self.watches}

@@ -44,7 +44,7 @@ class OptimizerSettings:
 
     lr: float = 3e-4
     critic_lr: float = 3e-3
-    critic_steps: int = 8  # passes of the critics over each rollout batch; they cost no pass through the trunk
+    critic_steps: int = 8  # passes of the critics over each rollout batch; they cost no pass through the backbone
     weight_decay: float = 0.0
     max_norm: float | None = 1.0
     schedule: Schedule = constant
@@ -137,7 +137,7 @@ class OnPolicyTrainer:
             scorers=self.scorers,
             sampling=replace(self.sampling, seed=int.from_bytes(digest[:4], "little")),
             collection=self.algorithm.collection,
-            shape=self.objective.shape,
+            shape_scores=self.objective.shape_scores,
             groups=self.objective.groups,
             pool=self.prompts,
         )
@@ -149,7 +149,7 @@ class OnPolicyTrainer:
         """The batch with what the algorithm's `Collection` asks for; what is not kept is not in the response mask."""
         collection, mask = self.algorithm.collection, batch.response_mask
         self._require_finite_scores(greedy_scores, batch=batch.scores)
-        kept = kept_rows(collection, self.objective.shape, batch.scores, batch.group, batch.groups)
+        kept = kept_rows(collection, self.objective.shape_scores, batch.scores, batch.group, batch.groups)
         entropies = self._all_logprobs(self._own_rows(batch), reference=False)[1] if collection.entropies else None
         return replace(
             batch,
@@ -303,7 +303,7 @@ class OnPolicyTrainer:
         logits, infer = group_logits(values, batch.response_mask), self.algorithm.collection.infer_groups
         if logits is not None and infer is not None:
             losses.append(
-                infer(logits, self.objective.mix(self.objective.shape(batch.scores, batch.groups), batch.groups))
+                infer(logits, self.objective.mix(self.objective.shape_scores(batch.scores, batch.groups), batch.groups))
             )
         return torch.stack(losses).sum()
 

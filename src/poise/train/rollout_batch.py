@@ -12,7 +12,7 @@ from torch import Tensor
 from poise.data.chat import ChatRenderer
 from poise.errors import ConfigError, EngineError, FeedbackError
 from poise.feedback.asking import ask, merged, name_of
-from poise.models.trunk import pad_rows
+from poise.models.decoder import pad_rows
 from poise.types import Completion, Prompt, Rollout, Scorer, Scores, text_of
 
 

@@ -1,7 +1,7 @@
 """Train a score model: every channel on the judgements of its criteria, by a loss of its own (`channel_losses`).
 
-With a frozen trunk the pooled features are computed once, so that a step costs microseconds: a linear probe. With an
-adapter every step runs the trunk. The loss is the same.
+With a frozen backbone the pooled features are computed once, so that a step costs microseconds: a linear probe. With an
+adapter every step runs the backbone. The loss is the same.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class ScoreTrainer:
         return current().partition(chosen, [float(len(response_numbers(group))) for group in chosen])
 
     def _micro_batches(self, chosen: list[list[Judgement]]) -> list[list[Judgement]]:
-        """Whole prompts together, padded size within the token budget; one batch where the trunk is frozen."""
+        """Whole prompts together, padded size within the token budget; one batch where the backbone is frozen."""
         if self.model.lora is None:
             return [[judgement for group in chosen for judgement in group]]
         sizes = [max(len(self.table.rows[n]) for n in response_numbers(group)) for group in chosen]
@@ -355,7 +355,7 @@ def calibrate(
     *,
     losses: Mapping[str, ChannelLoss] | None = None,
 ) -> None:
-    """Set units and calibration from held-out feedback: unit spread per channel, and P(harm) = sigmoid(a cost + b).
+    """Set units and calibration from held-out feedback: sd 1 per channel, and P(harm) = sigmoid(a cost + b).
 
     A reward is also centred; a cost is only scaled, its zero stays. A channel whose loss sets the units keeps them.
     """
@@ -366,10 +366,10 @@ def calibrate(
         used = response_numbers(rows)
         if len(used) < 2:
             raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to set its units")
-        spread = raw[used, column].std().clamp(min=1e-6).item()
+        sd = raw[used, column].std().clamp(min=1e-6).item()
         shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
         keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units
-        scaled = channel if keeps_units else replace(channel, shift=shift, scale=spread)
+        scaled = channel if keeps_units else replace(channel, shift=shift, scale=sd)
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
             costs = scaled.value(raw[list(safety), column])

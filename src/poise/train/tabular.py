@@ -158,7 +158,9 @@ class TabularTrainer(OnPolicyTrainer):
         drawn, arms, scores = self._play(torch.tensor([prompt.tags["context"] for prompt in prompts]))
         for _ in range(1, self.algorithm.collection.draws):
             group = torch.arange(len(drawn) // samples).repeat_interleave(samples)
-            kept = kept_rows(self.algorithm.collection, self.objective.shape, scores, group, self._groups_of(drawn))
+            kept = kept_rows(
+                self.algorithm.collection, self.objective.shape_scores, scores, group, self._groups_of(drawn)
+            )
             if (missing := wanted - len(group[kept].unique())) <= 0:
                 break
             more = self._play(torch.randint(len(self.world.prompts), (missing,), generator=self.generator))

@@ -31,7 +31,7 @@ def sampled_renderer(
 
 def prompt_window(engine: Any) -> int | None:
     """Where an engine cuts prompts, in tokens; None where it renders none or cuts as its backbone does."""
-    engine = getattr(engine, "engine", engine)  # one that is spread over processes
+    engine = getattr(engine, "engine", engine)  # one sharded over processes
     renderer = getattr(engine, "renderer", None)
     window = renderer.max_prompt_tokens if isinstance(renderer, ChatRenderer) else None
     return window or getattr(engine, "max_prompt_tokens", None)

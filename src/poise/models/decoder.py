@@ -1,7 +1,9 @@
-"""The stack of layers that every role shares, run in parts.
+"""The decoder of a causal language model (embedding, layers, final norm, head), run in parts.
+
+A `Backbone` is a loaded model with its tokenizer; its `decoder` is what computes. Every role shares it.
 
 A policy, its reference, the critics and the score models differ in their adapters and heads only, so the
-lower layers need to run once. `Trunk.run` runs layers [start, stop) on hidden states; rows are right-padded,
+lower layers need to run once. `Decoder.run` runs layers [start, stop) on hidden states; rows are right-padded,
 so a causal attention needs no mask: real tokens never see the padding behind them.
 """
 
@@ -30,14 +32,14 @@ class KeyValueCache(Protocol):
 Masks = Mapping[int | None, Tensor | None]
 
 
-class Trunk:
-    """Embedding, layers and final norm of a causal language model of a known family.
+class Decoder:
+    """Embedding, layers, final norm and head of a causal language model of a known family.
 
     >>> from poise.models.policy import load_policy
     >>> policy = load_policy("random:llama")
     >>> ids = torch.tensor([[5, 6, 7]])
-    >>> half = policy.trunk.run(policy.trunk.embed(ids), stop=1)
-    >>> whole = policy.trunk.run(half, start=1)
+    >>> half = policy.decoder.run(policy.decoder.embed(ids), stop=1)
+    >>> whole = policy.decoder.run(half, start=1)
     >>> whole.shape
     torch.Size([1, 3, 64])
     """
@@ -66,7 +68,7 @@ class Trunk:
         return len(self.layers)
 
     def in_one_pass(self, compute: Callable[[], Result]) -> Result:
-        """Run a computation on this trunk; the weights of one that is sharded are gathered for it, layer by layer."""
+        """Run a computation on this decoder; sharded weights are gathered for it, layer by layer."""
         run: Callable[[Callable[[], Result]], Result] | None = getattr(self._model, "in_one_pass", None)
         return compute() if run is None else run(compute)
 

@@ -163,7 +163,7 @@ void rms_norm_backward(const Half* slope, const Half* x, const Half* weight, con
 }
 
 // silu(gate) * up for n rows of `width`; rows of gate and up begin `stride` entries apart.
-void gated(const Half* gate, const Half* up, Half* y, long n, long width, long stride) {
+void swiglu(const Half* gate, const Half* up, Half* y, long n, long width, long stride) {
 #pragma omp parallel for schedule(static) if (n * width > 16384)
   for (long row = 0; row < n; ++row) {
     const Half *from = gate + row * stride, *times = up + row * stride;
@@ -186,7 +186,7 @@ void swiglu_backward(const Half* slope, const Half* gate, const Half* up, Half* 
 }
 
 // Heads of `width` turned by the angles of their tokens: cos and signed sin [n, width]; `heads` of each token.
-void rotated(const Half* x, const Half* cos, const Half* sin, Half* y, long n, long heads, long width) {
+void apply_rope(const Half* x, const Half* cos, const Half* sin, Half* y, long n, long heads, long width) {
   long half = width / 2;
 #pragma omp parallel for schedule(static) if (n * heads * width > 16384)
   for (long row = 0; row < n; ++row) {
@@ -263,7 +263,7 @@ void read_logits_backward(const Half* logits, const long* ids, const float* slop
 }
 
 // Draw one token of each of n rows by inverse CDF in two levels: blocks of 256 first, then inside of one.
-void draw(const Half* logits, const double* uniforms, long* ids, float* logprob, long n, long width, float inverse) {
+void sample_tokens(const Half* logits, const double* uniforms, long* ids, float* logprob, long n, long width, float inverse) {
   const long size = 256, blocks = (width + size - 1) / size;
 #pragma omp parallel
   {

@@ -1,4 +1,4 @@
-"""The trunk run in parts is the model that transformers runs whole."""
+"""The backbone run in parts is the model that transformers runs whole."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import CONTEXT, FEATURES, model_with
 from poise.errors import ModelError
-from poise.models.trunk import Trunk, pad_rows
+from poise.models.decoder import Decoder, pad_rows
 
 
 @pytest.fixture(params=["llama", "gemma3_text", "granite", "phi", "gpt_neox", "gpt2"])
@@ -22,51 +22,51 @@ def tokens():
 
 @torch.no_grad()
 def test_hidden_states_and_logits_are_those_of_transformers(model, tokens):
-    trunk = Trunk(model)
+    decoder = Decoder(model)
     theirs = model(tokens, output_hidden_states=True)
-    hidden = trunk.embed(tokens)
-    for layer in range(trunk.depth):
+    hidden = decoder.embed(tokens)
+    for layer in range(decoder.depth):
         torch.testing.assert_close(hidden, theirs.hidden_states[layer], atol=1e-5, rtol=1e-5)
-        hidden = trunk.run(hidden, start=layer, stop=layer + 1)
-    torch.testing.assert_close(trunk.final_norm(hidden), theirs.hidden_states[-1], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(trunk.logits(hidden), theirs.logits, atol=1e-5, rtol=1e-5)
+        hidden = decoder.run(hidden, start=layer, stop=layer + 1)
+    torch.testing.assert_close(decoder.final_norm(hidden), theirs.hidden_states[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder.logits(hidden), theirs.logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("border", range(5))
 def test_two_parts_are_the_whole_wherever_they_meet(model, tokens, border):
-    trunk = Trunk(model)
-    whole = trunk.run(trunk.embed(tokens))
-    assert torch.equal(trunk.run(trunk.run(trunk.embed(tokens), stop=border), start=border), whole)
+    decoder = Decoder(model)
+    whole = decoder.run(decoder.embed(tokens))
+    assert torch.equal(decoder.run(decoder.run(decoder.embed(tokens), stop=border), start=border), whole)
 
 
 @torch.no_grad()
 def test_real_tokens_do_not_see_the_padding_behind_them(model, tokens):
-    trunk = Trunk(model)
-    alone = trunk.run(trunk.embed(tokens[:1, :7]))
+    decoder = Decoder(model)
+    alone = decoder.run(decoder.embed(tokens[:1, :7]))
     for fill in (0, 59):
         padded, lengths = pad_rows([tokens[0, :7].tolist(), tokens[1].tolist()], fill)
         assert lengths.tolist() == [7, 11]
-        torch.testing.assert_close(trunk.run(trunk.embed(padded))[:1, :7], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(decoder.run(decoder.embed(padded))[:1, :7], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_positions_are_those_that_were_given(model, tokens):
-    trunk, positions = Trunk(model), torch.arange(11)[None] * 3 + 2
-    hidden = trunk.run(trunk.embed(tokens, positions), positions=positions)
+    decoder, positions = Decoder(model), torch.arange(11)[None] * 3 + 2
+    hidden = decoder.run(decoder.embed(tokens, positions), positions=positions)
     theirs = model(tokens, position_ids=positions, attention_mask=torch.ones_like(tokens)).logits
-    torch.testing.assert_close(trunk.logits(hidden), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder.logits(hidden), theirs, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_left_padding_with_its_mask_and_positions_changes_nothing(model, tokens):
-    trunk, left = Trunk(model), 4
-    whole = trunk.run(trunk.embed(tokens))
+    decoder, left = Decoder(model), 4
+    whole = decoder.run(decoder.embed(tokens))
     padded = torch.cat([torch.zeros(3, left, dtype=torch.long), tokens], 1)
     positions = (torch.arange(padded.shape[1]) - left).clamp(min=0)[None]
     at = torch.arange(padded.shape[1])
     mask = (at[:, None] >= at) & (at >= left) | (at[:, None] == at)
-    hidden = trunk.run(trunk.embed(padded, positions), positions=positions, mask=mask[None, None])
+    hidden = decoder.run(decoder.embed(padded, positions), positions=positions, mask=mask[None, None])
     torch.testing.assert_close(hidden[:, left:], whole, atol=1e-5, rtol=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_a_family_that_is_not_supported_is_named_beside_those_that_are():
     config = AutoConfig.for_model("bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ModelError, match=r"family 'bert' is not supported; supported families: llama.*gpt2"):
-        Trunk(model)
+        Decoder(model)
 
 
 def test_padding_keeps_the_rows_and_counts_their_tokens():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poise.plan.machines import Machine
+from poise.plan.model_sizes import ModelSize
 from poise.plan.probe import Probe
-from poise.plan.shapes import Shape
 
 CALLS_PER_LAYER = 45  # operations of one layer's forward pass, adapters included
 TRAFFIC = {True: 1.0, False: 3.5}  # how often the counted traffic passes through memory, on a GPU and on a CPU
@@ -39,17 +39,17 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What work costs for one shape on one machine."""
+class Compute:
+    """What work costs for one model on one machine."""
 
-    shape: Shape
+    model: ModelSize
     machine: Machine
     setting: Setting = Setting()
     probe: Probe | None = None  # our own passes as measured on the machine; None: told from its figures
 
     def forward(self, tokens: float, *, layers: float | None = None, positions: float = 0.0) -> float:
         """Seconds to run tokens through some layers, and so many positions through the head."""
-        return self._pass(tokens, self.shape.layers if layers is None else layers, positions, backward=0.0)
+        return self._pass(tokens, self.model.layers if layers is None else layers, positions, backward=0.0)
 
     def training(self, tokens: float, *, positions: float) -> float:
         """Seconds of a forward and a backward pass through the trained layers."""
@@ -64,16 +64,16 @@ class Costs:
         return batches * steps * self._decoding_step(mine / batches, context) + gather
 
     def _decoding_step(self, mine: float, context: float) -> float:
-        shape, machine = self.shape, self.machine
+        model, machine = self.model, self.machine
         if (probe := self.probe) is not None:
-            step = shape.layers * probe.decoding_layer + probe.decoding_head
+            step = model.layers * probe.decoding_layer + probe.decoding_head
             return step * (_FIXED_SHARE + (1 - _FIXED_SHARE) * mine / probe.rows)
-        weights = shape.parameters * machine.element_bytes / machine.bandwidth
-        products = 2 * (shape.parameters - (0 if shape.is_tied else shape.vocabulary * shape.hidden)) * mine
+        weights = model.parameters * machine.element_bytes / machine.bandwidth
+        products = 2 * (model.parameters - (0 if model.is_tied else model.vocabulary * model.hidden)) * mine
         cache = mine * context * self._cache_bytes() / machine.bandwidth
-        sampler = 6 * mine * shape.vocabulary * 4 / machine.bandwidth  # a few passes over the logits
-        calls = shape.layers * CALLS_PER_LAYER * machine.call
-        between = self._between(mine, shape.layers) / machine.bandwidth
+        sampler = 6 * mine * model.vocabulary * 4 / machine.bandwidth  # a few passes over the logits
+        calls = model.layers * CALLS_PER_LAYER * machine.call
+        between = self._between(mine, model.layers) / machine.bandwidth
         arithmetic = max(weights, products / machine.rate(mine))
         work = arithmetic + cache + sampler + between
         return max(work, calls) if machine.is_gpu else work + calls
@@ -82,20 +82,20 @@ class Costs:
     def trained_layers(self) -> float:
         """Layers that a gradient flows through."""
         return (
-            float(self.shape.layers) if self.setting.is_full else max(1.0, round(self.shape.layers * self.setting.top))
+            float(self.model.layers) if self.setting.is_full else max(1.0, round(self.model.layers * self.setting.top))
         )
 
     def _pass(self, tokens: float, layers: float, positions: float, *, backward: float) -> float:
-        shape, machine = self.shape, self.machine
+        model, machine = self.model, self.machine
         mine, times = tokens / self.setting.processes, 1 + backward
         rows = min(mine, PASS_TOKENS)
         number = max(1.0, mine / PASS_TOKENS)
-        gather = self._gathering(layers / shape.layers) * number * (2 if backward else 1)
+        gather = self._gathering(layers / model.layers) * number * (2 if backward else 1)
         if self.probe is not None:
             return self._measured(mine * layers, positions / self.setting.processes, backward) + gather
-        head = 2 * shape.hidden * shape.vocabulary * positions / self.setting.processes
-        products = 2 * shape.layer_parameters * layers * mine * times + head * (2 if backward else 1)
-        logits = LOGIT_BYTES * positions / self.setting.processes * shape.vocabulary * (2 if backward else 1)
+        head = 2 * model.hidden * model.vocabulary * positions / self.setting.processes
+        products = 2 * model.layer_parameters * layers * mine * times + head * (2 if backward else 1)
+        logits = LOGIT_BYTES * positions / self.setting.processes * model.vocabulary * (2 if backward else 1)
         between = self._between(mine, layers) * (1 + backward * BETWEEN_BACKWARD[machine.is_gpu]) + logits
         calls = number * layers * CALLS_PER_LAYER * machine.call * times
         work = products / machine.rate(rows) + between / machine.bandwidth
@@ -103,7 +103,7 @@ class Costs:
         return seconds + gather
 
     def _measured(self, tokens_layers: float, positions: float, backward: float) -> float:
-        """Seconds of a pass as the probe says; what a frozen trunk does not have is added in forward passes."""
+        """Seconds of a pass as the probe says; what a frozen backbone does not have is added in forward passes."""
         assert self.probe is not None
         found = self.probe
         forward = tokens_layers * found.forward_layer
@@ -114,69 +114,69 @@ class Costs:
 
     def _between(self, tokens: float, layers: float) -> float:
         """Bytes that are read and written between the products of a forward pass."""
-        shape, size = self.shape, self.machine.element_bytes
-        entries = 24 * shape.hidden + 6 * shape.intermediate + 6 * (shape.query_width + shape.kv_width)
-        return TRAFFIC[self.machine.is_gpu] * tokens * layers * entries * size
+        model, bytes_each = self.model, self.machine.element_bytes
+        entries = 24 * model.hidden + 6 * model.intermediate + 6 * (model.query_width + model.kv_width)
+        return TRAFFIC[self.machine.is_gpu] * tokens * layers * entries * bytes_each
 
     def _gathering(self, share: float) -> float:
         """Seconds to gather a share of the sharded layers once."""
         setting, machine = self.setting, self.machine
         if not setting.is_sharded or setting.processes == 1:
             return 0.0
-        size = 4 if setting.is_full else machine.element_bytes
+        bytes_each = 4 if setting.is_full else machine.element_bytes
         others = (setting.processes - 1) / setting.processes
-        return share * self.shape.parameters * size * others / machine.link
+        return share * self.model.parameters * bytes_each * others / machine.link
 
     def _cache_bytes(self) -> float:
         """Bytes of the keys and values of one token."""
-        return 2.0 * self.shape.layers * self.shape.kv_width * self.machine.element_bytes
+        return 2.0 * self.model.layers * self.model.kv_width * self.machine.element_bytes
 
     # Memory, in bytes of one process.
 
     def weights(self) -> float:
-        """The frozen trunk; where all weights are trained, also the trained ones with gradients and moments."""
-        shape, setting = self.shape, self.setting
+        """The frozen backbone; where all weights are trained, also the trained ones with gradients and moments."""
+        model, setting = self.model, self.setting
         parts = setting.processes if setting.is_sharded else 1
-        size = setting.base_bits / 8 if setting.base_bits < 16 else self.machine.element_bytes
-        frozen = shape.parameters * size / parts
-        trained = shape.parameters * STATE_BYTES / parts if setting.is_full else self.adapter()
-        layer = shape.layer_parameters * (4 if setting.is_full else self.machine.element_bytes)
-        ends = shape.vocabulary * shape.hidden * (4 if setting.is_full else self.machine.element_bytes)
+        bytes_each = setting.base_bits / 8 if setting.base_bits < 16 else self.machine.element_bytes
+        frozen = model.parameters * bytes_each / parts
+        trained = model.parameters * STATE_BYTES / parts if setting.is_full else self.adapter()
+        layer = model.layer_parameters * (4 if setting.is_full else self.machine.element_bytes)
+        ends = model.vocabulary * model.hidden * (4 if setting.is_full else self.machine.element_bytes)
         return frozen + trained + (2 * layer + ends if parts > 1 else 0.0)  # one layer at work, one on its way
 
     def adapter(self) -> float:
         """An adapter with gradients and moments, whole in every process."""
-        return self.shape.adapter_parameters(layers=round(self.trained_layers)) * STATE_BYTES
+        return self.model.adapter_parameters(layers=round(self.trained_layers)) * STATE_BYTES
 
     def updating(self) -> float:
         """What a micro-batch leaves for its backward pass."""
-        shape, size = self.shape, self.machine.element_bytes
-        entries = 2 * shape.hidden + 2 * (shape.query_width + shape.kv_width) + 2 * shape.intermediate
+        model, bytes_each = self.model, self.machine.element_bytes
+        entries = 2 * model.hidden + 2 * (model.query_width + model.kv_width) + 2 * model.intermediate
         if self.machine.is_gpu or self.setting.is_sharded:  # the family's own layers keep more, norms in float32
-            entries += 22 * shape.hidden + 2 * shape.intermediate
-        kept = size * entries
+            entries += 22 * model.hidden + 2 * model.intermediate
+        kept = bytes_each * entries
         if self.setting.recompute:
-            layers = PASS_TOKENS * (self.trained_layers * shape.hidden * size + kept)
+            layers = PASS_TOKENS * (self.trained_layers * model.hidden * bytes_each + kept)
         else:
             layers = PASS_TOKENS * self.trained_layers * kept
         return SLACK[self.machine.is_gpu] * layers + self.scoring()
 
     def scoring(self) -> float:
-        """Logits of one chunk of positions, in the dtype of the trunk and as float."""
-        return SLACK[self.machine.is_gpu] * HEAD_POSITIONS * self.shape.vocabulary * (self.machine.element_bytes + 8.0)
+        """Logits of one chunk of positions, in the dtype of the backbone and as float."""
+        return SLACK[self.machine.is_gpu] * HEAD_POSITIONS * self.model.vocabulary * (self.machine.element_bytes + 8.0)
 
     def generating(self, rows: float, *, context: float) -> float:
         """Keys and values of all rows, the logits of one step, and, of a sharded model, the weights gathered."""
-        shape, setting = self.shape, self.setting
+        model, setting = self.model, self.setting
         mine = max(1.0, min(rows / setting.processes, BATCH_ROWS))
-        gathered = shape.parameters * (4 if setting.is_full else self.machine.element_bytes)
+        gathered = model.parameters * (4 if setting.is_full else self.machine.element_bytes)
         whole = gathered if setting.is_sharded and setting.processes > 1 else 0.0
-        return mine * context * self._cache_bytes() + 3 * mine * shape.vocabulary * 4 + whole
+        return mine * context * self._cache_bytes() + 3 * mine * model.vocabulary * 4 + whole
 
     def states(self, tokens: float) -> float:
         """States below the first trained layer, kept for the update."""
         is_kept = not self.setting.is_full and self.setting.top < 1
-        return tokens / self.setting.processes * self.shape.hidden * self.machine.element_bytes * float(is_kept)
+        return tokens / self.setting.processes * self.model.hidden * self.machine.element_bytes * float(is_kept)
 
     def process(self) -> float:
         """Python with its libraries."""

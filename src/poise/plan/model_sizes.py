@@ -1,4 +1,4 @@
-"""The shape of a language model: all that its cost follows from. No weights are loaded."""
+"""The size of a language model: all that its cost follows from. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from poise.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelSize:
     """Sizes of a causal language model.
 
-    >>> round(SHAPES["7b"].parameters / 1e9, 1)
+    >>> round(MODEL_SIZES["7b"].parameters / 1e9, 1)
     7.6
     """
 
@@ -58,38 +58,38 @@ class Shape:
         return rank * (attention + feed_forward) * (self.layers if layers is None else layers)
 
 
-SHAPES = {
-    "1.5b": Shape(
+MODEL_SIZES = {
+    "1.5b": ModelSize(
         name="1.5b", layers=28, hidden=1536, intermediate=8960, heads=12, kv_heads=2, vocabulary=151_936, is_tied=True
     ),  # Qwen2.5-1.5B
-    "7b": Shape(
+    "7b": ModelSize(
         name="7b", layers=28, hidden=3584, intermediate=18_944, heads=28, kv_heads=4, vocabulary=152_064, is_tied=False
     ),  # Qwen2.5-7B
-    "70b": Shape(
+    "70b": ModelSize(
         name="70b", layers=80, hidden=8192, intermediate=28_672, heads=64, kv_heads=8, vocabulary=128_256, is_tied=False
     ),  # Llama-3-70B
 }
 
 
-def shape_of(name: str) -> Shape:
-    """The shape that a name stands for: 1.5b, 7b, 70b, or any model that can be loaded, read from its configuration.
+def model_size(name: str) -> ModelSize:
+    """The size that a name stands for: 1.5b, 7b, 70b, or any model that can be loaded, read from its configuration.
 
     Raises ModelError if there is no such model, ConfigError if its configuration does not say its sizes.
     """
-    if name.lower() in SHAPES:
-        return SHAPES[name.lower()]
+    if name.lower() in MODEL_SIZES:
+        return MODEL_SIZES[name.lower()]
     from poise.models.load import load_config
 
     return _of_config(name, load_config(name))
 
 
-def _of_config(name: str, config: Any) -> Shape:
+def _of_config(name: str, config: Any) -> ModelSize:
     stored = config.to_dict() | {key: getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers")}
     hidden, heads = stored.get("hidden_size"), getattr(config, "num_attention_heads", None)
     if not hidden or not heads:
         raise ConfigError(f"model {name!r}: its configuration names no hidden size and heads; give 1.5b, 7b or 70b")
     is_gpt2 = stored.get("model_type") == "gpt2"
-    return Shape(
+    return ModelSize(
         name=name,
         layers=config.num_hidden_layers,
         hidden=hidden,
