@@ -29,7 +29,7 @@ from poise.pipeline import (
 )
 from poise.plan.compute import Compute
 from poise.plan.machines import named_machine
-from poise.plan.model_sizes import SHAPES
+from poise.plan.model_sizes import MODEL_SIZES
 from poise.plan.work import Planner, planning
 from poise.rollout.native import NativeEngine
 from poise.run import Run
@@ -147,7 +147,7 @@ def test_preferences_feedback_rounds_and_evaluation_run_on_the_same_objects(run:
 
 
 def test_a_planned_stage_says_what_it_takes_and_trains_nothing(run: Run, few: Dataset) -> None:
-    planner = Planner(costs=Compute(shape=SHAPES["7b"], machine=named_machine("h100x8")), folder=run.path)
+    planner = Planner(compute=Compute(model=MODEL_SIZES["7b"], machine=named_machine("h100x8")), folder=run.path)
     with planning(planner):
         backbone = start_model(run, "owner/seven-billion")
         policy = fine_tune(run, Policy(backbone, Lora(rank=2)), preferred_demonstrations(few), steps=10)

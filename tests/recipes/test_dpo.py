@@ -19,7 +19,7 @@ from poise.files import read_json, read_jsonl_tolerant
 from poise.pipeline import preferences as pipeline_preferences
 from poise.plan.compute import Compute
 from poise.plan.machines import named_machine
-from poise.plan.model_sizes import SHAPES
+from poise.plan.model_sizes import MODEL_SIZES
 from poise.plan.work import Tokens
 from poise.recipes.dpo import LossName
 from poise.train import preference
@@ -233,7 +233,7 @@ def test_too_few_rows_to_hold_any_out_are_not_measured_and_the_claim_says_so(tmp
 
 
 def planned(**given: Any) -> list[str]:
-    costs = Compute(shape=SHAPES["7b"], machine=named_machine("h100x8"))
+    costs = Compute(model=MODEL_SIZES["7b"], machine=named_machine("h100x8"))
     return [stage.name for stage in plan_stages(poise.dpo, {"most_prompts": 24, **given}, costs, Tokens())]
 
 

@@ -41,7 +41,7 @@ def collector(answer, collection=FILTER, seed=0, engine=ScriptedEngine):
         scorers=[LengthScorer()],
         sampling=Sampling(samples=2, seed=seed),
         collection=collection,
-        shape=lambda scores, groups: scores,
+        shape_scores=lambda scores, groups: scores,
         pool=PROMPTS,
     )
 
