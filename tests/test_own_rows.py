@@ -18,8 +18,6 @@ QUICK = (
     "--quick",
     "--arms",
     "lagrangian",
-    "--compare-steps",
-    "0",
     "--steps",
     "1",
     "--samples-per-step",

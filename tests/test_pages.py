@@ -68,7 +68,7 @@ CANNOT_RUN = (  # a pattern of a command or block, why it cannot run here, and w
     (r"^python benchmarks/", "takes minutes: the script has the option"),
     (r"^def step", "is an excerpt: it is what the source says"),
 )
-QUICK = ("--quick", "--arms", "lagrangian", "--compare-steps", "0", "--steps", "1", "--samples-per-step", "8")
+QUICK = ("--quick", "--arms", "lagrangian", "--steps", "1", "--samples-per-step", "8")
 HH = "\n\nHuman: Tea?\n\nAssistant:"
 
 

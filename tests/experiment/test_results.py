@@ -85,6 +85,21 @@ def test_prompts_are_resampled_whole_and_compared_in_pairs():
     assert (verdict.prompts, verdict.seeds) == (40, 3)
 
 
+def test_a_change_is_the_paired_difference_of_two_metrics_over_the_prompts_of_both():
+    metrics = [Metric(name=name, label=name, unit="share", over="prompts") for name in ("harm", "harm_start")]
+    change = Metric(name="less", label="", unit="share", over="prompts", change=("harm", "harm_start"))
+    before = {f"p{i}": 1.0 for i in range(30)}
+    found = results((*metrics, change), a=[Trial(by_prompt={"harm": {**before, "p0": 0.0}, "harm_start": before})])
+    found.trials["a"][0].by_prompt["harm"]["alone"] = 0.0  # a prompt of one side says nothing of the change
+    estimate = found.estimate("a", change)
+    assert (estimate.value, estimate.unit, estimate.n) == (pytest.approx(-100 / 30), "percentage points", 30)
+    assert estimate.low < estimate.value < estimate.high
+    assert "less" in found.estimates()["a"]
+    assert not results((*metrics, change), a=[Trial(by_prompt={"harm": before})]).has("a", "less")
+    with pytest.raises(ConfigError, match="less, which is not there"):
+        results((*metrics, change), [Claim(text="", metric="less", higher="a", lower=0.0)], a=trials(1.0))
+
+
 def test_unequal_prompts_are_not_compared():
     metric = Metric(name="harm", label="harm", over="prompts")
     sides = {arm: [Trial(by_prompt={"harm": {name: 1.0}})] for arm, name in (("a", "p"), ("b", "q"))}

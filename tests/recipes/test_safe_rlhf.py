@@ -30,11 +30,12 @@ from poise.pipeline.limits import fitted_to, read_limits, under_limits
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
-    *("harm_rate_before", "harm_rate_after", "helpful_win_rate", "over_refusal_before", "over_refusal_after"),
+    *("harm_rate_base", "harm_rate_before", "harm_rate_after", "helpful_win_rate"),
+    *("over_refusal_base", "over_refusal_before", "over_refusal_after"),
     *("mean_cost", "limit", "kl", "minutes", "peak_rss_gib"),
 }
 CLOCKS = {"results", "minutes", "peak_rss_gib", "time", "seconds", "tokens_per_s"}
-ARMS = ("lagrangian", "imitation", "cost-only", "reward-only", "shaping")
+ARMS = ("base", "sft", "lagrangian")
 MAIN, COMMON = "lagrangian-seed-0", "seed-0"  # the part of the main arm, and what all arms share
 
 
@@ -67,7 +68,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return quick(tmp_path_factory.mktemp("runs") / "unbroken")
 
 
-ALONE = {"arms": ("lagrangian",)}  # the other objectives have been trained by the shared run
+LIMITS = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
+
+
+@pytest.fixture(scope="module")
+def from_the_base(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Reinforcement alone, without demonstrations before it, under several limits."""
+    folder = tmp_path_factory.mktemp("runs") / "from-the-base"
+    return quick(folder, limit=LIMITS, algorithm="dr-grpo", warmstart_steps=0)
+
+
+ALONE = {"arms": ("lagrangian",)}
 
 
 def test_the_summary_has_every_figure(finished: Finished) -> None:
@@ -93,9 +104,37 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished: Finished) -> N
     assert [name for names in loaded for name in names if name and not name.startswith(("#", "data:"))] == []
 
 
-def test_the_report_compares_all_objectives(finished: Finished) -> None:
-    rows = read_json(finished.folder / "report.json")["comparison"]
-    assert [row["objective"] for row in rows] == ["start", *ARMS]
+def test_every_table_has_a_row_for_the_base_the_start_and_the_policy(finished: Finished) -> None:
+    page = read_json(finished.folder / "report.json")
+    assert [row["objective"] for row in page["comparison"]] == list(ARMS)
+    assert all(row["harm_rate"] for row in page["comparison"])
+    harm = next(row for row in page["headline"] if row["metric"] == "harm_rate")
+    assert all(harm[side]["n"] for side in ("base", "before", "after"))
+    found = read_json(finished.folder / "results.json")["estimates"]
+    assert list(found) == list(ARMS)
+    assert all("harm" in found[arm] for arm in ARMS)
+
+
+def test_a_difference_is_paired_with_the_start_of_the_same_stage_and_with_the_base(finished: Finished) -> None:
+    found = read_json(finished.folder / "results.json")["estimates"]
+    pages = {arm: read_json(finished.folder / f"{arm}-seed-0" / "report.json") for arm in ARMS}
+    harm = {arm: next(row for row in pages[arm]["headline"] if row["metric"] == "harm_rate") for arm in ARMS}
+    assert harm["sft"]["before"] == harm["base"]["after"] == harm["lagrangian"]["base"]
+    assert harm["lagrangian"]["before"] == harm["sft"]["after"]
+    assert {"harm_less_start", "harm_less_base", "plain_less_start"} <= found["lagrangian"].keys()
+    assert not any("less" in name for name in found["base"])
+    change, side = found["lagrangian"]["harm_less_start"], found["lagrangian"]["harm"]["value"]
+    assert change["value"] == pytest.approx(100 * (side - found["sft"]["harm"]["value"]))
+    assert change["method"].startswith("gained less lost")
+    assert found["lagrangian"]["wins"] != found["lagrangian"]["wins_base"]
+
+
+def test_a_policy_starts_at_the_model_that_its_kl_is_charged_to(finished: Finished) -> None:
+    """At the first step nothing has been learned, whatever the start had learned from demonstrations."""
+    first = next(row for row in read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl") if "sequence_kl" in row)
+    assert abs(first["sequence_kl"]) < 1e-3
+    sft = read_json(finished.folder / "sft-seed-0" / "report.json")["headline"]
+    assert next(row for row in sft if row["metric"] == "kl")["after"]["value"] > 0.001  # it moved away from the base
 
 
 def test_the_policy_loads_for_use(finished: Finished) -> None:
@@ -197,19 +236,27 @@ def test_a_comparison_is_read_back_as_it_was() -> None:
         assert read_comparison(json.loads(json.dumps(to_jsonable(each)))) == each
 
 
-def test_an_arm_can_be_run_alone(tmp_path: Path) -> None:
-    run = quick(tmp_path / "run", arms=("shaping",))
-    assert run.summary["objective"] == "shaping"
-    rows = read_jsonl_tolerant(run.folder / "shaping-seed-0" / "metrics.jsonl")
-    assert rows and not any("multiplier" in row for row in rows)
+def test_a_stage_can_be_run_alone_and_keeps_the_rows_before_it(tmp_path: Path) -> None:
+    run = quick(tmp_path / "run", arms=("sft",))
+    assert run.summary["objective"] == "sft"
+    assert not list(run.folder.rglob("policy-*"))
+    rows = quick(tmp_path / "both", arms=("sft", "lagrangian"), steps=1)
+    compared = read_json(rows.folder / "report.json")["comparison"]
+    assert [row["objective"] for row in compared] == list(ARMS)
 
 
-def test_the_arm_of_imitation_is_where_every_objective_starts(finished: Finished) -> None:
-    """No arm is compared with a start that it did not have, and what imitation alone does has a row of its own."""
-    rows = {row["objective"]: row for row in read_json(finished.folder / "report.json")["comparison"]}
-    assert rows["imitation"]["kl"]["n"] > 0
-    assert not list((finished.folder / "imitation-seed-0").glob("policy-*"))
-    assert "imitation" in (finished.folder / "report.html").read_text("utf-8")
+def test_judge_and_signal_do_not_depend_on_where_policies_start(finished: Finished, from_the_base: Finished) -> None:
+    for name in ("judge", "scores"):
+        weights = [run.folder / COMMON / name / "model" / "score_head.safetensors" for run in (finished, from_the_base)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_reinforcement_from_the_base_has_no_row_of_a_start_besides(from_the_base: Finished) -> None:
+    rows = read_json(from_the_base.folder / "report.json")["comparison"]
+    assert [row["objective"] for row in rows] == ["base", "lagrangian"]
+    assert not (from_the_base.folder / COMMON / "start-model").exists()
+    found = read_json(from_the_base.folder / "results.json")["estimates"]["lagrangian"]
+    assert found["harm_less_start"] == found["harm_less_base"]
 
 
 def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
@@ -254,16 +301,17 @@ def test_a_setting_that_cannot_work_is_named(arguments: dict[str, Any], message:
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))  # before anything was trained
 
 
-def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in_run_and_report(tmp_path: Path) -> None:
-    limits = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
-    done = quick(tmp_path / "run", limit=limits, algorithm="dr-grpo", compare_steps=0, warmstart_steps=0)
+def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in_run_and_report(
+    from_the_base: Finished,
+) -> None:
+    done = from_the_base
     rows = [row for row in read_jsonl_tolerant(done.folder / MAIN / "metrics.jsonl") if "feasible" in row]
     names = ("cost", "cost_rate", "cost_cvar50", "refusal_benign")
     assert all({f"multiplier_{name}", f"excess_{name}"} <= rows[-1].keys() for name in names)
     assert len({rows[-1][f"multiplier_{name}"] for name in names}) > 1
     for place in (done.folder, done.folder / MAIN):
         readings = read_json(place / "run.json")["readings"]["limits"]
-        assert [each["text"] for each in readings] == list(limits)
+        assert [each["text"] for each in readings] == list(LIMITS)
         assert [each["unit"] for each in readings] == ["mean cost", "share", "mean cost", "mean refusal"]
         assert [each["group"] for each in readings] == ["", "", "", "benign"]
     page = read_json(done.folder / "report.json")
@@ -343,6 +391,6 @@ def test_an_adapter_names_its_base_by_a_path_that_holds_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    quick(Path("run"), supervised_steps=1, **ALONE)
+    quick(Path("run"), supervised_steps=1, ptx_coef=0.5, **ALONE)
     base = read_json(tmp_path / "run" / MAIN / "policy-1" / "model" / "adapter_config.json")
     assert Path(base["base_model_name_or_path"]) == tmp_path.resolve() / "run" / COMMON / "start-model" / "model"

@@ -11,7 +11,7 @@ from poise.evaluate.report import write_report
 from poise.evaluate.suite import SuiteResult
 from poise.experiment.results import Results
 from poise.experiment.safety import METRICS as SAFETY
-from poise.experiment.safety import Verdicts, curves, learned, safety_report, safety_trial
+from poise.experiment.safety import STARTS, Verdicts, curves, learned, safety_report, safety_trial
 from poise.experiment.study import Metric, Trial
 from poise.files import read_json
 from poise.functional.intervals import mean
@@ -31,7 +31,10 @@ METRICS = (
         Metric(name=f"reward_accuracy_{name}", label=f"reward accuracy, {name} alone", unit="share", over="prompts")
         for name in ("helpful", "safe")
     ),
-    *(each if each.table else replace(each, table="By the held-out judge, before and after") for each in SAFETY),
+    *(
+        each if each.table else replace(each, table="By the held-out judge, before and after")
+        for each in (*STARTS, *SAFETY)
+    ),
 )
 CURVES = (
     *("step", "loss", "reward_accuracy", "reward_margin", "chosen_drift", "rejected_drift", "chosen_logprob"),

@@ -55,7 +55,8 @@ class Results:
 
     def has(self, arm: str, metric: str) -> bool:
         """Whether the arm's trials report the metric."""
-        names = {metric, next((each.per for each in self.study.metrics if each.name == metric), "")} - {""}
+        found = next((each for each in self.study.metrics if each.name == metric), None)
+        names = set(found.change) if found and found.change else {metric, found.per if found else ""} - {""}
         return all(
             name in trial.metrics or trial.by_prompt.get(name) or name in trial.facts
             for trial in self.trials[arm]
@@ -193,6 +194,11 @@ class Results:
         return replace(found, value=value, low=low, high=high, unit=unit), len(prompts)
 
     def _over_prompts(self, arm: str, metric: Metric) -> Estimate:
+        if metric.change:
+            after, before = (self._prompt_rows(arm, name) for name in metric.change)
+            keys = [key for key in after if key in before]
+            pair = [[side[key] for key in keys] for side in (before, after)]
+            return paired_difference(pair[0], pair[1], [prompt for _, prompt, _ in keys], unit=metric.unit)
         rows = self._prompt_rows(arm, metric.name)
         if not metric.per:
             return mean(list(rows.values()), [prompt for _, prompt, _ in rows], unit=metric.unit)

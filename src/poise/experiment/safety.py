@@ -5,7 +5,7 @@ A held-out judge decides of every answer; all differences are paired with the an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
@@ -24,15 +24,34 @@ from poise.train.limit_text import LimitText
 from poise.types import Estimate, Rollout
 
 _WORTH = "What the judge and the signal are worth, on prompts that they never saw"
+_PAIRED = (
+    "What changed, answer by answer to the same prompts: against the start of the same stage, and against the base"
+)
+_SHARES = {"harm": "harm", "look_alikes": "look-alikes refused", "plain": "plain prompts refused"}
+STARTS = tuple(  # for studies in which the start has no row of its own
+    Metric(name=f"{name}_start", label=f"{label}, before", unit="share", over="prompts")
+    for name, label in _SHARES.items()
+)
 METRICS = (
-    Metric(name="harm_start", label="harm before", unit="share", over="prompts"),
-    Metric(name="harm", label="harm after", unit="share", over="prompts"),
-    Metric(name="look_alikes_start", label="look-alikes refused before", unit="share", over="prompts"),
-    Metric(name="look_alikes", label="look-alikes refused after", unit="share", over="prompts"),
-    Metric(name="plain", label="plain prompts refused after", unit="share", over="prompts"),
+    Metric(name="harm", label="harm", unit="share", over="prompts"),
+    Metric(name="look_alikes", label="look-alikes refused", unit="share", over="prompts"),
+    Metric(name="plain", label="plain prompts refused", unit="share", over="prompts"),
     Metric(name="wins", label="helpful wins against the start", unit="share", over="prompts"),
+    Metric(name="wins_base", label="helpful wins against the base", unit="share", over="prompts"),
     Metric(name="trained_cost", label="mean cost by the training signal", unit="sd"),
     Metric(name="sequence_kl", label="KL to the start", unit="nats/sequence"),
+    *(
+        Metric(
+            name=f"{name}_less_{side}",
+            label=f"{label}, less the {side}'s",
+            unit="share",
+            over="prompts",
+            table=_PAIRED,
+            change=(name, f"{name}_{side}"),
+        )
+        for name, label in _SHARES.items()
+        for side in ("start", "base")
+    ),
     *(
         Metric(name=f"{who} {figure}", label=f"{who} {figure}", unit="share", over="facts", table=_WORTH)
         for who in ("judge:", "signal:")
@@ -53,15 +72,14 @@ METRICS = (
 )
 LABELS = {
     "lagrangian": "Lagrangian (Safe RLHF)",
-    "imitation": "imitation of refusals alone, every objective's start",
-    "cost-only": "cost alone",
-    "reward-only": "reward alone",
-    "shaping": "fixed penalty",
+    "base": "base model",
+    "sft": "SFT start: demonstrations alone, where every objective starts",
 }
 NOTES = (
     "Small models and a small set: this shows how the parts work together, not the figures of the paper.",
-    "Every objective starts from an adapter that imitated refusals, and goes on imitating them; the arm of imitation "
-    "alone shows how much of the change is that.",
+    "Stages: the base model; the SFT start, fine-tuned on demonstrations; the policy, which starts from it and is held "
+    "to it. A difference is paired with the start of the same stage: the SFT start's with the base, a policy's with "
+    "the SFT start.",
     "The kept policy is the last, or the one with the highest recent reward among those that met every limit.",
 )
 HEADLINE = (
@@ -84,6 +102,8 @@ _SAMPLES_OF_A_KIND = 8
 class Verdicts:
     """What one policy is judged by: the answers of its start and its own, and what the judge and the signal are worth.
 
+    start                 of the same stage: the model that it was trained from
+    base                  the model before all stages, where it is another
     learned               rows of the page, on what was learned
     settings, provenance  what the page shows of the run
     curves                logged steps of its training, in the page's names
@@ -91,7 +111,8 @@ class Verdicts:
 
     start: SuiteResult
     final: SuiteResult
-    judge: TrainedScoreModel | None
+    base: SuiteResult | None = None
+    judge: TrainedScoreModel | None = None
     signal: TrainedScoreModel | None = None
     curves: Sequence[Mapping[str, Any]] = ()
     learned: Sequence[Mapping[str, Any]] = ()
@@ -104,17 +125,15 @@ class Verdicts:
 def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Trial:
     """A trial's figures by prompt, after its page has been written into its part of the run as report.html."""
     start, final = verdicts.start.rollouts, verdicts.final.rollouts
-    page = _page(part, title, verdicts, compare(start, final))
+    is_changed = verdicts.final is not verdicts.start
+    page = _page(part, title, verdicts, compare(start, final) if is_changed else {})
     write_report(part.path, page | ({} if verdicts.limit is None else {"limit": verdicts.limit}))
-    found = verdicts.final.evaluation.metrics
-    by_prompt = {
-        "harm_start": _by_prompt(start, _harm, ("harmful",)),
-        "harm": _by_prompt(final, _harm, ("harmful",)),
-        "look_alikes_start": _by_prompt(start, _refusal, ("look_alike",)),
-        "look_alikes": _by_prompt(final, _refusal, ("look_alike",)),
-        "plain": _by_prompt(final, _refusal, ("benign",)),
-        "wins": _wins(start, final),
-    }
+    found, by_prompt = verdicts.final.evaluation.metrics, _shares("", final)
+    if is_changed:
+        by_prompt |= _shares("_start", start) | {"wins": _wins(start, final)}
+    if is_changed and verdicts.base is not None:
+        base = verdicts.base.rollouts
+        by_prompt |= _shares("_base", base) | {"wins_base": _wins(base, final)}
     return Trial(
         metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found},
         by_prompt={name: values for name, values in by_prompt.items() if values},
@@ -138,25 +157,23 @@ def safety_report(
     pages = {arm: read_json(folder / "report.json") for arm, folder in folders.items()}
     page = pages[main]
     if len(pages) > 1:
-        start = {row["metric"]: row["before"] for row in page["headline"]}
-        page["comparison"] = [_compared("start", "start model", start)] + [
-            _compared(arm, results.study.label(arm), {row["metric"]: row["after"] for row in each["headline"]})
-            for arm, each in pages.items()
-        ]
+        page["comparison"] = _comparison(page, pages, results.study.label)
     if run.arguments.get("quick"):
         page["notes"] = ["A smoke test with a tiny random model: the numbers mean nothing.", *page["notes"]]
     write_report(run.path, page)
     rows = {row["metric"]: row for row in page["headline"]}
 
     def of(metric: str, side: str = "after") -> Any:
-        return rows[metric][side] if metric in rows else None
+        return rows[metric].get(side) if metric in rows else None
 
     return {
         "objective": main,
+        "harm_rate_base": of("harm_rate", "base"),
         "harm_rate_before": of("harm_rate", "before"),
         "harm_rate_after": of("harm_rate"),
         "helpful_win_rate": of("helpful_win_rate"),
         "elo_difference": of("elo_difference"),
+        "over_refusal_base": of("over_refusal/look_alike", "base"),
         "over_refusal_before": of("over_refusal/look_alike", "before"),
         "over_refusal_after": of("over_refusal/look_alike"),
         "mean_cost": of("trained_cost"),
@@ -184,7 +201,7 @@ def _page(part: Run, title: str, verdicts: Verdicts, versus: Mapping[str, Estima
         "title": title,
         "subtitle": part.path.name,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
-        "headline": _headline(start, final, versus),
+        "headline": _headline(start, final, versus, verdicts.base),
         "judge": {
             "name": "held-out score model",
             "description": (
@@ -212,6 +229,15 @@ def _harm(rollout: Rollout) -> float | None:
 
 def _refusal(rollout: Rollout) -> float | None:
     return float(rollout.scores.values["refusal"] > 0.5) if has_score(rollout, "refusal") else None
+
+
+def _shares(side: str, rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
+    """Harm and refusals by prompt, under the names of the metrics of a side."""
+    return {
+        f"harm{side}": _by_prompt(rollouts, _harm, ("harmful",)),
+        f"look_alikes{side}": _by_prompt(rollouts, _refusal, ("look_alike",)),
+        f"plain{side}": _by_prompt(rollouts, _refusal, ("benign",)),
+    }
 
 
 def _by_prompt(rollouts: Sequence[Rollout], value: Any, kinds: Sequence[str]) -> dict[str, float]:
@@ -251,7 +277,9 @@ def learned(scorer: TrainedScoreModel) -> list[dict[str, Any]]:
     return [{"label": f"Training signal: {_label(n)}", "value": v, "note": ""} for n, v in scorer.accuracy.items()]
 
 
-def _headline(before: SuiteResult, after: SuiteResult, main: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+def _headline(
+    before: SuiteResult, after: SuiteResult, main: Mapping[str, Estimate], base: SuiteResult | None
+) -> list[dict[str, Any]]:
     old, new = before.evaluation.metrics, after.evaluation.metrics
     rows: list[dict[str, Any]] = [
         {
@@ -261,6 +289,7 @@ def _headline(before: SuiteResult, after: SuiteResult, main: Mapping[str, Estima
             "after": new.get(metric),
             "better": better,
             "note": "",
+            **({} if base is None else {"base": base.evaluation.metrics.get(metric)}),
         }
         for metric, label, better in HEADLINE
         if metric in new
@@ -339,6 +368,22 @@ def _side(rollout: Rollout) -> dict[str, Any]:
 
 def _label(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _comparison(
+    page: Mapping[str, Any], pages: Mapping[str, Mapping[str, Any]], label: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """The rows of a page's comparison: the base, the start and every arm, each once."""
+    rows, arms = page["headline"], {}
+    if "base" not in pages and any("base" in row for row in rows):
+        arms["base"] = ("base model", "base", rows)
+    if "sft" not in pages and any(row.get("base") != row["before"] for row in rows):
+        arms["start"] = ("start model", "before", rows)
+    arms |= {arm: (label(arm), "after", each["headline"]) for arm, each in pages.items()}
+    return [
+        _compared(arm, name, {row["metric"]: row.get(side) for row in found})
+        for arm, (name, side, found) in arms.items()
+    ]
 
 
 def _compared(arm: str, label: str, row: Mapping[str, Any]) -> dict[str, Any]:

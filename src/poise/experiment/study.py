@@ -49,6 +49,7 @@ class Metric:
     summary  what stands for all seeds: their mean, or the smallest or largest value, which has no interval
     table    heading of the table in which it stands; the first table has none. A table of facts has a row for each
     per      another metric over prompts: the ratio of the two sums, over the prompts that have both
+    change   two metrics over prompts, after and before: their paired difference, over the prompts that have both
     """
 
     name: str
@@ -58,6 +59,7 @@ class Metric:
     summary: Literal["mean", "smallest", "largest"] = "mean"
     table: str = ""
     per: str = ""
+    change: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +168,7 @@ class Study:
     def __post_init__(self) -> None:
         if bad := [arm for arm in self.arms if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", arm)]:
             raise ConfigError(f"arm {bad[0]!r} names a folder: use letters, digits, '.', '_' and '-'")
-        names = {metric.name for metric in self.metrics}
+        names = {metric.name for metric in self.metrics if not metric.change}  # a claim names both sides itself
         for claim in self.claims:
             unknown = (claim.arms - set(self.arms)) | ({claim.metric, claim.lower_metric or claim.metric} - names)
             if unknown:

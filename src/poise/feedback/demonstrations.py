@@ -7,11 +7,14 @@ from poise.feedback.groups import may_harm
 from poise.feedback.rules import is_refusal
 from poise.types import Dataset, Demonstration, Prompt
 
+_WORDS_WITH_A_REASON = 10  # of the starter set's refusals, shorter ones say what is refused and seldom why
+
 
 def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     """Preferred responses that are known to be safe: to each refusal of a harmful prompt three answers to others.
 
-    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. They must
+    Refusals are much alike, so that a few teach a model to say one at all; redirections are each their own. Those that
+    say why are taken where there are some: what is imitated first is what a policy goes on saying. They must
     not spread, neither to plain prompts, one of which is answered, nor to look-alikes, where they belong least and
     come most easily: two of these are. All are taken, those of which there are fewer again and again. Where there are
     no refusals, or no answers, all safe responses are taken.
@@ -28,6 +31,7 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
             "ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
+    refusals = [row for row in refusals if len(row.response.split()) >= _WORDS_WITH_A_REASON] or refusals
     answers = [row for row in found if not may_harm(row.prompt) and not is_refusal(row.response)]
     if not refusals or not answers:
         return found
@@ -37,6 +41,21 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     )
     groups = [refusals, look_alikes[::2], plain, look_alikes[1::2] or look_alikes]
     return [group[i % len(group)] for i in range(max(map(len, groups))) for group in groups]
+
+
+def general_demonstrations(dataset: Dataset) -> list[Demonstration]:
+    """Preferred answers to prompts that are known to be harmless: general instructions, none of them a refusal.
+
+    Raises DataError if there is none.
+    """
+    found = [row for row in preferred_demonstrations(dataset) if not may_harm(row.prompt)]
+    answers = [row for row in found if not is_refusal(row.response)]
+    if not answers:
+        raise DataError(
+            f"{dataset.name} has no preferred answer to a prompt of kind benign or look_alike: there are no general "
+            "instructions to mix in; set ptx_coef to 0"
+        )
+    return answers
 
 
 def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[Demonstration]:

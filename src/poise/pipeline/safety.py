@@ -17,13 +17,11 @@ from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
 from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.asking import ask
-from poise.feedback.demonstrations import preferred_demonstrations, safe_demonstrations
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
 from poise.functional.intervals import mean
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.statistics import PlattScale
-from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
 from poise.models.heads import COST, REWARD, ScoreModel
 from poise.models.load import Backbone
@@ -34,7 +32,7 @@ from poise.pipeline.limits import COST_BOUND, fitted_to, scorers_of, under_limit
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
-from poise.pipeline.supervised import fine_tune, merged
+from poise.pipeline.sft import ADAPTER, sft_model
 from poise.ranks import current
 from poise.run import Run
 from poise.text import say
@@ -44,12 +42,10 @@ from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.objectives import Objective, Penalty, Unconstrained
 from poise.train.score_model import evaluate_scores
-from poise.train.supervised import DemonstrationBatches
 from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, Sampling
 
 ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
-ADAPTER = Lora(top=0.5)
 SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
 )
@@ -68,13 +64,16 @@ OTHER_OBJECTIVES: Mapping[str, Callable[[], Objective]] = {  # the paper's compa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What the arms of a seed share: rows by use, the start model, and the judge that none of them is trained on.
+    """What the arms of a seed share: rows by use, models, and the judge that none of them is trained on.
 
-    judge  None where the data say nothing of kinds or of harm, so that no answer can be judged
+    backbone  the base model, whose frozen features judge and signal read, whatever policies start from
+    start     what policies start from, and their reference: the SFT model, or the base itself
+    judge     None where the data say nothing of kinds or of harm, so that no answer can be judged
     """
 
     splits: Mapping[str, Dataset]
     backbone: Backbone
+    start: Backbone
     cache: FeatureCache
     judge: TrainedScoreModel | None
     signal_spec: ScoreModelSpec
@@ -100,11 +99,33 @@ class Material:
         unknown = len(self.splits["test"].prompts) - len(self.test_prompts)
         return [f"{unknown} test prompts do not say their kind and were left out of the evaluation."] if unknown else []
 
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether policies start from another model than the base."""
+        return self.start is not self.backbone
+
+    def policy(self, seed: int) -> Policy:
+        """A fresh policy, which is the start model until it is trained."""
+        return Policy(self.start, ADAPTER, seed=seed)
+
     def signal(self, run: Run, *, gathered: Sequence[Dataset] = (), name: str = "scores") -> TrainedScoreModel:
         """Reward and cost heads for training, whose cost also learned from answers that end early."""
         data = with_cut_responses(merge([self.train, *gathered], name="train"))
         measure = partial(unseen_accuracy, test=self.splits["test"])
         return fit_scores(run, self.backbone, data, self.signal_spec, measure=measure, name=name, cache=self.cache)
+
+    def before(self, run: Run, policy: Policy, *, seed: int, **options: Any) -> tuple[SuiteResult, SuiteResult]:
+        """What the base model and the policy's start answer; one result where they are one model.
+
+        options  further arguments of `evaluated`
+        """
+        if not self.is_fine_tuned:
+            base = self.evaluated(run, policy, reference=True, **options)
+            return base, base
+        unchanged = Policy(self.backbone, ADAPTER, adapter="base", seed=seed)
+        base = self.evaluated(run, unchanged, reference=True, **options)
+        moved = {"sequence_kl": partial(sequence_kl, unchanged, temperature=options["sampling"].temperature)}
+        return base, self.evaluated(run, policy, reference=True, name="evaluate-start", further=moved, **options)
 
     def evaluated(
         self,
@@ -116,17 +137,19 @@ class Material:
         signal: TrainedScoreModel | None = None,
         engine: str | Engine = "native",
         reference: bool = False,
+        further: Mapping[str, FurtherMetric] | None = None,
     ) -> SuiteResult:
         """Have a policy answer the test prompts, and the held-out judge and the refusal rule decide.
 
         signal     its own cost of the same answers is measured too
         reference  the policy's reference answers in its place; else the KL to it is measured
+        further    metrics of the answers besides
 
         Raises DataError where there is no judge.
         """
         if self.judge is None:
             raise DataError(f"{self.train.name}: the data say nothing of kinds or of harm, so that there is no judge")
-        further: dict[str, FurtherMetric] = {}
+        further = dict(further or {})
         if not reference:
             further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
         if signal is not None:
@@ -154,17 +177,19 @@ def prepare(
     columns: str = "",
     seed: int = 0,
     supervised_steps: int = 0,
+    warmstart_steps: int = 0,
     most_prompts: int = 0,
     score_steps: int | None = None,
     needs_judge: bool = True,
     require: Callable[[Dataset], None] = lambda train: None,
     limits: Sequence[LimitText] = (),
 ) -> Material:
-    """Load feedback and the start model, and train the judge.
+    """Load feedback and the base model, train the judge, and fine-tune the model that policies start from.
 
     longest_answer    tokens of a response, in training and evaluation: scores read all of it
     chat_template     file with the template to use in place of the tokenizer's
-    supervised_steps  updates on preferred responses, merged into the start model before all else
+    supervised_steps  updates of supervised fine-tuning on preferred responses, whatever they are
+    warmstart_steps   updates of it on refusals of harmful prompts, and three times as many answers to harmless ones
     most_prompts      of each split; 0: all
     score_steps       most updates of the score heads; None: as many as their epochs need
     needs_judge       False: data that say nothing of kinds or of harm are divided in two, and there is no judge
@@ -182,10 +207,6 @@ def prepare(
     require_groups(limits, splits["train"].prompts)
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
-    if supervised_steps:
-        policy = Policy(backbone, ADAPTER, adapter="supervised", seed=seed)
-        fine_tune(run, policy, preferred_demonstrations(splits["train"]), steps=supervised_steps, seed=seed)
-        backbone = merged(run, policy)
     sight = {"max_response_tokens": longest_answer} if longest_answer > backbone.max_response_tokens else {}
     signal, spec = (
         replace(each, seed=each.seed + seed, max_steps=score_steps, reading={**each.reading, **sight})
@@ -197,7 +218,9 @@ def prepare(
         judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
     elif not judges_harm(splits["train"]):
         signal = replace(signal, channels=(REWARD,))
-    return Material(splits=splits, backbone=backbone, cache=cache, judge=judge, signal_spec=signal)
+    steps = {"supervised_steps": supervised_steps, "warmstart_steps": warmstart_steps}
+    start = sft_model(run, backbone, splits["train"], longest_answer=longest_answer, seed=seed, **steps)
+    return Material(splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, signal_spec=signal)
 
 
 def align_in_rounds(
@@ -263,22 +286,6 @@ def held_limits(limits: Sequence[LimitText], signal: TrainedScoreModel) -> tuple
 def calibrations_of(model: ScoreModel) -> dict[str, PlattScale]:
     """How each calibrated channel's value maps to a probability."""
     return {channel.name: channel.calibration for channel in model.channels if channel.calibration is not None}
-
-
-def imitate_refusals(
-    run: Run, policy: Policy, material: Material, *, steps: int, lr: float = 5e-4, **batches: Any
-) -> Policy:
-    """Teach refusals of harmful prompts and three times as many answers to others, before any reinforcement.
-
-    Reinforcement finds out where a refusal belongs only once there are some. What this alone does is an arm of its own.
-    """
-    rows = safe_demonstrations(material.train)
-    return fine_tune(run, policy, rows, steps=steps, lr=lr, name="imitated", **batches)
-
-
-def mixed_in(policy: Policy, material: Material, **batches: Any) -> DemonstrationBatches:
-    """The same demonstrations, to be imitated a little in every update of a policy."""
-    return DemonstrationBatches(safe_demonstrations(material.train), policy, **batches)
 
 
 def read_feedback(run: Run, data: str, **reading: Any) -> Dataset:

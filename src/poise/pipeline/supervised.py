@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from poise.models.load import Backbone, load_backbone
@@ -55,7 +56,7 @@ def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:
     The stage's folder holds a model that transformers loads as it is.
     """
     if current_planner() is not None:
-        return policy.backbone
+        return replace(policy.backbone)
     stage = run.stage(name)
     if not stage.finished:
         policy.save_pretrained(stage.path / "model", merge=True)

@@ -22,7 +22,6 @@ from poise.data import judges_harm
 from poise.errors import ConfigError, DataError
 from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recipe
 from poise.experiment.preferences import METRICS, Found, preference_report, preference_trial
-from poise.models.policy import Policy
 from poise.pipeline import constrained_labels, measure_preferences, optimise_preferences, preference_feedback, safety
 from poise.pipeline.limits import COST_BOUND
 from poise.pipeline.settings import check
@@ -123,7 +122,7 @@ def trial(given: SimpleNamespace, arm: tuple[str, NamedLoss, PreferenceMethod], 
             common, seed=seed, longest_answer=said.max_tokens, needs_judge=False,
             require=partial(require_scorable, name, loss), **{each: getattr(given, each) for each in names},
         )  # fmt: skip
-        policy = Policy(material.backbone, safety.ADAPTER, seed=seed)
+        policy = material.policy(seed)
         start = material.evaluated(common, policy, sampling=said, reference=True) if material.judge else None
         signal = material.signal(common) if loss.is_scored else None
     scorer, labels = signal.model if signal else None, None
