@@ -134,8 +134,8 @@ def lines(*words, machine):
 
 def test_the_command_shows_every_stage_and_what_does_not_fit():
     shown = lines("--model", "70b", "--steps", "3", machine="h100x1")
-    assert [line.split()[0] for line in shown[3:9]] == [
-        *(f"seed-0/{stage}" for stage in ("model", "judge", "evaluate", "scores", "imitated")),
+    assert [line.split()[0] for line in shown[3:10]] == [
+        *(f"seed-0/{stage}" for stage in ("model", "judge", "imitated", "scores", "evaluate", "evaluate-start")),
         "lagrangian-seed-0/policy-1",
     ]
     assert "3 updates of 64 samples" in shown[8]
