@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from poise.data import load, select
 from poise.evaluate.suite import Suite
@@ -34,6 +36,8 @@ from poise.plan.work import Planner, planning
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.algorithms import RLOO
+from poise.train.averaging import MeanOfLast
+from poise.train.checkpoint import latest_checkpoint
 from poise.train.objectives import Lagrangian, Limit
 from poise.train.on_policy import OptimizerSettings
 from poise.train.preference_methods import dpo
@@ -90,6 +94,35 @@ def test_objective_scorer_and_algorithm_of_ones_own_go_into_policy_optimisation(
     assert (run.path / "policy" / "model" / "adapter_config.json").exists()
     align(run, policy, [Lengths()], few.prompts, optimisation=OptimizerSettings(steps=2), **options)
     assert objective.asked == 2  # what is done is read back
+
+
+def test_the_policy_that_is_kept_is_the_average_of_the_weights_where_one_is_asked_for(run: Run, few: Dataset) -> None:
+    options = {"algorithm": OWN_ALGORITHM, "sampling": SHORT, "samples_per_step": 4}
+
+    def trained(name: str, **settings: Any) -> dict[str, Tensor]:
+        policy = Policy(start_model(run, TINY), Lora(rank=2), adapter=name)
+        objective = Lagrangian(Limit("vowels", 9.0))  # always met: without an average a single step's policy is kept
+        optimisation = OptimizerSettings(steps=4, lr=1e-2, **settings)
+        align(
+            run, policy, [Lengths()], few.prompts, objective=objective, optimisation=optimisation, name=name, **options
+        )
+        return {key.replace(name, ""): weight.detach().clone() for key, weight in policy.parameters().items()}
+
+    kept, again = trained("averaged", average=MeanOfLast(2)), trained("averaged", average=MeanOfLast(2))
+    state = latest_checkpoint(run.path / "averaged" / "checkpoints")
+    assert state is not None
+    two = [{key.replace("averaged", ""): w for key, w in row.items()} for row in state[1]["average"]["kept"]]
+    last = Policy(start_model(run, TINY), Lora(rank=2), adapter="other")
+    last.copy_from(run.path / "averaged" / "last")
+    after = {key.replace("other", ""): weight for key, weight in last.parameters().items()}
+    for key, weight in kept.items():
+        assert torch.equal(weight, (two[0][key] + two[1][key]) / 2), key
+        assert torch.equal(again[key], weight), key
+        assert torch.equal(after[key], two[1][key]), key
+    assert run.stage("averaged").result["kept"] == "average"
+    trained("best")
+    assert run.stage("best").result["kept"] == "best feasible"
+    assert not (run.path / "best" / "last").exists()
 
 
 def test_a_stage_that_is_read_back_gives_the_weights_it_was_finished_with(run: Run, few: Dataset) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from poise.recipes.contract import RECORDS, contract, learn, reach, tasks
+from poise.recipes.contract import RECORDS, SHARE, contract, learn, reach, tasks
 from poise.train import algorithms
 from poise.train.algorithms import RISK_AVERSE, RISK_AVERSE_UNDER_LIMITS, RLOO, Algorithm
+from poise.train.averaging import MeanOfLast
 
 
 def test_every_record_of_the_library_is_an_arm():
@@ -22,6 +23,15 @@ def test_the_best_policy_of_a_task_reaches_it_and_playing_at_random_does_not(nam
 
 def test_leave_one_out_reaches_every_optimum():
     assert learn(RLOO, 0, 200).metrics["reached"] == len(tasks())
+
+
+@pytest.mark.parametrize("average", [0.9, MeanOfLast(100)])
+def test_an_average_of_the_weights_reaches_the_optimum_and_keeps_the_limit(average):
+    for name in ("mean", "rate", "cvar"):
+        task = tasks()[name]
+        share, excess, _ = reach(RLOO, task, 0, 200, average=average)
+        assert share >= SHARE, name
+        assert excess <= task.tolerance, name
 
 
 def test_the_worst_alone_miss_a_limit_that_the_worst_and_some_others_keep():

@@ -88,7 +88,7 @@ def on_policy(lora: Lora | None, algorithm: Any) -> OnPolicyTrainer:
         prompts=PROMPTS,
         prompts_per_step=3,
         sampling=Sampling(max_tokens=6),
-        optimisation=OptimizerSettings(lr=1e-3, tokens_per_micro_batch=96),
+        optimisation=OptimizerSettings(lr=1e-3, tokens_per_micro_batch=96, average=0.5),
     )
 
 
@@ -124,6 +124,8 @@ def train(folder: Path, name: str, steps: int) -> None:
     weights: Mapping[str, torch.Tensor] = dict(trainer.parameters)
     if isinstance(trainer, OnPolicyTrainer):
         weights |= {f"critics.{key}": value for key, value in trainer.critics.state_dict().items()}
+        assert trainer.average is not None
+        weights |= {f"average.{key}": value for key, value in trainer.average.mean.items()}
     whole = {key: current().whole(value) for key, value in weights.items()}
     if current().is_main:
         write_tensors(folder / slug(name) / "weights.safetensors", whole)

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train import checkpoint
 from poise.train.algorithms import PPO
+from poise.train.averaging import AverageRule, MeanOfLast
 from poise.train.loop import cosine, fit
 from poise.train.objectives import PID, Lagrangian, Limit
 from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
@@ -56,7 +58,7 @@ def scores() -> ScoreTrainer:
     return ScoreTrainer(model=model, table=FeedbackTable(model, comparisons), prompts_per_step=3, steps=STEPS)
 
 
-def on_policy() -> OnPolicyTrainer:
+def on_policy(average: AverageRule | float) -> OnPolicyTrainer:
     policy = tiny_policy()
     return OnPolicyTrainer(
         policy=policy,
@@ -67,7 +69,7 @@ def on_policy() -> OnPolicyTrainer:
         prompts=PROMPTS,
         prompts_per_step=3,
         sampling=Sampling(max_tokens=6),
-        optimisation=OptimizerSettings(schedule=cosine, steps=STEPS, ptx_coef=0.5),
+        optimisation=OptimizerSettings(schedule=cosine, steps=STEPS, ptx_coef=0.5, average=average),
         demonstrations=DemonstrationBatches([Demonstration(prompt=PROMPTS[0], response=TEXTS[0])], policy),
     )
 
@@ -92,7 +94,13 @@ def preference() -> PreferenceTrainer:
     )
 
 
-LOOPS = {"supervised": supervised, "scores": scores, "on_policy": on_policy, "preference": preference}
+LOOPS = {
+    "supervised": supervised,
+    "scores": scores,
+    "decayed_average": partial(on_policy, 0.8),
+    "mean_of_last": partial(on_policy, MeanOfLast(4)),
+    "preference": preference,
+}
 
 
 def train(loop: str, folder: Path, save_every: int, pause: float) -> None:

@@ -20,7 +20,13 @@ from poise.train.checkpoint import latest_checkpoint
 
 WORKER = Path(__file__).parent / "resume_worker.py"
 STEPS = 12
-LOOPS = {"supervised": "version", "scores": "random", "on_policy": "random", "preference": "labels"}  # what moves
+LOOPS = {  # what moves
+    "supervised": "version",
+    "scores": "random",
+    "decayed_average": "average",
+    "mean_of_last": "average",
+    "preference": "labels",
+}
 CLOCKS = {"time", "seconds", "tokens_per_s"}
 CHECKPOINTS = Path("train") / "checkpoints"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from poise.models.policy import Policy
 from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
 from poise.rollout.named import computes_elsewhere, engine_for
-from poise.run import Run
+from poise.run import Run, Stage
 from poise.train.algorithms import RLOO, Algorithm
 from poise.train.loop import fit
 from poise.train.objectives import Objective
@@ -21,6 +22,7 @@ from poise.types import Engine, Prompt, Sampling, Scorer
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025), where another program computes the sampler's log-probabilities
 FILLED = 0.85  # of the longest response: what sampled responses had where it was measured
 _SHOWN = ("reward", "cost", "excess", "multiplier", "sequence_kl")
+LAST = "last"  # folder of the policy after its last update, where the average is kept
 _KEPT_SAMPLES = 4  # of each step, in samples.jsonl
 
 
@@ -47,8 +49,9 @@ def align(
     demonstrations  imitated a little in every update (the paper's PTX loss), with the weight of `optimisation`
     engine          who samples: native, ray:4, the http://HOST:PORT of a vLLM server, or an engine of your own
 
-    The policy that is kept is the last, or the one with the highest recent reward among those that met every limit.
-    The stage's folder holds it, in a form that peft (or transformers, trained whole) loads as it is.
+    The policy that is kept is the average of the weights where `optimisation` asks for one (the last is beside it, in
+    the folder `last`), else the one with the highest recent reward among those that met every limit, else the last.
+    The stage's folder holds it in `model`, in a form that peft (or transformers, trained whole) loads as it is.
     """
     if (planner := current_planner()) is not None:
         place = planner.named(run, name)
@@ -78,9 +81,23 @@ def align(
                     run.sample(stage.name, step, rollout)
 
             fit(trainer, run=run, stage=stage.name, steps=steps, shown=_SHOWN, after_step=keep_samples)
-        best = trainer.load_best()
-        keep(policy, stage, {"steps": steps, "kept_step": best or steps, "feasible": best is not None})
+        keep(policy, stage, {"steps": steps, **_choose(policy, trainer, stage, steps)})
     return taken_back(policy, stage)
+
+
+def _choose(policy: Policy, trainer: OnPolicyTrainer, stage: Stage, steps: int) -> dict[str, Any]:
+    """Give the policy the weights that are kept; returns what they are.
+
+    An average is wanted for what it is, so that no policy of a single step takes its place. `feasible` is about the
+    batches that were sampled in training: of the kept weights, or before the last update.
+    """
+    if trainer.average is not None:
+        policy.save_pretrained(stage.path / LAST)
+        trainer.load_average()
+        return {"kept": "average", "kept_step": steps, "feasible": trainer.feasible.is_met}
+    best = trainer.load_best()
+    kept = "last" if best is None else "best feasible"
+    return {"kept": kept, "kept_step": best or steps, "feasible": best is not None}
 
 
 def _plan(

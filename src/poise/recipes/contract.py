@@ -134,11 +134,11 @@ def learn(algorithm: Algorithm, seed: int, steps: int) -> Trial:
     return Trial(metrics=metrics)
 
 
-def reach(algorithm: Algorithm, task: Task, seed: int, steps: int) -> tuple[float, float, float]:
-    """Share of the best value, excess over the limit and multiplier of the mean policy of the last half of steps."""
+def reach(algorithm: Algorithm, task: Task, seed: int, steps: int, **settings: Any) -> tuple[float, float, float]:
+    """Share of the best value, excess and multiplier of the last half's mean policy, or of the `average` in settings."""
     steps = steps if task.rows is not None else math.ceil(UNLIMITED * steps)
     algorithm = replace(algorithm, kl_coef=KL_COEF_IN_LOSS if algorithm.kl.in_loss else KL_COEF)
-    quick = replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR)
+    quick = replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR, **settings)
     edges: dict[str, Any] = {"world": task.bandit, "objective": task.objective(), "samples_per_step": SAMPLES}
     policy, reported = TabularTrainer(**edges, algorithm=algorithm, optimisation=quick, seed=seed).run(steps)
     return task.value(policy) / task.value(task.best.policy), task.excess(policy), reported.get("multiplier", 0.0)

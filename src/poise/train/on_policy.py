@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,12 @@ from poise.models.shared_rows import OwnRows, SharedRows
 from poise.models.trainable import TrainablePolicy
 from poise.ranks import current
 from poise.train.algorithms import Algorithm
+from poise.train.averaging import AverageRule, RunningAverage, put
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.collection import Collector, kept_rows
 from poise.train.estimators import GROUP_HEAD, group_logits
 from poise.train.experience import clipped_share, episodes, experiences
+from poise.train.feasible import BestFeasible
 from poise.train.limits import check_limits, group_masks
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
 from poise.train.objectives import Objective
@@ -34,8 +35,6 @@ from poise.train.step_metrics import batch_metrics
 from poise.train.supervised import DemonstrationBatches
 from poise.train.windows import sampled_renderer
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
-
-_BEST_WINDOW = 3  # batches averaged before a policy may be called the best feasible one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +52,7 @@ class OptimizerSettings:
     measure_kl: bool = True  # also where nothing is charged for it; without, `kl` and `sequence_kl` are 0
     ptx_coef: float = 0.0  # weight of the pretraining-mix loss, if demonstrations are given
     ptx_schedule: Schedule = constant
+    average: AverageRule | float | None = None  # of the weights over updates: a decay such as 0.9, or `MeanOfLast(10)`
 
 
 class OnPolicyTrainer:
@@ -92,8 +92,8 @@ class OnPolicyTrainer:
         self.critic_optimizer = torch.optim.AdamW(
             self.critics.parameters(), lr=optimisation.critic_lr, weight_decay=0.0
         )
-        self.recent: deque[dict[str, float]] = deque(maxlen=_BEST_WINDOW)
-        self.best: dict[str, Any] = {}
+        self.feasible = BestFeasible(sum(sign < 0 for sign in objective.signs.values()))
+        self.average = None if optimisation.average is None else RunningAverage(optimisation.average)
         self.rollouts: list[Rollout] = []  # of the last step, for samples.jsonl
         self.dropped = 0.0  # share of its completions that failed or could not be scored
         self.clipped = 0.0  # share of its responses whose reward the algorithm's bound holds: more gains nothing
@@ -110,7 +110,7 @@ class OnPolicyTrainer:
         mixed = self.objective.mix(advantages, batch.groups)
         chosen = self.select(batch, targets)
         moved = self.objective.update(batch.scores, batch.groups)
-        self._remember_best(batch.scores, moved)
+        self.feasible.see(batch.scores, moved, step=self.index, weights=self.parameters)
         return moved | self.update(chosen, mixed, targets)
 
     def step_at(self, index: int) -> dict[str, float]:
@@ -126,6 +126,8 @@ class OnPolicyTrainer:
         metrics = self.step([self.prompts[i] for i in chosen])
         self.policy.version += 1
         self._control_kl(metrics)
+        if self.average is not None:
+            self.average.add(self.parameters)
         return metrics | {"tokens_per_s": metrics["tokens"] / (time.monotonic() - started)}
 
     @torch.no_grad()
@@ -332,22 +334,6 @@ class OnPolicyTrainer:
         """What the critics say of all rows [B, T], by channel."""
         return {name: own.joined(values) for name, values in self.critics(features).items()}
 
-    def _remember_best(self, scores: Mapping[str, Tensor], moved: Mapping[str, float]) -> None:
-        """Keep the weights whose recent scores met every limit, of these the ones with the highest recent reward.
-
-        They are those that the last of the scores belong to: an update later, a policy may have left the limit behind.
-        """
-        rewards = {"reward": float(scores["reward"].mean())} if "reward" in scores else {}
-        self.recent.append(rewards | {k: v for k, v in moved.items() if k.startswith("excess")})
-        known = set.intersection(*(set(row) for row in self.recent))  # a group's limit may not be measured yet
-        means = {k: sum(row[k] for row in self.recent) / len(self.recent) for k in known}
-        limits = [value for name, value in means.items() if name.startswith("excess")]
-        measured = len(limits) >= max(1, sum(sign < 0 for sign in self.objective.signs.values()))
-        ready = len(self.recent) == _BEST_WINDOW and "reward" in means and measured and max(limits) <= 0
-        if ready and means["reward"] >= self.best.get("reward", -float("inf")):
-            weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-            self.best = {"reward": means["reward"], "step": self.index, "weights": weights}
-
     def _control_kl(self, metrics: Mapping[str, float]) -> None:
         if self.algorithm.kl.control is not None:
             moved = self.algorithm.kl.control(self.algorithm.kl_coef, metrics["sequence_kl"], metrics["kept"])
@@ -358,12 +344,17 @@ class OnPolicyTrainer:
 
         Returns None, and the weights stay, if no step was feasible.
         """
-        if not self.best:
+        if not self.feasible.best:
             return None
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.best["weights"][name])
-        return int(self.best["step"])
+        put(self.feasible.best["weights"], self.parameters)
+        return int(self.feasible.best["step"])
+
+    def load_average(self) -> bool:
+        """Put the average of the weights over updates into the policy; False, and they stay, where none is kept."""
+        if self.average is None or not self.average.seen:
+            return False
+        put(self.average.mean, self.parameters)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves."""
@@ -374,8 +365,8 @@ class OnPolicyTrainer:
             "critics": self.critics.state_dict(),
             "critic_optimizer": optimizer_state(self.critic_optimizer),
             "objective": self.objective.state_dict(),
-            "recent": list(self.recent),
-            "best": self.best,
+            **self.feasible.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "kl_coef": self.algorithm.kl_coef,
             "random": torch.get_rng_state(),
         }
@@ -388,11 +379,9 @@ class OnPolicyTrainer:
         self.critics.load_state_dict(state["critics"])
         load_optimizer_state(self.critic_optimizer, state["critic_optimizer"])
         self.objective.load_state_dict(state["objective"])
-        self.recent = deque(state["recent"], maxlen=_BEST_WINDOW)
-        self.best = dict(state["best"])
-        if self.best:
-            weights = self.best["weights"]
-            self.best["weights"] = {name: current().like(p, weights[name]) for name, p in self.parameters.items()}
+        self.feasible.load_state_dict(state, self.parameters)
+        if self.average is not None:
+            self.average.load_state_dict(state.get("average"), self.parameters)
         self.algorithm = replace(self.algorithm, kl_coef=state["kl_coef"])
         torch.set_rng_state(state["random"])
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poise.models.shared_rows import OwnRows, SharedRows
 from poise.train.algorithms import Algorithm
+from poise.train.averaging import MeanOfLast, RunningAverage, holding
 from poise.train.collection import kept_rows
 from poise.train.limits import group_masks
 from poise.train.objectives import Objective
@@ -140,16 +141,21 @@ class TabularTrainer(OnPolicyTrainer):
         """Take steps, and average the policies of the last ones: a multiplier circles around its optimum.
 
         averaged  share of the steps that is averaged
+
+        Where the settings ask for an average of the weights, the policy is the one that these make.
         """
-        policies, reported = [], []
+        last = max(1, sum(index >= steps * (1 - averaged) for index in range(steps)))
+        policies, reported = RunningAverage(MeanOfLast(last)), []
         for index in range(steps):
-            metrics = self.step_at(index)
-            if index >= steps * (1 - averaged):
-                policies.append(self.probabilities.double().numpy())
-                reported.append(metrics)
+            reported.append(self.step_at(index))
+            policies.add({"policy": self.probabilities.double()})
+        reported = reported[-last:]
         everywhere = [name for name in reported[0] if all(name in row for row in reported)]
         means = {name: float(np.mean([row[name] for row in reported])) for name in everywhere}
-        return Averaged(np.mean(policies, axis=0), means)
+        if self.average is None:
+            return Averaged(policies.mean["policy"].numpy(), means)
+        with holding(self.average.mean, self.parameters):
+            return Averaged(self.probabilities.double().numpy(), means)
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt]) -> RolloutBatch:
