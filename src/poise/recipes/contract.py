@@ -135,7 +135,7 @@ def learn(algorithm: Algorithm, seed: int, steps: int) -> Trial:
 
 
 def reach(algorithm: Algorithm, task: Task, seed: int, steps: int, **settings: Any) -> tuple[float, float, float]:
-    """Share of the best value, excess and multiplier of the last half's mean policy, or of the `average` in settings."""
+    """Share of the best, excess and multiplier of the mean policy of the last half, or of the `average` in settings."""
     steps = steps if task.rows is not None else math.ceil(UNLIMITED * steps)
     algorithm = replace(algorithm, kl_coef=KL_COEF_IN_LOSS if algorithm.kl.in_loss else KL_COEF)
     quick = replace(QUICK, steps=steps, lr=LR_OF_SOME if algorithm.selection else LR, **settings)
