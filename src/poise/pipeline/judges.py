@@ -60,7 +60,7 @@ def harm_judge(
     model = ScoreModel(
         backbone,
         (COST,),
-        depth=max(1, round(backbone.trunk.depth * HARM_DEPTH)),
+        depth=max(1, round(backbone.decoder.depth * HARM_DEPTH)),
         pooling=HARM_POOLING,
         hidden=0,
         adapter=name,
@@ -107,12 +107,12 @@ def features_of(model: ScoreModel, prompts: Sequence[Prompt], responses: Sequenc
 
 def plan_reading(planner: Planner, name: str, rows: Sequence[Rating], *, share: float) -> None:
     """One pass of rated answers through the lower layers; the fit itself takes seconds."""
-    costs, texts = planner.costs, [row.prompt.text + row.response for row in rows]
+    compute, texts = planner.compute, [row.prompt.text + row.response for row in rows]
     tokens = len(texts) * (planner.tokens.template + planner.tokens.mean(texts))
     planner.add(
         name,
-        seconds=costs.forward(tokens, layers=costs.shape.layers * share) + _FIT_S,
-        memory=costs.scoring(),
+        seconds=compute.forward(tokens, layers=compute.model.layers * share) + _FIT_S,
+        memory=compute.scoring(),
         work=f"{tokens:,.0f} tokens through {share:.0%} of the layers, a fit in closed form",
     )
 
