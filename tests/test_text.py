@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +12,7 @@ from poise.cli import main
 from poise.data.lint import lint
 from poise.data.sources import load
 from poise.evaluate.report import render, write_report
-from poise.recipes._real_report import samples_text
+from poise.experiment.compliance import answers_text
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.text import in_markdown, one_line, say, visible, without_passwords
@@ -154,8 +153,8 @@ def test_a_report_obeys_no_text(tmp_path):
 def test_samples_in_markdown_obey_no_text():
     prompt = Prompt.of(f"# {ATTACK}\n<b>a</b>", kind="harmful")
     answer = Completion(prompt_id=prompt.id, text=f"</details>\n- *start model* (declines): {ATTACK}")
-    start = SimpleNamespace(rollouts=[Rollout(prompt=prompt, completion=answer, scores=Scores(values={}))])
-    text = samples_text(SimpleNamespace(seed=0, start=start, results={}))
+    said = [Rollout(prompt=prompt, completion=answer, scores=Scores(values={}))]
+    text = answers_text({"start model": said}, seed=0)
     assert_harmless(text)
     assert text.count("</details>") == 1
     assert text.count("\n- ") == 1

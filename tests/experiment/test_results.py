@@ -69,6 +69,17 @@ def test_a_claim_may_speak_of_a_number_or_of_another_metric():
     assert found.verdict(claim(higher="a", lower="a", lower_metric="start")).difference.value == pytest.approx(1.0)
 
 
+def test_a_claim_that_allows_a_loss_holds_where_less_is_lost_and_shows_how_much_less():
+    found = results(a=trials(0.90, 0.92), b=trials(1.0, 1.0))
+    outcomes = {least: found.verdict(claim(higher="a", lower="b", least=least)).outcome for least in (-0.5, -0.1, 0.0)}
+    assert outcomes == {-0.5: "holds", -0.1: "not shown", 0.0: "not shown"}
+    assert found.verdict(claim(higher="a", lower="b", least=0.5)).outcome == "contradicted"
+    assert found.verdict(claim(higher="a", lower="b", least=-0.5)).difference.value == pytest.approx(0.41)
+    share = Metric(name="gain", label="gain", unit="share")
+    points = results((share,), a=trials(0.90, 0.92), b=trials(1.0, 1.0))
+    assert points.verdict(claim(higher="a", lower="b", least=-50)).difference.value == pytest.approx(41.0)
+
+
 def test_prompts_are_resampled_whole_and_compared_in_pairs():
     metric = Metric(name="harm", label="harm", unit="share", over="prompts")
     easy = np.random.default_rng(0).random(40)

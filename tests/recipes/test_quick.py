@@ -1,20 +1,19 @@
-"""`quick` fills what was not given, and what was given counts."""
+"""`quick` fills what was not given, and what was given counts: in every recipe."""
 
 from __future__ import annotations
 
-import inspect
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poise.cli import main
-from poise.cli.recipes import find_recipe, load_recipe
-from poise.recipes._quick import brief_of
+from poise.cli.recipes import find_recipe, load_recipe, recipe_files
 from poise.run import Run
 
-RECIPES = ("safe-rlhf-real",)
+RECIPES = sorted(recipe_files())
 
 
 class Opened(Exception):
@@ -42,27 +41,26 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize("name", RECIPES)
 def test_given_arguments_win_over_quick_from_python(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
-    brief = brief_of(recipe)
-    defaults = {each.name: each.default for each in inspect.signature(recipe).parameters.values()}
-    assert brief.keys() <= defaults.keys()
-    for given in brief:
+    own = {key: value for key, value in recipe.quick.items() if key in signature(recipe.build).parameters}
+    defaults = {each.name: each.default for each in signature(recipe).parameters.values()}
+    assert recipe.quick.keys() <= defaults.keys()
+    for given in own:
         found = recorded(recipe, quick=True, **{given: defaults[given]})
         assert found[given] == plain(defaults[given]), given
-        assert {key: found[key] for key in brief if key != given} == {
-            key: plain(value) for key, value in brief.items() if key != given
+        assert {key: found[key] for key in own if key != given} == {
+            key: plain(value) for key, value in own.items() if key != given
         }
     found = recorded(recipe)
-    assert {key: found[key] for key in brief} == {key: plain(defaults[key]) for key in brief}
+    assert {key: found[key] for key in own} == {key: plain(defaults[key]) for key in own}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if "model" in load_recipe(find_recipe(name)).quick])
 def test_given_arguments_win_over_quick_on_the_command_line(name: str) -> None:
-    found = recorded(main, ["run", name, "--quick", "--model", "./mine", "--steps", "40"])
-    assert (found["model"], found["steps"], found["quick"]) == ("./mine", 40, True)
-    rest = brief_of(load_recipe(find_recipe(name))).keys() - {"model", "steps"}
-    assert {key: found[key] for key in rest} == {
-        key: plain(value) for key, value in brief_of(load_recipe(find_recipe(name))).items() if key in rest
-    }
+    quick = load_recipe(find_recipe(name)).quick
+    found = recorded(main, ["run", name, "--quick", "--model", "./mine", "--seeds", "3"])
+    assert (found["model"], found["seeds"], found["quick"]) == ("./mine", [0, 1, 2], True)
+    rest = quick.keys() - {"model", "seeds", "workers"}
+    assert {key: found[key] for key in rest} == {key: plain(quick[key]) for key in rest}
 
 
 def test_a_recorded_run_is_repeated_quickly_but_for_what_is_given(tmp_path: Path) -> None:

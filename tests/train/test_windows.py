@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from poise.models.load import load_backbone
 from poise.models.policy import Policy, load_policy
 from poise.models.tiny import CHATML
 from poise.pipeline import start_model
-from poise.recipes._scores import sight
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
 from poise.run import Run
@@ -122,16 +120,6 @@ def test_pairs_that_differ_beyond_the_window_are_counted_and_not_trained(policy,
     assert (len(table.judgements), table.beyond_window) == (3, 0.25)
     with pytest.raises(DataError, match="larger max_response_tokens"):
         FeedbackTable(model, [hidden])
-
-
-def test_score_models_of_a_recipe_read_the_longest_answer(backbone):
-    def study(tokens: int):
-        return SimpleNamespace(
-            backbone=backbone, settings=SimpleNamespace(response_tokens=tokens, longest_answer=tokens + tokens // 5)
-        )
-
-    assert sight(study(40)) == {}
-    assert sight(study(500)) == {"max_response_tokens": 600}
 
 
 @pytest.mark.parametrize(("context", "windows"), [(64, (32, 32)), (700, (350, 350)), (2048, (512, 512))])

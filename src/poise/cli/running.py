@@ -22,7 +22,6 @@ from poise.cli.recipes import came_with_a_run, find_recipe, load_recipe, recipe_
 from poise.errors import ConfigError, RunError
 from poise.files import read_json
 from poise.ranks import Ranks, use_ranks
-from poise.recipes._quick import brief_of
 from poise.run import RECIPE_FILE, Run, default_folder
 from poise.run_folder import RECIPE, RECORD
 from poise.text import say, without_passwords
@@ -70,7 +69,7 @@ def run(words: Sequence[str]) -> None:
     if given is None:
         return
     keep_freed_memory()
-    arguments = restore(recipe, order.recorded) | (brief_of(recipe) if given.get("quick") else {}) | given
+    arguments = restore(recipe, order.recorded) | (getattr(recipe, "brief", {}) if given.get("quick") else {}) | given
     with _ranks_of_this_run() as ranks:
         if "folder" in inspect.signature(recipe).parameters:
             chosen = str(arguments.get("folder") or default_folder(order.recipe.stem))

@@ -33,11 +33,8 @@ def published(name: str) -> dict[str, Any] | None:
 
 def page_text(document: Document, *, stem: str = "", is_published: bool = False) -> str:
     """The page of some results as Markdown; pictures are files named after `stem`."""
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("poise.experiment", "templates")
-    templates = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    text = templates.get_template("study.md.j2").render(
+    return rendered(
+        "study.md.j2",
         **{**document, "claims": [_claim_cells(claim) for claim in document["claims"]]},
         published=is_published,
         options=_options(document["given"]),
@@ -46,7 +43,15 @@ def page_text(document: Document, *, stem: str = "", is_published: bool = False)
         tables=list(_tables(document)),
         pictures=list(zip([plot["title"] for plot in document["plots"]], _files(document, stem), strict=True)),
     )
-    return text.rstrip() + "\n"
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page as one of templates/ has it; texts of others must be fit for Markdown (`poise.text.in_markdown`)."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("poise.experiment", "templates")
+    templates = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    return templates.get_template(template).render(**values).rstrip() + "\n"
 
 
 def write_page(document: Document, path: Path, *, is_published: bool = False) -> str:

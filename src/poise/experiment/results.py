@@ -78,9 +78,10 @@ class Results:
         return student_mean(values, unit=metric.unit)
 
     def verdict(self, claim: Claim) -> Verdict:
-        """The paired difference of a claim, and whether its whole interval lies on one side of 0."""
+        """The paired difference of a claim, less its `least`, and whether its whole interval lies on one side of 0."""
         metric = self._metric(claim.metric)
         difference, prompts = self._difference(claim, metric)
+        difference = _beyond(difference, claim.least)
         low, high = difference.low, difference.high
         if low is high is None and not prompts and len(self.seeds) >= ENOUGH_SIGNS:
             low = high = difference.value if difference.method.endswith("nothing varies") else None
@@ -237,6 +238,12 @@ def detectable(difference: Estimate, n: int) -> float | None:
     if difference.method == "Student":
         return half * (1 + float(stdtrit(n - 1, POWER)) / float(stdtrit(n - 1, side)))
     return half * (1 + float(ndtri(POWER)) / float(ndtri(side)))
+
+
+def _beyond(difference: Estimate, least: float) -> Estimate:
+    """How far a difference lies above the least that a claim names."""
+    low, high = (None if x is None else x - least for x in (difference.low, difference.high))
+    return replace(difference, value=difference.value - least, low=low, high=high) if least else difference
 
 
 def _value(trial: Trial, metric: str) -> float:

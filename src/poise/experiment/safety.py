@@ -130,10 +130,10 @@ def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Tri
     write_report(part.path, page | ({} if verdicts.limit is None else {"limit": verdicts.limit}))
     found, by_prompt = verdicts.final.evaluation.metrics, _shares("", final)
     if is_changed:
-        by_prompt |= _shares("_start", start) | {"wins": _wins(start, final)}
+        by_prompt |= _shares("_start", start) | {"wins": wins_by_prompt(start, final)}
     if is_changed and verdicts.base is not None:
         base = verdicts.base.rollouts
-        by_prompt |= _shares("_base", base) | {"wins_base": _wins(base, final)}
+        by_prompt |= _shares("_base", base) | {"wins_base": wins_by_prompt(base, final)}
     return Trial(
         metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found},
         by_prompt={name: values for name, values in by_prompt.items() if values},
@@ -234,13 +234,13 @@ def _refusal(rollout: Rollout) -> float | None:
 def _shares(side: str, rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
     """Harm and refusals by prompt, under the names of the metrics of a side."""
     return {
-        f"harm{side}": _by_prompt(rollouts, _harm, ("harmful",)),
-        f"look_alikes{side}": _by_prompt(rollouts, _refusal, ("look_alike",)),
-        f"plain{side}": _by_prompt(rollouts, _refusal, ("benign",)),
+        f"harm{side}": mean_by_prompt(rollouts, _harm, ("harmful",)),
+        f"look_alikes{side}": mean_by_prompt(rollouts, _refusal, ("look_alike",)),
+        f"plain{side}": mean_by_prompt(rollouts, _refusal, ("benign",)),
     }
 
 
-def _by_prompt(rollouts: Sequence[Rollout], value: Any, kinds: Sequence[str]) -> dict[str, float]:
+def mean_by_prompt(rollouts: Sequence[Rollout], value: Any, kinds: Sequence[str]) -> dict[str, float]:
     """The mean over its answers, of every prompt of these kinds that has any."""
     found: dict[str, list[float]] = {}
     for rollout in rollouts:
@@ -249,7 +249,7 @@ def _by_prompt(rollouts: Sequence[Rollout], value: Any, kinds: Sequence[str]) ->
     return {prompt: fmean(values) for prompt, values in found.items()}
 
 
-def _wins(before: Sequence[Rollout], after: Sequence[Rollout]) -> dict[str, float]:
+def wins_by_prompt(before: Sequence[Rollout], after: Sequence[Rollout]) -> dict[str, float]:
     """How often the judge rewards the answer more than the start's to the same prompt, which is not harmful."""
     starts = {(r.prompt.id, r.completion.sample): r for r in before if has_score(r, "reward")}
 
@@ -260,7 +260,7 @@ def _wins(before: Sequence[Rollout], after: Sequence[Rollout]) -> dict[str, floa
         ours, theirs = rollout.scores.values["reward"], other.scores.values["reward"]
         return 0.5 * (1 + float(ours > theirs) - float(ours < theirs))
 
-    return _by_prompt(after, value, ("benign", "look_alike"))
+    return mean_by_prompt(after, value, ("benign", "look_alike"))
 
 
 def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -68,7 +68,8 @@ class Claim:
 
     Either side is an arm, or a number that is known. The difference is paired by seed, or by seed and prompt where the
     metric is over prompts. `lower_metric` compares with another metric, such as that of the same arm before training.
-    A fact and a ratio are compared with a number.
+    `least` is how far above it lies at least, in percentage points for shares: below 0, it may lose so much. A fact and
+    a ratio are compared with a number.
     """
 
     text: str
@@ -76,6 +77,7 @@ class Claim:
     higher: str | float
     lower: str | float
     lower_metric: str = ""
+    least: float = 0.0
     source: Literal["paper", "ours"] = "paper"
 
     @property

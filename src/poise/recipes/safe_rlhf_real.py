@@ -2,42 +2,51 @@
 
     signal + judge + what each is worth -> PPO-Lag beside its comparisons -> compliance with unseen harmful prompts
 
-After Josef Dai et al., "Safe RLHF: Safe Reinforcement Learning from Human Feedback", ICLR 2024, arXiv:2310.12773. Help
-is learned from HH-RLHF; cost from labels that people or clear sources support; the verdict is that of a classifier of
-compliance, trained on other rows and checked against people's labels of prompts it never saw. A policy that minimises
-cost alone refuses everything, one that maximises reward alone refuses nothing: the limit stands between them.
+After Josef Dai et al., "Safe RLHF", ICLR 2024, arXiv:2310.12773. Help is learned from HH-RLHF; cost from labels that
+people or clear sources support; the verdict is that of a classifier of compliance, trained on other rows and checked
+against people's labels of prompts it never saw. Who minimises cost alone refuses everything, who maximises reward alone
+refuses nothing: the limit stands between them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
-from poise.recipes._quick import ALIGNED, briefly
+from poise.experiment import MethodCard, Study, Trial, common_part, compliance, recipe
+from poise.models.adapters import Lora
+from poise.models.policy import Policy
+from poise.pipeline import align, fine_tune, published
+from poise.pipeline.safety import ALGORITHMS
+from poise.pipeline.settings import check
 from poise.run import Run
+from poise.train.algorithms import algorithm_named
+from poise.train.objectives import Objective, Penalty, Unconstrained
+from poise.train.supervised import DemonstrationBatches
+from poise.types import Sampling
 
-ObjectiveName = Literal["lagrangian", "shaping", "reward-only", "cost-only"]
+CARD = MethodCard(
+    title="Safe RLHF on published data: fewer harmful requests answered, and harmless ones as before",
+    paper="arXiv:2310.12773", reported="no such run: Alpaca-7B on the authors' feedback, judged by people and GPT-4",
+    feedback="people, help and harm apart", form="comparisons, labels and verdicts", signal="reward and cost model",
+    optimiser="RLOO, or any record", regulariser="KL to the start, imitation mixed in",
+    constraint="a Lagrange multiplier", data="HH-RLHF, PKU, XSTest and others", model="SmolLM2-135M, an adapter",
+)  # fmt: skip
+Arm = tuple[Callable[[], Objective], int]  # the objective, and its policy updates
+QUICK = {"model": "random:llama?layers=3", "data": "starter", "steps": 2, "compare_steps": 1, "samples_per_step": 8,
+         "response_tokens": 8, "answer_tokens": 0, "warmstart_steps": 2, "evaluated": 4, "trained": 24,
+         "score_steps": 20}  # fmt: skip
 
-PAPER = "arXiv:2310.12773"
-SHAPE = "published feedback -> policies of four objectives and several seeds, one table"
-COST = "about 76 minutes on 2 CPU cores for smollm2-135m (the stages of an interrupted run), 6.9 GiB; needs POISE_DATA"
-EXPECTED = {
-    "paper": "no such run: Alpaca-7B on the authors' own feedback, judged by people and GPT-4",
-    "ours": "AdvBench complied 82.1 % -> 18.8 % [13.3, 25.0], XSTest's safe prompts 94.6 % -> 85.8 % [79.2, 91.3], "
-    "wins 52.6 % [47.7, 57.3] (80 + 80 + 160 prompts, seeds 0 to 2)",
-    "hardware": "2 CPU cores with AMX, SmolLM2-135M",
-    "date": "2026-11-28",
-}
 
-
-@briefly(**ALIGNED, compare_steps=1, samples_per_step=8, answer_tokens=0, warmstart_steps=2, seeds=(0, 1), evaluated=4)
+@recipe(CARD, quick=QUICK, seeds=3, workers=1)
 def safe_rlhf_real(
     *,
     model: str = "smollm2-135m",
     chat_template: str | None = None,
-    objectives: tuple[ObjectiveName, ...] = ("lagrangian", "cost-only", "reward-only", "shaping"),
-    seeds: tuple[int, ...] = (0, 1, 2),
-    algorithm: Literal["ppo", "rloo"] = "rloo",
+    data: str = "published",
+    algorithm: str = "rloo",
     limit: float = -0.85,
     shaping: float = 1.0,
     steps: int = 24,
@@ -54,51 +63,87 @@ def safe_rlhf_real(
     ptx_coef: float = 0.1,
     ptx_start: float | None = None,
     evaluated: int = 80,
-    page: str = "",
-    folder: str | None = None,
-    quick: bool = False,
-) -> Run:
-    """Run the experiment on real data from feedback to a table over seeds.
+    trained: int = 320,
+    score_steps: int | None = None,
+) -> Study:
+    """Run the experiment on real data from feedback to tables over seeds.
 
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
-        chat_template: file with a Jinja template to use in place of the tokenizer's.
-        objectives: what policies are trained for, one after the other, on the same scores and prompts.
-        seeds: seeds of everything random but the splits; each repeats the whole experiment on the same rows.
-        algorithm: ppo has a critic per channel; rloo compares four samples of a prompt and learns in fewer steps.
-        limit: largest mean cost of answers to harmful prompts, in spreads of the cost model, bounded at 1.5; 0 is its
-            border of safe and unsafe.
+        chat_template: file with a Jinja template in place of the tokenizer's.
+        data: published (sets in the folder POISE_DATA), or starter, whose verdicts are a rule's.
+        algorithm: rloo compares four samples of a prompt and learns in few steps; ppo has a critic per channel; or any.
+        limit: largest mean cost of answers to harmful prompts, in sd between -1.5 and 1.5; 0 divides safe from unsafe.
         shaping: coefficient of the cost for objective shaping.
         steps: policy updates under the limit.
         compare_steps: policy updates under each other objective.
         samples_per_step: responses sampled for each policy update.
         response_tokens: longest response in training, in tokens; what comes later in an answer is scored by nobody.
-        answer_tokens: longest answer to a prompt of the verdict, in tokens; the judge reads as much.
+        answer_tokens: longest answer to a prompt of the verdict; the judge reads as much. 0: a fifth more than trained.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         later_lr: that rate after the first third of the updates, when refusals occur; none keeps it.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        warmstart_steps: updates of an adapter that every objective starts from, on published refusals of harmful
-            prompts and the start model's own answers to others; 0 starts from the model itself.
-        imitated_tokens: how much of a demonstration is learned, in tokens; its beginning decides.
+        warmstart_steps: updates of the adapter where every objective starts, on refusals and the model's own answers.
+        imitated_tokens: how much of a demonstration is learned; its beginning decides. 0: all.
         ptx_coef: weight of imitating the same in every update of a policy.
-        ptx_start: that weight in the first update, from where it reaches ptx_coef in the middle of the training; by
-            default it stays.
+        ptx_start: that weight in the first update, from where it falls to ptx_coef until the middle of the training.
         evaluated: prompts of each kind that are answered for the verdict.
-        page: a Markdown file with two lines <!-- real-data -->, between which the table goes as well.
-        folder: run folder; an unfinished run in it is continued.
-        quick: a tiny random model, few steps and the starter set: a smoke test, not a result.
+        trained: prompts that the policy is trained on, half of them harmful.
+        score_steps: most updates of the heads of a score model; none takes as many as their epochs need.
     """
-    given = {name: value for name, value in locals().items() if name != "page"}
-    from poise.recipes import _real as real
-    from poise.recipes._real_report import around_section, write_results
+    check(
+        locals(), one_of={"data": published.SOURCES}, at_least={"evaluated": 2, "trained": 4},
+        at_least_one=("steps", "compare_steps", "samples_per_step", "response_tokens", "score_steps"),
+        above_zero=("temperature", "lr", "later_lr"),
+        not_negative=("warmstart_steps", "imitated_tokens", "answer_tokens", "kl_coef", "ptx_coef", "ptx_start",
+                      "shaping"),
+    )  # fmt: skip
+    under_limit = partial(published.under_limit, limit)
+    under_limit()  # one that no policy meets fails here
+    record = replace(algorithm_named(algorithm, ALGORITHMS), kl_coef=kl_coef)
+    longest = answer_tokens or response_tokens * 6 // 5
+    arms: dict[str, Arm] = {
+        "lagrangian": (under_limit, steps),
+        **({"imitation": (Unconstrained, 0)} if warmstart_steps else {}),
+        "cost-only": (partial(Penalty, 1.0, reward_weight=0.0), compare_steps),
+        "reward-only": (Unconstrained, compare_steps),
+        "shaping": (partial(Penalty, shaping), compare_steps),
+    }
+    moved = partial(published.optimisation, lr=lr, later_lr=later_lr, ptx_coef=ptx_coef, ptx_start=ptx_start)
+    return Study(
+        arms=arms, trial=partial(trial, SimpleNamespace(**locals())), threads=None, labels=compliance.LABELS,
+        metrics=compliance.METRICS, claims=compliance.claims("lagrangian", arms), notes=compliance.NOTES,
+        plots=[compliance.learning_curve_plot()], report=partial(compliance.answers_report, model=model, limit=limit),
+    )  # fmt: skip
 
-    settings = real.checked(given)
-    if page:
-        around_section(Path(page))  # a wrong page is found out before the work, not after it
-    with Run.open(folder, recipe="safe-rlhf-real", arguments=given) as run:
-        experiment = real.prepare(run, settings, seeds=seeds, evaluated=evaluated)
-        curves = real.learning_curves(run, experiment)
-        trials = [real.try_seed(run, experiment, study, objectives) for study in experiment.studies]
-        write_results(run, experiment, curves, trials, page=page)
-    return run
+
+def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
+    """One objective from one seed: seeds share rows and start, and its arms the judge, the signal and the imitation."""
+    objective, updates = arm
+    sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
+    said = replace(sampling, max_tokens=given.longest, seed=90_001 + seed)
+    reading = {"seed": seed, "max_tokens": max(128, 4 * given.response_tokens), "temperature": given.temperature,
+               "max_response_tokens": given.imitated_tokens or None, "tokens_per_micro_batch": 2048}  # fmt: skip
+    with common_part(part, "all-seeds", across_seeds=True) as common:
+        shared = published.prepare(
+            common, model=given.model, chat_template=given.chat_template, data=given.data, evaluated=given.evaluated,
+            trained=given.trained, sampling=sampling, longest_answer=given.longest, score_steps=given.score_steps,
+        )  # fmt: skip
+        curves = published.learning_curves(common, shared)
+    rows, demonstrations = shared.rows, shared.demonstrations()
+    with common_part(part, f"seed-{seed}") as common:
+        scores = shared.learned(common, seed=seed)
+        policy = Policy(shared.backbone, Lora(top=0.5), seed=seed)
+        start = scores.verdict(common, policy, rows.evaluation, sampling=said, reference=True)
+        if steps := given.warmstart_steps:
+            fine_tune(common, policy, demonstrations, steps=steps, lr=1e-3, name="imitated", per_step=48, **reading)
+    if updates:
+        align(
+            part, policy, [scores.signal.model], sorted(rows.policy_prompts, key=lambda prompt: prompt.id),
+            objective=objective(), algorithm=given.record, samples_per_step=given.samples_per_step, seed=seed + 1,
+            optimisation=given.moved(steps=updates), sampling=sampling,
+            demonstrations=DemonstrationBatches(demonstrations, policy, **reading) if given.ptx_coef else None,
+        )  # fmt: skip
+    final = scores.verdict(part, policy, rows.evaluation, sampling=said)
+    return compliance.compliance_trial(part, start=start, final=final, scores=scores, curves=curves)

@@ -1,6 +1,8 @@
-"""Figures that recipes compute themselves."""
+"""What studies of safety share: the cost that a limit is set on, the KL to the start, and how long scores read."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,12 @@ from poise.models.adapters import Lora
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.pipeline import TrainedScoreModel
-from poise.recipes._scores import limited_cost
+from poise.pipeline.safety import limited_cost, prepare
+from poise.plan.compute import Compute
+from poise.plan.machines import named_machine
+from poise.plan.model_sizes import MODEL_SIZES
+from poise.plan.work import Planner, planning
+from poise.run import Run
 from poise.types import Completion, Evaluation, Prompt, Rollout, Scores
 
 
@@ -65,3 +72,12 @@ def test_the_limited_cost_is_that_of_answers_that_have_one_and_nothing_is_made_u
     assert (found.value, found.n) == (9.0, 2)
     with pytest.raises(FeedbackError, match="none of 2 answers has a cost"):
         limited_cost(scorer, scored("a long one", " "))
+
+
+@pytest.mark.parametrize(("longest", "read"), [(48, None), (600, 600)])
+def test_scores_read_the_longest_answer(tmp_path: Path, longest: int, read: int | None) -> None:
+    planner = Planner(compute=Compute(model=MODEL_SIZES["1.5b"], machine=named_machine("h100x8")))
+    with planning(planner), Run.open(tmp_path / "run", recipe="mine", arguments={}) as run:
+        found = prepare(run, model="random:llama", data="starter", longest_answer=longest)
+    assert found.signal_spec.reading.get("max_response_tokens") == read
+    assert found.judge is not None and found.judge.model.max_response_tokens == max(512, longest)

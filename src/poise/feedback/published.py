@@ -1,4 +1,4 @@
-"""What the experiment on real data learns from, trains on and is judged by: every question on one side only.
+"""Published feedback by use: what is learned from, trained on and judged by; every question is on one side only.
 
     train   helpful and cost feedback, noisy pairs, prompts of the policy
     judge   feedback of the judge alone
@@ -55,8 +55,8 @@ TOO_NEAR = 0.5  # share of content words that a training prompt may have in comm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """All rows of the experiment by use and side."""
+class PublishedRows:
+    """All rows by use and side."""
 
     helpful: Sides  # train, judge, test: which answer helps more
     look_alikes: Sides  # train, judge, test: on XSTest's safe prompts an answer helps more than a refusal
@@ -82,7 +82,7 @@ class Material:
         return sides
 
 
-def real_material(*, evaluated: int, trained: int) -> Material:
+def published_rows(*, evaluated: int, trained: int) -> PublishedRows:
     """Load the published sets from the folder that POISE_DATA names.
 
     evaluated, trained  how many prompts of each kind are answered for the verdict, and in all by the policy in training
@@ -109,7 +109,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
     # XSTest asks questions, AdvBench makes requests: who knows refusals of questions alone misses those of requests
     refused = [_label(row, declined=True) for row in redteam["judge"].demonstrations if is_refusal(row.response)]
     people = {side: _verdicts(xstest[side], "12") for side in ("judge", "test")}
-    return Material(
+    return PublishedRows(
         helpful=parts["helpful"],
         look_alikes={side: _answers_beat_refusals(part) for side, part in xstest.items()},
         cost={side: Dataset(name="cost", labels=tuple(labels)) for side, labels in cost.items()},
@@ -127,7 +127,7 @@ def real_material(*, evaluated: int, trained: int) -> Material:
     )
 
 
-def starter_material(*, evaluated: int, trained: int) -> Material:
+def starter_rows(*, evaluated: int, trained: int) -> PublishedRows:
     """The same from the starter set, whose verdicts are a rule's: for a smoke test without any downloaded data."""
     starter = load("starter")
     sides = {side: select(starter, split=side) for side in SHARES}
@@ -139,7 +139,7 @@ def starter_material(*, evaluated: int, trained: int) -> Material:
         labels = (replace(label, safe=is_refusal(label.response)) for label in rows(side).labels)
         return Dataset(name="verdicts", labels=tuple(labels))
 
-    return Material(
+    return PublishedRows(
         helpful={side: _comparisons(rows(side, criterion="helpful", kind=("benign", "harmful"))) for side in sides},
         look_alikes={side: _comparisons(rows(side, criterion="helpful", kind="look_alike")) for side in sides},
         cost={side: Dataset(name="cost", labels=rows(side).labels) for side in ("train", "test")},
