@@ -11,6 +11,7 @@ from poise.functional.masked import length_mask, masked_mean, sequence_mean
 from poise.train.algorithms import (
     PPO,
     RLOO,
+    kl_in_loss,
     sequence_weights,
     token_weights,
     unscaled,
@@ -125,3 +126,32 @@ def test_a_step_with_a_multiplier_of_zero_is_a_step_of_plain_ppo(make_trainer):
     assert any(not torch.equal(start[name], p) for name, p in plain.parameters.items())
     for name, parameter in plain.parameters.items():
         torch.testing.assert_close(constrained.parameters[name], parameter, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("base", [RLOO, PPO])
+def test_kl_moved_to_the_loss_has_the_gradient_of_the_mean_kl_per_token_on_samples_of_the_policy(base):
+    """All responses of two tokens, each as often as the policy says it: the expectation is exact."""
+    logits = tensor([[0.3, -1.0, 0.5], [1.2, 0.0, -0.4]]).requires_grad_()
+    reference = tensor([[0.0, 0.5, 0.1], [0.0, 0.0, 0.7]]).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    firsts, seconds = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+    chosen = torch.stack([firsts.flatten(), seconds.flatten()], 1)  # [9, 2]
+    of = lambda table: table.gather(1, chosen.T).T  # noqa: E731
+    chances = of(policy).detach().sum(-1).exp()
+    moved = kl_in_loss(base)
+    assert moved.kl.in_reward is None
+    weights = moved.weights(torch.ones(9, 2, dtype=torch.float64)) * 9 * chances[:, None]
+    (moved.kl.in_loss(of(policy), of(reference)) * weights).sum().backward()
+    found, logits.grad = logits.grad, None
+    (policy.exp() * (policy - reference)).sum(-1).mean().backward()
+    torch.testing.assert_close(found, logits.grad)
+
+
+def test_a_short_answer_is_charged_as_much_kl_in_the_loss_as_a_long_one_that_strays_alike():
+    mask = length_mask(torch.tensor([1, 8]), 8)
+    logprobs, reference = torch.full((2, 8), -1.0), torch.full((2, 8), -2.0)
+    moved = kl_in_loss(RLOO)
+    charged = (moved.kl.in_loss(logprobs, reference) * moved.weights(mask.float())).sum(-1)
+    assert charged[0] == charged[1] > 0
+    in_reward = (RLOO.kl.in_reward(logprobs, reference) * mask).sum(-1)
+    assert in_reward[1] == 8 * in_reward[0]

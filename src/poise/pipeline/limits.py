@@ -20,6 +20,8 @@ from poise.types import Scorer
 
 COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
 GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
+CALM_GAINS = PIDGains(proportional=1.5, integral=0.1, derivative=0.0)  # keep more of the reward; from a start of 1.5
+START = 3.0  # multiplier of the first update
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,32 @@ def read_limits(given: float | str | Sequence[float | str], *, margin: float = 0
     return read
 
 
-def under_limits(limits: Sequence[LimitText], calibrations: Mapping[str, PlattScale] | None = None) -> Lagrangian:
-    """The reward under the limits, each with a controller of its own; a rate reads its channel's calibration."""
-    controllers = [PID(gains=GAINS, multiplier=3.0) for _ in limits]
-    return Lagrangian(*(each.limit(calibrations) for each in limits), *controllers)
+def under_limits(
+    limits: Sequence[LimitText],
+    calibrations: Mapping[str, PlattScale] | None = None,
+    *,
+    gains: PIDGains = GAINS,
+    start: float | Mapping[str, float] = START,
+) -> Lagrangian:
+    """The reward under the limits, each with a controller of its own; a rate reads its channel's calibration.
+
+    gains  of every controller, in reward per unit of the measure; `CALM_GAINS` are those for a start near the limit
+    start  multiplier of the first update: of all limits, or by a limit's name
+
+    Raises ConfigError for a start that names other limits than there are.
+
+    >>> two = read_limits(["cost <= -0.5", "refusal@harmless <= 5 %"])
+    >>> under_limits(two, gains=CALM_GAINS, start={"cost": 1.5, "refusal_harmless": 0.0}).multipliers
+    {'cost': 1.5, 'refusal_harmless': 0.0}
+    """
+    read = [each.limit(calibrations) for each in limits]
+    starts = start if isinstance(start, Mapping) else {limit.name: start for limit in read}
+    if set(starts) != {limit.name for limit in read}:
+        raise ConfigError(
+            f"multipliers to start from are given for {', '.join(starts) or 'no limit'}: give one for each of "
+            f"{', '.join(limit.name for limit in read)}"
+        )
+    return Lagrangian(*read, *(PID(gains=gains, multiplier=starts[limit.name]) for limit in read))
 
 
 def fitted_to(limits: Sequence[LimitText], calibrations: Mapping[str, PlattScale]) -> tuple[LimitText, ...]:

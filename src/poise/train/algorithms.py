@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poise.errors import ConfigError
 from poise.functional.advantages import group_centred, leave_one_out
-from poise.functional.divergences import kl_k1, kl_k3
+from poise.functional.divergences import kl_k1, kl_k2, kl_k3
 from poise.functional.group_invariance import group_inference_loss
 from poise.functional.groups import in_varied_group
 from poise.functional.masked import standardise
@@ -154,6 +154,21 @@ DAPO = replace(
 )
 # Zheng et al. (arXiv:2507.18071): whole responses are clipped; their ratio is near 1, hence the narrow range.
 GSPO = replace(GRPO, policy_loss=partial(sequence_surrogate, clip=3e-4, clip_high=4e-4))
+
+
+def kl_in_loss(base: Algorithm, estimator: Callable[[Tensor, Tensor], Tensor] = kl_k2) -> Algorithm:
+    """An algorithm that charges the KL in the loss, where it weighs as `base.weights` say: no reward for being short.
+
+    In the reward the KL of a response is the sum over its tokens, so that a shorter response is charged less. In the
+    loss under `sequence_weights` it is
+
+        kl_coef * mean_b (1 / T_b) sum_t KL_bt
+
+    the mean over the tokens of each response; for samples of the current policy `kl_k2` has the gradient of that of
+    KL(policy || reference). It is not divided by the spread of the advantages as a penalty in the reward is, and under
+    multipliers it keeps its weight beside advantages that are divided by 1 plus their sum, in either place.
+    """
+    return replace(base, kl=replace(base.kl, in_reward=None, in_loss=estimator))
 
 
 def zvp(alpha: float = 0.1, *, base: Algorithm = GRPO) -> Algorithm:
