@@ -3,8 +3,8 @@
     max over policies of E[r] - kl KL(policy || start)   subject to   E[c_i] <= d_i
     D(l) = E_x[ kl log E_{y ~ start} exp((r - sum_i l_i c_i) / kl) ] + sum_i l_i d_i,   minimised over l >= 0
 
-D is convex in l. Its gradient is d_i less the mean cost of the policy with prices l, start * exp((r - l c) / kl); at the
-minimum a limit that has a price is met exactly. Nothing is trained for it: the samples are weighed anew.
+D is convex in l. Its gradient is d_i less the mean cost of the policy with prices l, start * exp((r - l c) / kl);
+at the minimum a limit that has a price is met exactly. Nothing is trained for it: the samples are weighed anew.
 Source: one-shot dualisation (MoCAN), arXiv:2405.19544.
 
 Of K samples of a prompt the weights soon sit on one of them where kl is small beside the spread of the rewards; what
