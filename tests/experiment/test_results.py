@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError
 from poise.experiment import Claim, Metric, Study, Trial
+from poise.experiment.pages import _claim_cells
 from poise.experiment.results import Results, detectable
+from poise.files import to_jsonable
 from poise.functional.intervals import student_mean
 from poise.types import Estimate
 
@@ -111,11 +113,43 @@ def test_a_change_is_the_paired_difference_of_two_metrics_over_the_prompts_of_bo
         results((*metrics, change), [Claim(text="", metric="less", higher="a", lower=0.0)], a=trials(1.0))
 
 
-def test_unequal_prompts_are_not_compared():
-    metric = Metric(name="harm", label="harm", over="prompts")
-    sides = {arm: [Trial(by_prompt={"harm": {name: 1.0}})] for arm, name in (("a", "p"), ("b", "q"))}
-    with pytest.raises(DataError, match="evaluate both on the same prompts"):
-        results((metric,), **sides).verdict(Claim(text="", metric="harm", higher="a", lower="b"))
+HARM = Metric(name="harm", label="harm", over="prompts")
+
+
+def harms(**rows):
+    return [Trial(by_prompt={"harm": rows})]
+
+
+def test_answers_that_only_one_arm_has_are_left_out_of_a_pair_and_counted():
+    sides = {"a": harms(p=1.0, q=0.0, r=1.0, s=[1.0, 0.0]), "b": harms(p=0.5, q=-1.0, t=9.0, s=[9.0])}
+    claims = [Claim(text="less", metric="harm", higher="a", lower="b")]
+    found = results((HARM,), claims, **sides)
+    verdict = found.verdict(claims[0])
+    # p and q have a counterpart; r, t and both rows of s, of which b has one, have none
+    assert (verdict.difference.value, verdict.prompts, verdict.left_out) == (0.75, 2, 4)
+    assert "4 answers left out" in _claim_cells(to_jsonable(verdict))["difference"]
+    assert "left out" not in _claim_cells(to_jsonable(verdict) | {"left_out": 0})["difference"]
+
+
+def test_a_claim_whose_arms_share_no_answer_is_listed_as_untested_and_the_others_stand():
+    claims = [
+        Claim(text="less", metric="harm", higher="a", lower="b"),
+        Claim(text="some", metric="harm", higher="a", lower=0.5),
+    ]
+    document = results((HARM,), claims, a=harms(p=1.0), b=harms(q=1.0)).document()
+    assert (document["untested"], [claim.text for claim in document["claims"]]) == (["less"], ["some"])
+    assert document["estimates"].keys() == {"a", "b"}
+
+
+def test_a_ratio_over_nothing_is_left_out_of_the_table_and_the_others_stand():
+    per = Metric(name="harm", label="harm", over="prompts", unit="ratio", per="tried")
+    sides = {
+        arm: [Trial(by_prompt={"harm": {"p": 1.0}, "tried": {"p": tried}})] for arm, tried in (("a", 0.0), ("b", 2.0))
+    }
+    claims = [Claim(text="more", metric="harm", higher="a", lower=0.1)]
+    document = results((per,), claims, **sides).document()
+    assert (list(document["estimates"]["a"]), document["estimates"]["b"]["harm"].value) == ([], 0.5)
+    assert document["untested"] == ["more"]
 
 
 def test_the_detectable_difference_is_shown_in_four_of_five_repetitions():

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poise.functional.advantages import group_centred, group_normalised, leave_one_out
 from poise.functional.groups import (
     batch_deviation,
     group_mean,
@@ -12,6 +13,7 @@ from poise.functional.groups import (
     population_deviation,
     sample_deviation,
 )
+from poise.functional.masked import standardise
 
 X = torch.tensor([1.0, 10.0, 3.0, 10.0, 8.0], dtype=torch.float64)
 GROUP = torch.tensor([0, 2, 0, 2, 0])  # 1, 3, 8 and 10, 10; no sample has number 1
@@ -53,6 +55,34 @@ def test_a_mean_between_the_bounds_is_no_spread_where_scores_are_graded():
     scores = torch.tensor([0.5, 0.5, -1.0, 1.0, 0.5, 1.5, 0.2, 0.9])
     assert in_undecided_group(scores, torch.arange(8) // 2).tolist() == [True] * 2 + [False] * 4 + [True] * 2
     assert in_undecided_group(scores, torch.arange(8) // 2, low=-1.0, high=2.0).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 1e4, 1e8, -1e8, 3e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function",
+    [group_centred, group_normalised, leave_one_out, sample_deviation, population_deviation, batch_deviation],
+)
+def test_a_level_that_all_samples_share_changes_nothing_in_any_precision(function, dtype, level):
+    group = torch.tensor([0, 1, 0, 1, 0, 1, 2])
+    small = 256 * torch.tensor([1.0, 5.0, 4.0, 5.0, 9.0, 7.0, 2.0], dtype=dtype)  # exact beside every level
+    found = function((small + level).requires_grad_(), group)
+    torch.testing.assert_close(found, function(small.clone().requires_grad_(), group), rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(function(x, group)[0], x)[0] for x in map(leaf, (small + level, small))]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("level", [1e4, 1e8])
+def test_standardised_values_do_not_depend_on_a_level_that_they_share(level):
+    small = 256 * torch.tensor([1.0, 5.0, 4.0, 77.0])
+    mask = torch.tensor([True, True, True, False])
+    torch.testing.assert_close(standardise(small + level, mask), standardise(small, mask), rtol=1e-5, atol=1e-6)
+    assert standardise(torch.full((3,), 1e8), mask[:3]).tolist() == [0.0] * 3
+    assert standardise(small + level, ~mask & False).tolist() == [0.0] * 4
+
+
+def leaf(x):
+    return x.clone().requires_grad_()
 
 
 @given(st.permutations(range(5)))

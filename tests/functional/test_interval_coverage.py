@@ -21,8 +21,8 @@ INTERVALS = tuple(dict.fromkeys(case.interval for case in simulations.CASES))
 FEW, MANY = 60, 400
 SLACK = 2 * math.sqrt(simulations.LEAST * (1 - simulations.LEAST) / MANY)  # what so many samples can tell
 # Functions that set ends and estimate nothing: they pass on, or only write, an interval.
-# The first writes ends down; the second moves an interval by a known number, which changes nothing of its coverage.
-WRITERS = {"evaluate.report.interval_text", "experiment.results._from_number"}
+# The first writes ends down; the others move an interval by a known number, which changes nothing of its coverage.
+WRITERS = {"evaluate.report.interval_text", "experiment.results._from_number", "experiment.results._beyond"}
 
 
 @pytest.mark.parametrize("interval", INTERVALS)

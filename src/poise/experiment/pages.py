@@ -150,7 +150,8 @@ def _claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:
 
 def _power(claim: Mapping[str, Any]) -> str:
     prompts = f", {claim['prompts']} prompts" if claim["prompts"] else ""
-    return f"{claim['seeds']} seed{'s' if claim['seeds'] != 1 else ''}{prompts}"
+    lost = f", {claim['left_out']} answers left out, which only one side has" if claim.get("left_out") else ""
+    return f"{claim['seeds']} seed{'s' if claim['seeds'] != 1 else ''}{prompts}{lost}"
 
 
 def _files(document: Document, stem: str) -> list[str]:

@@ -6,6 +6,7 @@ whole interval of its paired difference lies above 0, and is contradicted if the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -38,6 +39,7 @@ class Verdict:
     outcome: Outcome
     seeds: int
     prompts: int = 0  # 0 where the interval is over seeds
+    left_out: int = 0  # rows of prompts that only one side has: answers that could not be scored
     detectable: float | None = None  # smallest true difference that would be shown in 4 of 5 repetitions; None: unknown
 
 
@@ -54,14 +56,18 @@ class Results:
         return np.array([_value(trial, metric) for trial in self.trials[arm]])
 
     def has(self, arm: str, metric: str) -> bool:
-        """Whether the arm's trials report the metric."""
+        """Whether the arm's trials report the metric; of two, on prompts of both, and a ratio over more than 0."""
         found = next((each for each in self.study.metrics if each.name == metric), None)
-        names = set(found.change) if found and found.change else {metric, found.per if found else ""} - {""}
-        return all(
+        two = _two_of(found) if found else ()
+        there = all(
             name in trial.metrics or trial.by_prompt.get(name) or name in trial.facts
             for trial in self.trials[arm]
-            for name in names
+            for name in two or (metric,)
         )
+        if not there or not two:
+            return there
+        below = self._rows_of_both(arm, *two)[1]
+        return bool(below) and (found is None or not found.per or sum(below) > 0)
 
     def estimate(self, arm: str, metric: Metric) -> Estimate:
         """What the metric is for an arm, with its interval."""
@@ -80,7 +86,7 @@ class Results:
     def verdict(self, claim: Claim) -> Verdict:
         """The paired difference of a claim, less its `least`, and whether its whole interval lies on one side of 0."""
         metric = self._metric(claim.metric)
-        difference, prompts = self._difference(claim, metric)
+        difference, prompts, left_out = self._difference(claim, metric)
         difference = _beyond(difference, claim.least)
         low, high = difference.low, difference.high
         if low is high is None and not prompts and len(self.seeds) >= ENOUGH_SIGNS:
@@ -100,6 +106,7 @@ class Results:
             outcome=outcome,
             seeds=len(self.seeds),
             prompts=prompts,
+            left_out=left_out,
             detectable=detectable(difference, prompts or len(self.seeds)),
         )
 
@@ -152,27 +159,33 @@ class Results:
         }
 
     def _can_test(self, claim: Claim) -> bool:
-        """Whether both sides were measured: data without harmless prompts say nothing of wins."""
+        """Whether both sides were measured, on prompts that they share: data without harmless prompts say no wins."""
         sides = (claim.higher, claim.metric), (claim.lower, claim.lower_metric or claim.metric)
-        return all(self.has(arm, metric) for arm, metric in sides if isinstance(arm, str))
+        if not all(self.has(arm, metric) for arm, metric in sides if isinstance(arm, str)):
+            return False
+        metric = self._metric(claim.metric)
+        return metric.over != "prompts" or bool(metric.per) or bool(_paired(*(self._prompt_side(*s) for s in sides))[0])
 
     def _metric(self, name: str) -> Metric:
         return next(metric for metric in self.study.metrics if metric.name == name)
 
-    def _difference(self, claim: Claim, metric: Metric) -> tuple[Estimate, int]:
-        """The difference with its interval, and over how many prompts that is; shares differ by percentage points."""
+    def _difference(self, claim: Claim, metric: Metric) -> tuple[Estimate, int, int]:
+        """The difference with its interval, over how many prompts that is, and how many rows had no counterpart.
+
+        Shares differ by percentage points.
+        """
         second = claim.lower_metric or claim.metric
         if metric.over == "facts" or metric.per:
-            return self._from_number(claim, metric)
+            return *self._from_number(claim, metric), 0
         if metric.over == "prompts":
             high, low = self._prompt_side(claim.higher, claim.metric), self._prompt_side(claim.lower, second)
-            keys = _paired(high, low, claim)
+            keys, left_out = _paired(high, low)
             prompts = [prompt for _, prompt, _ in keys]
             below, above = ([_at(side, key) for key in keys] for side in (low, high))
-            return paired_difference(below, above, prompts, unit=metric.unit), len(set(prompts))
+            return paired_difference(below, above, prompts, unit=metric.unit), len(set(prompts)), left_out
         scale, unit = (100.0, "percentage points") if metric.unit in PER_CENT else (1.0, metric.unit)
         difference = self._side(claim.higher, claim.metric) - self._side(claim.lower, second)
-        return student_mean(np.broadcast_to(scale * difference, len(self.seeds)), unit=unit), 0
+        return student_mean(np.broadcast_to(scale * difference, len(self.seeds)), unit=unit), 0, 0
 
     def _side(self, side: str | float, metric: str) -> Any:
         return self.values(side, metric) if isinstance(side, str) else float(side)
@@ -195,18 +208,19 @@ class Results:
         return replace(found, value=value, low=low, high=high, unit=unit), len(prompts)
 
     def _over_prompts(self, arm: str, metric: Metric) -> Estimate:
-        if metric.change:
-            after, before = (self._prompt_rows(arm, name) for name in metric.change)
-            keys = [key for key in after if key in before]
-            pair = [[side[key] for key in keys] for side in (before, after)]
-            return paired_difference(pair[0], pair[1], [prompt for _, prompt, _ in keys], unit=metric.unit)
-        rows = self._prompt_rows(arm, metric.name)
-        if not metric.per:
+        if not (two := _two_of(metric)):
+            rows = self._prompt_rows(arm, metric.name)
             return mean(list(rows.values()), [prompt for _, prompt, _ in rows], unit=metric.unit)
-        below = self._prompt_rows(arm, metric.per)
-        keys = [key for key in rows if key in below]
-        above, prompts = [rows[key] for key in keys], [prompt for _, prompt, _ in keys]
-        return ratio_of_sums(above, [below[key] for key in keys], prompts, unit=metric.unit)
+        first, second, prompts = self._rows_of_both(arm, *two)
+        if metric.change:
+            return paired_difference(second, first, prompts, unit=metric.unit)
+        return ratio_of_sums(first, second, prompts, unit=metric.unit)
+
+    def _rows_of_both(self, arm: str, first: str, second: str) -> tuple[list[float], list[float], list[str]]:
+        """Two metrics of an arm on the rows of prompts that both have, with the prompts."""
+        ours, theirs = self._prompt_rows(arm, first), self._prompt_rows(arm, second)
+        keys = _paired(ours, theirs)[0]
+        return [ours[key] for key in keys], [theirs[key] for key in keys], [prompt for _, prompt, _ in keys]
 
     def _prompt_side(self, side: str | float, metric: str) -> dict[Row, float] | float:
         return self._prompt_rows(side, metric) if isinstance(side, str) else float(side)
@@ -254,15 +268,20 @@ def _value(trial: Trial, metric: str) -> float:
     return float(np.mean([x for found in trial.rows(metric).values() for x in found]))
 
 
-def _paired(high: Any, low: Any, claim: Claim) -> list[Row]:
-    """The seeds and prompts of both sides. Raises DataError where they are not the same."""
-    sides = [set(side) for side in (high, low) if isinstance(side, dict)]
-    if any(side != sides[0] for side in sides):
-        raise DataError(
-            f"claim {claim.text!r} pairs by seed and prompt, and {claim.higher} has {len(sides[0])} of them, "
-            f"{claim.lower} {len(sides[-1])}, not the same ones: evaluate both on the same prompts"
-        )
-    return sorted(sides[0])
+def _two_of(metric: Metric) -> tuple[()] | tuple[str, str]:
+    """The two metrics that a difference or a ratio is of."""
+    return metric.change or ((metric.name, metric.per) if metric.per else ())
+
+
+def _paired(high: Any, low: Any) -> tuple[list[Row], int]:
+    """The rows of prompts that both sides have, and how many only one of them has.
+
+    Rows of a prompt are told apart by their number alone, so that of a prompt with unequally many none are paired.
+    """
+    sides = [side for side in (high, low) if isinstance(side, dict)]
+    counts = [Counter((seed, prompt) for seed, prompt, _ in side) for side in sides]
+    common = [key for key in sides[0] if len({count[key[:2]] for count in counts}) == 1]
+    return sorted(common), len({key for side in sides for key in side}) - len(common)
 
 
 def _at(side: Any, key: Row) -> float:

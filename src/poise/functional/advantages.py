@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poise.functional.groups import divided_by_sd, group_mean, group_sums, in_varied_group, sample_deviation
+from poise.functional.groups import (
+    divided_by_sd,
+    group_distances,
+    group_level,
+    group_sums,
+    in_varied_group,
+    sample_deviation,
+)
 
 
 class Advantages(NamedTuple):
@@ -81,9 +88,10 @@ def leave_one_out(returns: Tensor, group: Tensor) -> Tensor:
     >>> leave_one_out(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     tensor([-2.,  2.,  0.])
     """
-    sums, sizes = group_sums(returns, group)
-    others = (sums - returns) / (sizes - 1).clamp(min=1)
-    return torch.where(sizes > 1, returns - others, 0.0)
+    above = returns - group_level(returns, group)
+    sums, sizes = group_sums(above, group)
+    others = (sums - above) / (sizes - 1).clamp(min=1)
+    return torch.where(sizes > 1, above - others, 0.0)
 
 
 def group_centred(returns: Tensor, group: Tensor) -> Tensor:
@@ -101,7 +109,7 @@ def group_centred(returns: Tensor, group: Tensor) -> Tensor:
     >>> group_centred(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     tensor([-1.,  1.,  0.])
     """
-    return torch.where(in_varied_group(returns, group), returns - group_mean(returns, group), 0.0)
+    return torch.where(in_varied_group(returns, group), group_distances(returns, group), 0.0)
 
 
 def group_normalised(

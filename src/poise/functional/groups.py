@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from poise.functional.masked import common_level
+
 
 class GroupSums(NamedTuple):
     """The sum over each sample's group and the size of that group."""
@@ -44,8 +46,39 @@ def group_mean(x: Tensor, group: Tensor) -> Tensor:
     >>> group_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     tensor([2., 2., 5.])
     """
-    sums, sizes = group_sums(x, group)
-    return sums / sizes
+    level = group_level(x, group)
+    sums, sizes = group_sums(x - level, group)
+    return level + sums / sizes
+
+
+def group_level(x: Tensor, group: Tensor) -> Tensor:
+    """Find what the samples of each prompt have in common where it dwarfs their differences: see `common_level`.
+
+    x        [B] any unit
+    group    [B] int64, equal for samples of one prompt
+    returns  [B] in the unit of x, 0 where scores are of the size of their differences
+
+    >>> group_level(torch.tensor([1e8, 1e8 + 16, 1.0, 2.0]), torch.tensor([0, 0, 1, 1]))
+    tensor([100000000., 100000000.,         0.,         0.])
+    """
+    return common_level(*_ends(x, group))[group]
+
+
+def group_distances(x: Tensor, group: Tensor) -> Tensor:
+    """Subtract from every sample the mean over the samples of its prompt.
+
+        x_i - m_i
+
+    x        [B] any unit
+    group    [B] int64, equal for samples of one prompt
+    returns  [B] in the unit of x
+
+    >>> group_distances(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
+    tensor([-1.,  1.,  0.])
+    """
+    above = x - group_level(x, group)
+    sums, sizes = group_sums(above, group)
+    return above - sums / sizes
 
 
 def sample_deviation(x: Tensor, group: Tensor) -> Tensor:
@@ -130,9 +163,7 @@ def in_varied_group(x: Tensor, group: Tensor) -> Tensor:
     >>> in_varied_group(torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.tensor([0, 0, 1, 1]))
     tensor([ True,  True, False, False])
     """
-    start = torch.zeros(_number(group), dtype=x.dtype, device=x.device)
-    low = start.scatter_reduce(0, group, x, "amin", include_self=False)
-    high = start.scatter_reduce(0, group, x, "amax", include_self=False)
+    low, high = _ends(x, group)
     return (high > low)[group]
 
 
@@ -157,10 +188,17 @@ def in_undecided_group(x: Tensor, group: Tensor, *, low: float = 0.0, high: floa
 
 
 def _deviation(x: Tensor, group: Tensor, correction: int) -> Tensor:
-    squares, sizes = group_sums((x - group_mean(x, group)).square(), group)
+    squares, sizes = group_sums(group_distances(x, group).square(), group)
     variances = squares / (sizes - correction).clamp(min=1)
     roots = variances.clamp(min=torch.finfo(x.dtype).tiny).sqrt()  # the slope of a root of 0 is infinite
     return torch.where(variances > 0, roots, 0.0)
+
+
+def _ends(x: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest sample of each group [G]."""
+    start = torch.zeros(_number(group), dtype=x.dtype, device=x.device)
+    low = start.scatter_reduce(0, group, x, "amin", include_self=False)
+    return low, start.scatter_reduce(0, group, x, "amax", include_self=False)
 
 
 def _number(group: Tensor) -> int:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_DWARFS = 1000.0  # so large, and so much larger than their differences, is what values have in common
+
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum the entries where the mask is True: over everything, or along one dimension.
@@ -104,6 +106,24 @@ def scale_to_unit_variance(x: Tensor, mask: Tensor, *, correction: int = 0, epsi
     return (masked_mean(x, mask) + centred / deviation).masked_fill(~mask.bool(), 0)
 
 
+def common_level(low: Tensor, high: Tensor) -> Tensor:
+    """Find what values have in common where it dwarfs how far they lie apart: take it off before they are summed.
+
+        low where low <= high and |low| > 1000 max(1, high - low), else 0
+
+    In single precision a sum of scores near 1e8 is wrong by more than they differ by; differences to `low` are exact.
+    Scores of usual size are summed as they stand.
+
+    low, high  [...] the smallest and the largest value
+    returns    [...] in the same unit, without gradient
+
+    >>> common_level(torch.tensor([1e8, 1.0]), torch.tensor([1e8 + 16, 1.0]))
+    tensor([100000000.,         0.])
+    """
+    low, high = low.detach(), high.detach()
+    return torch.where((low <= high) & (low.abs() > _DWARFS * (high - low).clamp(min=1)), low, 0.0)
+
+
 def last_index(mask: Tensor) -> Tensor:
     """Find the last real position of every row, whichever side the padding is on.
 
@@ -136,16 +156,16 @@ def length_mask(lengths: Tensor, width: int) -> Tensor:
 def _centre(x: Tensor, mask: Tensor, correction: int, epsilon: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return x minus its masked mean, 0 outside the mask, and the masked standard deviation."""
     real = mask.bool().expand_as(x)
-    mean = masked_mean(x, real)
-    centred = torch.where(real & ~_is_constant(x, real), x - mean, 0.0)
+    low, high = _ends(x, real)
+    above = x - common_level(low, high)
+    centred = torch.where(real & (low < high), above - masked_mean(above, real), 0.0)  # not a last bit of the mean
     variance = centred.square().sum() / (real.sum() - correction).clamp(min=1)
     deviation = (variance.clamp(min=floor) + epsilon).sqrt()
     return centred, torch.where(deviation > 0, deviation, 1.0)
 
 
-def _is_constant(x: Tensor, real: Tensor) -> Tensor:
-    """Whether all real entries are equal: their mean may differ from them by a last bit, which is no variation."""
+def _ends(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest of the real entries; of none the larger first."""
     if not x.numel():
-        return real.all()
-    low, high = x.masked_fill(~real, math.inf).amin(), x.masked_fill(~real, -math.inf).amax()
-    return low >= high
+        return x.new_tensor(math.inf), x.new_tensor(-math.inf)
+    return x.masked_fill(~real, math.inf).amin(), x.masked_fill(~real, -math.inf).amax()
