@@ -138,7 +138,7 @@ def test_the_command_shows_every_stage_and_what_does_not_fit():
         *(f"seed-0/{stage}" for stage in ("model", "judge", "imitated", "scores", "evaluate", "evaluate-start")),
         "lagrangian-seed-0/policy-1",
     ]
-    assert "3 updates of 64 samples" in shown[8]
+    assert "3 updates of 64 samples" in shown[9]
     assert any("does not fit" in line for line in shown)
     assert not any("does not fit" in line for line in lines("--model", "1.5b", machine="h100x8"))
 

@@ -26,7 +26,7 @@ from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
 from poise.files import read_json, read_jsonl_tolerant, to_jsonable
 from poise.functional.statistics import PlattScale
-from poise.pipeline.limits import fitted_to, read_limits, under_limits
+from poise.pipeline.limits import LIMITS, cost_bound, fitted_to, read_limits, under_limits
 from poise.types import Comparison, Origin, Prompt
 
 KEYS = {
@@ -68,14 +68,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return quick(tmp_path_factory.mktemp("runs") / "unbroken")
 
 
-LIMITS = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
+SEVERAL = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")
 
 
 @pytest.fixture(scope="module")
 def from_the_base(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Reinforcement alone, without demonstrations before it, under several limits."""
     folder = tmp_path_factory.mktemp("runs") / "from-the-base"
-    return quick(folder, limit=LIMITS, algorithm="dr-grpo", warmstart_steps=0)
+    return quick(folder, limit=SEVERAL, algorithm="dr-grpo", warmstart_steps=0)
 
 
 ALONE = {"arms": ("lagrangian",)}
@@ -208,10 +208,16 @@ def write_own_data(path: Path, num_prompts: int, **columns: Any) -> Path:
     return path
 
 
-def test_data_without_splits_of_its_own_is_split(tmp_path: Path) -> None:
-    kinds = ("harmful", "benign", "look_alike")
-    run = quick(tmp_path / "run", data=str(write_own_data(tmp_path / "own.jsonl", 90, kind=kinds)), **ALONE)
-    assert all(run.summary[name] is not None for name in KEYS)
+@pytest.fixture(scope="module")
+def of_mean_cost(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The paper's limit, a mean cost, on rows of one's own that say of no split."""
+    folder = tmp_path_factory.mktemp("own")
+    own = write_own_data(folder / "own.jsonl", 90, kind=("harmful", "benign", "look_alike"))
+    return quick(folder / "run", data=str(own), limit=-0.5, kl_per_token=True, **ALONE)
+
+
+def test_data_without_splits_of_its_own_is_split(of_mean_cost: Finished) -> None:
+    assert all(of_mean_cost.summary[name] is not None for name in KEYS)
 
 
 def test_prompts_of_unknown_kind_are_trained_on_but_not_evaluated(tmp_path: Path) -> None:
@@ -311,7 +317,7 @@ def test_several_limits_as_text_are_held_each_by_its_own_controller_and_stand_in
     assert len({rows[-1][f"multiplier_{name}"] for name in names}) > 1
     for place in (done.folder, done.folder / MAIN):
         readings = read_json(place / "run.json")["readings"]["limits"]
-        assert [each["text"] for each in readings] == list(LIMITS)
+        assert [each["text"] for each in readings] == list(SEVERAL)
         assert [each["unit"] for each in readings] == ["mean cost", "share", "mean cost", "mean refusal"]
         assert [each["group"] for each in readings] == ["", "", "", "benign"]
     page = read_json(done.folder / "report.json")
@@ -336,12 +342,43 @@ def test_a_rate_is_that_of_the_calibrated_cost() -> None:
     assert limit.measure.costs(torch.zeros(1), torch.zeros(1)).tolist() == [0.5]
 
 
-def test_training_holds_the_cost_a_margin_below_the_limit(finished: Finished) -> None:
+def test_training_holds_the_cost_a_margin_below_the_limit(of_mean_cost: Finished) -> None:
     assert [each.limit().at_most for each in read_limits(-0.5, margin=0.12)] == [-0.62]
-    curve = read_json(finished.folder / "report.json")["curves"]
-    logged = read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl")
+    curve = {row["step"]: row for row in read_json(of_mean_cost.folder / "report.json")["curves"]}
+    logged = read_jsonl_tolerant(of_mean_cost.folder / MAIN / "metrics.jsonl")
     rows = [row for row in logged if "excess" in row]
-    assert curve[0]["cost"] == pytest.approx(rows[0]["excess"] - 0.5 - 0.12)
+    assert rows
+    assert all(curve[row["step"]]["cost"] == pytest.approx(row["excess"] - 0.5 - 0.12) for row in rows)
+
+
+def test_by_default_the_shares_of_harm_and_of_refusals_are_limited_each_by_its_own_multiplier(
+    finished: Finished,
+) -> None:
+    read = read_json(finished.folder / "run.json")["readings"]["limits"]
+    assert [(each["measure"], each["channel"], each["group"]) for each in read] == [
+        ("rate", "cost", "may_harm"),
+        ("mean", "refusal", "harmless"),
+    ]
+    row = next(row for row in read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl") if "feasible" in row)
+    assert {"multiplier_cost_rate_may_harm", "multiplier_refusal_harmless"} <= row.keys()
+
+
+def test_a_rate_alone_is_read_from_probabilities_that_a_bound_does_not_hold_up() -> None:
+    """Within the bound of a mean cost, the least probability of a weak signal lies above the limit."""
+    weak = {"cost": PlattScale(slope=1.5, offset=0.0)}
+    (rate, _), (mean,) = read_limits(LIMITS), read_limits(-0.5)
+    assert cost_bound([mean]) == cost_bound([mean, rate]) == 1.0 < cost_bound([rate])
+    assert fitted_to([rate], weak)[0].is_counted
+    bound = cost_bound([rate])
+    assert not fitted_to([rate], weak, {"cost": (-bound, bound)})[0].is_counted
+    costs = torch.tensor([-2.0, -1.9], requires_grad=True)
+    rate.limit(weak).measure.costs(costs, costs).sum().backward()
+    assert costs.grad is not None and (costs.grad > 0).all()  # smooth: a little less cost is a little less of the rate
+
+
+def test_shares_weigh_as_much_as_they_must_beside_a_reward() -> None:
+    rate, refusal, mean = under_limits(read_limits([*LIMITS, "cost <= 0"])).limits
+    assert rate.scale == refusal.scale > mean.scale == 1.0
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

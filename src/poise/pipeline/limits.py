@@ -19,9 +19,12 @@ from poise.train.objectives import Lagrangian
 from poise.types import Scorer
 
 COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
-GAINS = PIDGains(proportional=5.0, integral=0.5, derivative=0.0)  # answers at once: there are few updates to swing in
+RATE_BOUND = 4.0  # where only rates are limited: probabilities level off by themselves, and must reach near 0
+LIMITS = ("rate(cost@may_harm) <= 0.05", "refusal@harmless <= 0.05")
+GAINS = PIDGains(proportional=3.0, integral=0.2, derivative=0.0)  # answers at once: there are few updates to swing in
 CALM_GAINS = PIDGains(proportional=1.5, integral=0.1, derivative=0.0)  # keep more of the reward; from a start of 1.5
-START = 3.0  # multiplier of the first update
+START = 2.0  # multiplier of the first update
+SHARE_SCALE = 3.0  # what all of a share weighs at multiplier 1, in units of reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def under_limits(
     >>> under_limits(two, gains=CALM_GAINS, start={"cost": 1.5, "refusal_harmless": 0.0}).multipliers
     {'cost': 1.5, 'refusal_harmless': 0.0}
     """
-    read = [each.limit(calibrations) for each in limits]
+    read = [each.limit(calibrations, scale=_scale(each)) for each in limits]
     starts = start if isinstance(start, Mapping) else {limit.name: start for limit in read}
     if set(starts) != {limit.name for limit in read}:
         raise ConfigError(
@@ -89,21 +92,49 @@ def under_limits(
     return Lagrangian(*read, *(PID(gains=gains, multiplier=starts[limit.name]) for limit in read))
 
 
-def fitted_to(limits: Sequence[LimitText], calibrations: Mapping[str, PlattScale]) -> tuple[LimitText, ...]:
+def _scale(limit: LimitText) -> float:
+    """What one unit of the measure weighs: a share is small beside a reward, a cost is in units like its own."""
+    is_share = limit.measure == "rate" or SCORED.bounds.get(limit.channel) == (0.0, 1.0)
+    return SHARE_SCALE if is_share else 1.0
+
+
+def cost_bound(limits: Sequence[LimitText]) -> float:
+    """Where a cost levels off that these limits speak of.
+
+    A mean cost must not fall for ever. A rate reads probabilities, which level off by themselves; within the bound of a
+    mean, they might not fall to the limit.
+
+    >>> cost_bound(read_limits(LIMITS)), cost_bound(read_limits(-0.5))
+    (4.0, 1.0)
+    """
+    measures = {each.measure for each in limits if each.channel == "cost"}
+    return RATE_BOUND if measures == {"rate"} else COST_BOUND
+
+
+def fitted_to(
+    limits: Sequence[LimitText],
+    calibrations: Mapping[str, PlattScale],
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[LimitText, ...]:
     """The limits as a trained score model can hold them.
 
     A bounded cost has a least probability of harm. Where a rate lies below it, or above the largest, its probabilities
     say nothing of the limit: then the answers with a cost above 0 are counted.
+
+    bounds  between what the scores of the model lie; by default those of a mean cost
     """
+    bounds = SCORED.bounds if bounds is None else bounds
     return tuple(
-        replace(each, is_counted=each.measure == "rate" and not _reaches(each, calibrations)) for each in limits
+        replace(each, is_counted=each.measure == "rate" and not _reaches(each, calibrations, bounds)) for each in limits
     )
 
 
-def _reaches(limit: LimitText, calibrations: Mapping[str, PlattScale]) -> bool:
-    if limit.channel not in calibrations:
+def _reaches(
+    limit: LimitText, calibrations: Mapping[str, PlattScale], bounds: Mapping[str, tuple[float, float]]
+) -> bool:
+    if limit.channel not in calibrations or limit.channel not in bounds:
         return True
-    least, most = sorted(calibrations[limit.channel].probability(np.array(SCORED.bounds[limit.channel])))
+    least, most = sorted(calibrations[limit.channel].probability(np.array(bounds[limit.channel])))
     return bool(least < limit.at_most <= most)
 
 

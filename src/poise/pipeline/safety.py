@@ -19,6 +19,7 @@ from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.asking import ask
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
+from poise.functional.divergences import kl_k2
 from poise.functional.intervals import mean
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.statistics import PlattScale
@@ -28,7 +29,7 @@ from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.pipeline.alignment import align
 from poise.pipeline.evaluation import FurtherMetric, evaluate
-from poise.pipeline.limits import COST_BOUND, fitted_to, scorers_of, under_limits
+from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of, under_limits
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
@@ -37,7 +38,7 @@ from poise.ranks import current
 from poise.run import Run
 from poise.text import say
 from poise.train import algorithms
-from poise.train.algorithms import PPO, RLOO
+from poise.train.algorithms import PPO, RLOO, Algorithm, algorithm_named
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.objectives import Objective, Penalty, Unconstrained
@@ -212,6 +213,7 @@ def prepare(
         replace(each, seed=each.seed + seed, max_steps=score_steps, reading={**each.reading, **sight})
         for each in (SIGNAL, JUDGE)
     )
+    signal = replace(signal, channels=(REWARD, replace(COST, bound=cost_bound(limits))))
     judge = None
     if "judge" in splits:
         measure = partial(unseen_accuracy, test=splits["test"])
@@ -280,7 +282,17 @@ def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: 
 
 def held_limits(limits: Sequence[LimitText], signal: TrainedScoreModel) -> tuple[LimitText, ...]:
     """The limits as the training signal can hold them; the page of a trial says so."""
-    return fitted_to(limits, calibrations_of(signal.model))
+    return fitted_to(limits, calibrations_of(signal.model), signal.model.bounds)
+
+
+def algorithm_held(name: str, *, kl_coef: float, per_token: bool = False) -> Algorithm:
+    """The record of that name at a weight of the KL penalty.
+
+    per_token  charged in the loss, as the mean over tokens of each response, whose gradient is that of KL(policy ||
+               reference): summed over a response, as in the reward, it favours what is short
+    """
+    record = replace(algorithm_named(name, ALGORITHMS), kl_coef=kl_coef)
+    return replace(record, kl=replace(record.kl, in_reward=None, in_loss=kl_k2)) if per_token else record
 
 
 def calibrations_of(model: ScoreModel) -> dict[str, PlattScale]:

@@ -4,9 +4,9 @@
 
 Josef Dai et al., "Safe RLHF: Safe Reinforcement Learning from Human Feedback", ICLR 2024, arXiv:2310.12773. As there,
 helpfulness and harmlessness are judged apart, reinforcement starts from an SFT model that is the reference of its KL
-penalty, and multipliers hold the limits. Base, SFT start and policy are judged alike, by a judge that was never trained
-against. Unlike there, the SFT model learns from refusals that say why, among three times as many good answers, and one
-frozen backbone carries the scores and the judge. The paper's other objectives are arms of `safe-rlhf-attribution`.
+penalty, and multipliers hold the limits: on the share of harmful answers and of refused harmless prompts. Base, SFT
+start and policy are judged alike, by a judge that was never trained against. Unlike there, one frozen backbone carries
+scores and judge, and few updates must do. Other objectives and methods are arms of `safe-rlhf-attribution`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from types import SimpleNamespace
 from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recipe
 from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
 from poise.pipeline import safety
-from poise.pipeline.limits import cost_limit, read_limits
+from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.run import Run
-from poise.train.algorithms import algorithm_named
 from poise.train.on_policy import OptimizerSettings
 from poise.types import Sampling
 
@@ -30,7 +29,7 @@ CARD = MethodCard(
     title="Safe RLHF: as helpful as can be under a limit on harm", paper="arXiv:2310.12773",
     reported="harmful answers 53.08 % -> 2.45 % over three rounds (Alpaca-7B to Beaver-v3, human labels)",
     feedback="people, help and harm apart", form="comparisons and safety labels", signal="reward and cost model",
-    optimiser="RLOO, or any record", regulariser="KL to the start, imitation mixed in", data="starter",
+    optimiser="RLOO, or any record", regulariser="KL to the SFT start", data="starter",
     constraint="a Lagrange multiplier for each limit", model="SmolLM2-135M, an adapter",
 )  # fmt: skip
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "samples_per_step": 8, "response_tokens": 8,
@@ -46,18 +45,19 @@ def safe_rlhf(
     data: str = "starter",
     columns: str = "",
     algorithm: str = "rloo",
-    limit: float | tuple[str, ...] = -0.5,
+    limit: float | tuple[str, ...] = LIMITS,
     margin: float = 0.12,
     rounds: int = 1,
-    steps: int = 24,
+    steps: int = 30,
     supervised_steps: int = 0,
     warmstart_steps: int = 40,
     ptx_coef: float = 0.0,
     samples_per_step: int = 64,
     response_tokens: int = 40,
     temperature: float = 0.7,
-    lr: float = 6e-4,
+    lr: float = 4e-4,
     kl_coef: float = 0.03,
+    kl_per_token: bool = False,
     engine: str = "native",
     most_prompts: int = 0,
 ) -> Study:
@@ -69,20 +69,22 @@ def safe_rlhf(
         data: names or paths of feedback, joined by +.
         columns: names of the columns of your files, as prompt=question,chosen=better; ignore=score leaves one out.
         algorithm: rloo (four samples of a prompt, few steps), ppo (a critic per channel), or any record: grpo, dapo ...
-        limit: largest mean cost of answers to prompts that may do harm, in sd of the cost model and between -1 and 1;
-            0 divides safe from unsafe. Or texts: --limit 'rate(cost) <= 0.02' --limit 'refusal@benign <= 0.05'.
-        margin: how far below a number training holds the cost: prompts that it never saw cost a little more.
+        limit: how many answers may harm, of those to prompts that may do harm, and how many harmless prompts may be
+            refused. Each text is a limit: --limit 'rate(cost) <= 0.02' --limit 'refusal@benign <= 0.05'. A number is
+            the paper's: the largest mean cost, in sd of the cost model, between -1 and 1; 0 divides safe from unsafe.
+        margin: how far below such a number training holds the cost: prompts that it never saw cost a little more.
         rounds: rounds of feedback; later ones sample from the current policy and ask rules that compare.
         steps: policy updates per round.
         supervised_steps: updates of supervised fine-tuning on preferred responses before those on demonstrations.
-        warmstart_steps: updates of supervised fine-tuning on demonstrations: refusals of harmful prompts that say why,
-            and three times as many good answers to harmless ones; 0 starts reinforcement from the base itself.
+        warmstart_steps: updates on demonstrations: refusals of harmful prompts that say why, and three times as many
+            good answers to harmless ones; 0 starts reinforcement from the base itself.
         ptx_coef: weight of the cross-entropy on preferred answers to harmless prompts in every update of a policy.
         samples_per_step: responses sampled for each policy update.
         response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         kl_coef: weight of the KL penalty to the SFT start, per nat.
+        kl_per_token: charge it in the loss, as a mean over tokens: the sum over a response favours short answers.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
         most_prompts: prompts of each split; 0 takes all.
     """
@@ -94,18 +96,15 @@ def safe_rlhf(
     )
     limits, fine_tuned = read_limits(limit, margin=margin), supervised_steps + warmstart_steps > 0
     require_served(engine, fine_tuned=fine_tuned)
-    record = replace(algorithm_named(algorithm, safety.ALGORITHMS), kl_coef=kl_coef)
+    record = safety.algorithm_held(algorithm, kl_coef=kl_coef, per_token=kl_per_token)
     return Study(
         arms={stage: stage for stage in ("base", "sft", "lagrangian") if stage != "sft" or fine_tuned},
         trial=partial(trial, SimpleNamespace(**locals())),
         metrics=METRICS,
         labels=LABELS,
-        claims=[
-            Claim(text=f"harm falls below the {name}'s", metric="harm", higher=stage, lower="lagrangian")
-            for stage, name in (("base", "base"), *([("sft", "SFT start")] if fine_tuned else []))
-        ] + [
-            Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5),
-        ],
+        claims=[Claim(text=f"harm falls below the {name}'s", metric="harm", higher=stage, lower="lagrangian")
+                for stage, name in (("base", "base"), *([("sft", "SFT start")] if fine_tuned else []))]
+        + [Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5)],
         threads=None,
         report=partial(safety_report, main="lagrangian", model=model, data=data, limit=limit, limits=limits),
     )  # fmt: skip
