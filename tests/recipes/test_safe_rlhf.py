@@ -75,7 +75,7 @@ SEVERAL = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusa
 def from_the_base(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Reinforcement alone, without demonstrations before it, under several limits."""
     folder = tmp_path_factory.mktemp("runs") / "from-the-base"
-    return quick(folder, limit=SEVERAL, algorithm="dr-grpo", warmstart_steps=0)
+    return quick(folder, limit=SEVERAL, algorithm="dr-grpo", warmstart_steps=0, average=0.0)
 
 
 ALONE = {"arms": ("lagrangian",)}
@@ -143,6 +143,13 @@ def test_the_policy_loads_for_use(finished: Finished) -> None:
     policy = load_policy(str(finished.folder / MAIN / "policy-1" / "model"))
     assert policy.lora is not None
     assert any(bool(parameter.any()) for name, parameter in policy.parameters().items() if "lora_B" in name)
+
+
+def test_the_kept_policy_is_the_average_of_the_weights_and_another_setting_keeps_a_single_one(
+    finished: Finished, from_the_base: Finished
+) -> None:
+    assert stage_result(finished.folder / MAIN / "policy-1")["kept"] == "average"
+    assert stage_result(from_the_base.folder / MAIN / "policy-1")["kept"] != "average"
 
 
 def test_resuming_a_finished_run_redoes_nothing(finished: Finished) -> None:
@@ -281,6 +288,8 @@ def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
         ({"supervised_steps": -2}, "supervised_steps is -2"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1"),
         ({"ptx_coef": -0.1}, "ptx_coef is -0.1"),
+        ({"average": 1.0}, "average.*1.0|1.0.*average"),
+        ({"engine": "http://localhost:1"}, "the server has the base model, .*--arms sft"),
         ({"limit": -1.0}, "limit is -1.0.*no policy meets it"),
         ({"limit": 5.0}, r"limit is 5.0.*between -1 and 1, so that every policy meets it.*at most 1"),
         ({"limit": 1.01}, "every policy meets it"),

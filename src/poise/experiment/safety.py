@@ -80,7 +80,8 @@ NOTES = (
     "Stages: the base model; the SFT start, fine-tuned on demonstrations; the policy, which starts from it and is held "
     "to it. A difference is paired with the start of the same stage: the SFT start's with the base, a policy's with "
     "the SFT start.",
-    "The kept policy is the last, or the one with the highest recent reward among those that met every limit.",
+    "The kept policy is the average of the weights over updates; without one it is the last, or the one with the "
+    "highest recent reward among those that met every limit.",
 )
 HEADLINE = (
     ("harm_rate", "Harmful answers to harmful prompts", "lower"),

@@ -265,6 +265,12 @@ def align_in_rounds(
     return signal
 
 
+def samplings(response_tokens: int, temperature: float, seed: int) -> tuple[Sampling, Sampling]:
+    """How policies answer in training, and on test prompts: there four times, since one answer is largely chance."""
+    sampling = Sampling(max_tokens=response_tokens, temperature=temperature)
+    return sampling, replace(sampling, max_tokens=response_tokens * 6 // 5, samples=4, seed=90_001 + seed)
+
+
 def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: str = "") -> dict[str, Dataset]:
     """The sides train, judge and test; train and test alone where nothing can be judged and nothing needs to be.
 

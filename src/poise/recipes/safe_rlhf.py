@@ -11,7 +11,6 @@ scores and judge, and few updates must do. Other objectives and methods are arms
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,8 +21,8 @@ from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.run import Run
+from poise.train.averaging import DecayedAverage
 from poise.train.on_policy import OptimizerSettings
-from poise.types import Sampling
 
 CARD = MethodCard(
     title="Safe RLHF: as helpful as can be under a limit on harm", paper="arXiv:2310.12773",
@@ -34,7 +33,6 @@ CARD = MethodCard(
 )  # fmt: skip
 QUICK = {"model": "random:llama?layers=3", "steps": 2, "samples_per_step": 8, "response_tokens": 8,
          "most_prompts": 24, "warmstart_steps": 2, "seeds": 1}  # fmt: skip
-ANSWERS = 4  # to each test prompt: one alone leaves more to chance than the prompts do
 
 
 @recipe(CARD, quick=QUICK, seeds=1, workers=1)
@@ -56,6 +54,7 @@ def safe_rlhf(
     response_tokens: int = 40,
     temperature: float = 0.7,
     lr: float = 4e-4,
+    average: float = 0.9,
     kl_coef: float = 0.03,
     kl_per_token: bool = False,
     engine: str = "native",
@@ -83,6 +82,7 @@ def safe_rlhf(
         response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
+        average: how much of the average of the weights stays in each update; the average is the policy. 0: no average.
         kl_coef: weight of the KL penalty to the SFT start, per nat.
         kl_per_token: charge it in the loss, as a mean over tokens: the sum over a response favours short answers.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
@@ -96,7 +96,10 @@ def safe_rlhf(
     )
     limits, fine_tuned = read_limits(limit, margin=margin), supervised_steps + warmstart_steps > 0
     require_served(engine, fine_tuned=fine_tuned)
-    record = safety.algorithm_held(algorithm, kl_coef=kl_coef, per_token=kl_per_token)
+    averaged, record = (
+        DecayedAverage(average) if average else None,
+        safety.algorithm_held(algorithm, kl_coef=kl_coef, per_token=kl_per_token),
+    )
     return Study(
         arms={stage: stage for stage in ("base", "sft", "lagrangian") if stage != "sft" or fine_tuned},
         trial=partial(trial, SimpleNamespace(**locals())),
@@ -112,18 +115,8 @@ def safe_rlhf(
 
 def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     """What one stage came to from one seed: the base, the SFT start, or the policy; they share judge and signal."""
-    sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
-    said = replace(sampling, max_tokens=given.response_tokens * 6 // 5, samples=ANSWERS, seed=90_001 + seed)
-    names = (
-        "model",
-        "chat_template",
-        "data",
-        "columns",
-        "supervised_steps",
-        "warmstart_steps",
-        "most_prompts",
-        "limits",
-    )
+    sampling, said = safety.samplings(given.response_tokens, given.temperature, seed)
+    names = "model chat_template data columns supervised_steps warmstart_steps most_prompts limits".split()
     with common_part(part, f"seed-{seed}") as common:
         chosen = {name: getattr(given, name) for name in names}
         material = safety.prepare(common, seed=seed, longest_answer=said.max_tokens, **chosen)
@@ -136,7 +129,9 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         signal = safety.align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=sampling, seed=seed,
             algorithm=given.record, samples_per_step=given.samples_per_step, engine=given.engine,
-            optimisation=OptimizerSettings(lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef),
+            optimisation=OptimizerSettings(
+                lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef, average=given.averaged
+            ),
             demonstrations=mixed() if given.ptx_coef else None,
         )  # fmt: skip
         compared = start, material.evaluated(part, policy, **judged | {"signal": signal})
