@@ -19,7 +19,6 @@ from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.asking import ask
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
-from poise.functional.divergences import kl_k2
 from poise.functional.intervals import mean
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.statistics import PlattScale
@@ -38,7 +37,7 @@ from poise.ranks import current
 from poise.run import Run
 from poise.text import say
 from poise.train import algorithms
-from poise.train.algorithms import PPO, RLOO, Algorithm, algorithm_named
+from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.objectives import Objective, Penalty, Unconstrained
@@ -289,16 +288,6 @@ def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: 
 def held_limits(limits: Sequence[LimitText], signal: TrainedScoreModel) -> tuple[LimitText, ...]:
     """The limits as the training signal can hold them; the page of a trial says so."""
     return fitted_to(limits, calibrations_of(signal.model), signal.model.bounds)
-
-
-def algorithm_held(name: str, *, kl_coef: float, per_token: bool = False) -> Algorithm:
-    """The record of that name at a weight of the KL penalty.
-
-    per_token  charged in the loss, as the mean over tokens of each response, whose gradient is that of KL(policy ||
-               reference): summed over a response, as in the reward, it favours what is short
-    """
-    record = replace(algorithm_named(name, ALGORITHMS), kl_coef=kl_coef)
-    return replace(record, kl=replace(record.kl, in_reward=None, in_loss=kl_k2)) if per_token else record
 
 
 def calibrations_of(model: ScoreModel) -> dict[str, PlattScale]:

@@ -11,6 +11,7 @@ scores and judge, and few updates must do. Other objectives and methods are arms
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.run import Run
+from poise.train.algorithms import algorithm_named, kl_in_loss
 from poise.train.averaging import DecayedAverage
 from poise.train.on_policy import OptimizerSettings
 
@@ -96,10 +98,9 @@ def safe_rlhf(
     )
     limits, fine_tuned = read_limits(limit, margin=margin), supervised_steps + warmstart_steps > 0
     require_served(engine, fine_tuned=fine_tuned)
-    averaged, record = (
-        DecayedAverage(average) if average else None,
-        safety.algorithm_held(algorithm, kl_coef=kl_coef, per_token=kl_per_token),
-    )
+    averaged = DecayedAverage(average) if average else None
+    record = replace(algorithm_named(algorithm, safety.ALGORITHMS), kl_coef=kl_coef)
+    record = kl_in_loss(record) if kl_per_token else record
     return Study(
         arms={stage: stage for stage in ("base", "sft", "lagrangian") if stage != "sft" or fine_tuned},
         trial=partial(trial, SimpleNamespace(**locals())),
