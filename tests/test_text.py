@@ -138,8 +138,10 @@ def test_a_report_obeys_no_text(tmp_path):
     answer = {"text": f"{ATTACK}<script>alert(1)</script>", "cost": -1.0, "reward": 0.0, "outcome": "safe"}
     report = {
         "title": ATTACK,
-        "samples": [{"prompt": ATTACK, "kind": "benign", "category": ATTACK, "before": answer, "after": answer}],
-        "categories": [{"category": ATTACK, "before": ESTIMATE, "after": ESTIMATE}],
+        "samples": [{"prompt": ATTACK, "kind": "benign", "category": ATTACK, "answers": {ATTACK: answer}}],
+        "stages": [{"name": ATTACK, "label": ATTACK}],
+        "verdict": {"text": ATTACK},
+        "categories": [{"category": ATTACK, "values": {ATTACK: ESTIMATE}}],
         "notes": [ATTACK],
         "settings": {ATTACK: ATTACK, "list": [ATTACK]},
     }

@@ -11,7 +11,21 @@ from poise.evaluate.report import interval_text, is_unsafe, value_text, verdict,
 from poise.functional.statistics import clopper_pearson
 
 UNSAFE_TEXT = "First you gather what you need"
-SECTIONS = ["headline", "scatter", "categories", "comparison", "curves", "samples", "judge", "settings", "notes"]
+SECTIONS = [
+    "headline",
+    "stages",
+    "verdict",
+    "limits",
+    "alike",
+    "scatter",
+    "categories",
+    "comparison",
+    "curves",
+    "samples",
+    "judge",
+    "settings",
+    "notes",
+]
 
 
 class Page(HTMLParser):
@@ -75,7 +89,7 @@ def test_the_page_stands_alone(html, page):
 
 def test_every_section_is_there_and_linked(page):
     assert set(SECTIONS) <= set(page.ids)
-    assert {f"#{name}" for name in SECTIONS} <= set(page.links)
+    assert {f"#{name}" for name in SECTIONS} - {"#verdict", "#stages"} <= set(page.links)
 
 
 def test_unsafe_text_stays_inside_closed_details(page):
@@ -90,7 +104,7 @@ def test_text_is_escaped(tmp_path, page, example):
     attack = '<script>alert("x")</script>'
     report = example
     report["title"] = report["notes"][0] = report["settings"]["model"] = attack
-    report["samples"][3]["after"]["text"] = report["samples"][3]["prompt"] = attack
+    report["samples"][3]["answers"]["final"]["text"] = report["samples"][3]["prompt"] = attack
     report["categories"][0]["category"] = report["headline"][0]["label"] = report["judge"]["name"] = attack
     report["curves"][0]['"><b>$x'] = 1.0
     html = write_report(tmp_path, report).read_text("utf-8")
@@ -102,7 +116,20 @@ def test_text_is_escaped(tmp_path, page, example):
 
 
 @pytest.mark.parametrize(
-    "missing", [*SECTIONS, "title", "created", "subtitle", "limit", "learned", "provenance", "all"]
+    "missing",
+    [
+        *(name for name in SECTIONS if name not in ("stages", "limits", "alike")),
+        "said_alike",
+        "table",
+        "banner",
+        "title",
+        "created",
+        "subtitle",
+        "limit",
+        "learned",
+        "provenance",
+        "all",
+    ],
 )
 def test_a_missing_section_breaks_nothing(tmp_path, missing, example):
     report = {} if missing == "all" else {k: v for k, v in example.items() if k != missing}
@@ -114,36 +141,26 @@ def test_a_missing_section_breaks_nothing(tmp_path, missing, example):
 
 def test_missing_figures_inside_sections_break_nothing(tmp_path, example):
     report = example
-    report["headline"][0]["before"] = None
-    report["headline"][1]["after"]["low"] = None
-    report["categories"][0]["before"] = None
+    report["headline"][0]["values"]["base"] = None
+    report["headline"][0]["differences"] = {}
+    report["headline"][1]["values"]["final"]["low"] = None
+    report["categories"][0]["values"]["base"] = None
     report["comparison"][1]["over_refusal"] = None
-    report["samples"][0]["before"] = None
+    report["samples"][0]["answers"]["base"] = None
     report["curves"][5]["cost"] = None
-    report["scatter"]["before"][0]["reward"] = None
+    report["scatter"]["base"][0]["reward"] = None
     text = write_report(tmp_path, report).read_text("utf-8")
     assert "no answer recorded" in text
-    assert "not measured on both sides" in text
 
 
-def test_json_and_page_hold_the_same_figures(tmp_path):
-    report = {
-        "headline": [
-            {
-                "label": "Harm rate",
-                "before": clopper_pearson(58, 120),
-                "after": clopper_pearson(17, 120),
-                "better": "lower",
-            }
-        ]
-    }
-    text = write_report(tmp_path, report).read_text("utf-8")
+def test_json_and_page_hold_the_same_figures(tmp_path, example):
+    text = write_report(tmp_path, example).read_text("utf-8")
     row = json.loads((tmp_path / "report.json").read_text())["headline"][0]
-    for side in ("before", "after"):
-        assert value_text(row[side]) in text
-        assert interval_text(row[side]) in text
-    assert row["after"]["value"] == 17 / 120
-    assert row["after"]["method"] == "Clopper-Pearson"
+    for stage in ("base", "final"):
+        assert value_text(row["values"][stage]) in text
+        assert interval_text(row["values"][stage]) in text
+    assert row["values"]["final"]["value"] == 17 / 120
+    assert row["values"]["final"]["method"] == "Clopper-Pearson"
 
 
 def test_json_has_no_nan(tmp_path):
@@ -171,40 +188,30 @@ def test_numbers_are_written_with_unit_interval_and_count():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "better", "tone", "words"),
+    ("low", "high", "better", "tone", "words"),
     [
-        (60, 10, "lower", "good", "better"),
-        (60, 10, "higher", "bad", "worse"),
-        (10, 60, "higher", "good", "better"),
-        (30, 32, "lower", "none", "intervals overlap"),
-        (10, 60, "", "none", "changed"),
+        (-20.0, -1.0, "lower", "good", "better"),
+        (-20.0, -1.0, "higher", "bad", "worse"),
+        (1.0, 20.0, "higher", "good", "better"),
+        (-1.0, 20.0, "lower", "none", "no difference told"),
+        (1.0, 20.0, "", "none", "changed"),
+        (1.0, None, "higher", "good", "better"),
+        (None, 1.0, "higher", "none", "no difference told"),
+        (None, None, "higher", "none", "no interval"),
     ],
 )
-def test_verdicts_need_intervals_that_part(before, after, better, tone, words):
-    found = verdict({"before": share(before, 100), "after": share(after, 100), "better": better})
+def test_a_paired_difference_decides_and_not_whether_two_intervals_overlap(low, high, better, tone, words):
+    value = (high if low is None else low) or 3.0
+    found = verdict({"value": value, "n": 40, "unit": "percentage points", "low": low, "high": high}, better)
     assert (found["tone"], found["words"]) == (tone, words)
-    assert found["change"] == f"{after - before:+.1f} points".replace("-", "−")
+    assert found["change"] == f"{value:+.1f} points".replace("-", "−")
 
 
-@pytest.mark.parametrize(
-    ("ends", "tone", "words"),
-    [
-        ((0.55, 0.7), "good", "better"),
-        ((0.3, 0.45), "bad", "worse"),
-        ((0.45, 0.7), "none", "interval holds 50.0\u00a0%"),
-        ((0.51, None), "good", "better"),
-        ((None, 0.6), "none", "interval holds 50.0\u00a0%"),
-        ((None, None), "none", "no interval"),
-    ],
-)
-def test_a_figure_that_compares_already_is_judged_against_its_even_value(ends, tone, words):
-    after = {"value": 0.58, "n": 40, "unit": "share", "low": ends[0], "high": ends[1]}
-    after["value"] = 0.4 if tone == "bad" else 0.58
-    found = verdict({"before": None, "even": 0.5, "after": after, "better": "higher"})
-    assert (found["tone"], found["words"]) == (tone, words)
-    assert found["change"].endswith("points")
-    elo = verdict({"even": 0.0, "after": {"value": 645.0, "n": 20, "unit": "Elo", "low": 277.4, "high": None}})
-    assert (elo["change"], elo["words"]) == ("+645", "changed")
+def test_a_smoke_test_the_sentence_and_the_judges_worth_stand_before_all_figures(html):
+    places = [
+        html.index(text) for text in ('class="banner"', 'id="verdict"', "the judge itself is worth", "What changed")
+    ]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_a_suite_without_kinds_of_harm_has_the_metrics_that_do_not_ask_for_them(
     plain = tuple(Prompt.of(prompt.text) for prompt in PROMPTS)
     given = {"engine": Canned(), "scorers": {"judge": Judge()}, "sampling": Sampling(), "model_name": "canned"}
     found = run_suite(Suite(name="plain", prompts=plain), **given).evaluation.metrics
-    assert found.keys() == form(run().rollouts).keys()
+    assert found.keys() == {name for name in form(run().rollouts) if "/" not in name}
     means = run_suite(Suite(name="plain", prompts=plain, metrics=(form, channel_means)), **given).evaluation.metrics
     assert means["mean/cost"].n == 4
     own = tuple(Prompt.of(prompt.text, kind="sums") for prompt in PROMPTS)

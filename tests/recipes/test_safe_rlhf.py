@@ -109,7 +109,12 @@ def test_every_table_has_a_row_for_the_base_the_start_and_the_policy(finished: F
     assert [row["objective"] for row in page["comparison"]] == list(ARMS)
     assert all(row["harm_rate"] for row in page["comparison"])
     harm = next(row for row in page["headline"] if row["metric"] == "harm_rate")
-    assert all(harm[side]["n"] for side in ("base", "before", "after"))
+    assert [stage["name"] for stage in page["stages"]] == list(harm["values"]) == ["base", "start", "final"]
+    assert all(value["n"] for value in harm["values"].values())
+    assert [row["label"] for row in page["table"]["rows"]] == ["base model", "SFT start", "final policy"]
+    assert all(row["values"].keys() == {"base", "start", "final"} for row in page["categories"])
+    assert page["scatter"].keys() == {"base", "start", "final"}
+    assert all(sample["answers"].keys() == {"base", "start", "final"} for sample in page["samples"])
     found = read_json(finished.folder / "results.json")["estimates"]
     assert list(found) == list(ARMS)
     assert all("harm" in found[arm] for arm in ARMS)
@@ -119,8 +124,10 @@ def test_a_difference_is_paired_with_the_start_of_the_same_stage_and_with_the_ba
     found = read_json(finished.folder / "results.json")["estimates"]
     pages = {arm: read_json(finished.folder / f"{arm}-seed-0" / "report.json") for arm in ARMS}
     harm = {arm: next(row for row in pages[arm]["headline"] if row["metric"] == "harm_rate") for arm in ARMS}
-    assert harm["sft"]["before"] == harm["base"]["after"] == harm["lagrangian"]["base"]
-    assert harm["lagrangian"]["before"] == harm["sft"]["after"]
+    values = {arm: row["values"] for arm, row in harm.items()}
+    assert values["sft"]["start"] == values["base"]["final"] == values["lagrangian"]["base"]
+    assert values["lagrangian"]["start"] == values["sft"]["final"]
+    assert harm["lagrangian"]["differences"].keys() == {"start", "base"}
     assert {"harm_less_start", "harm_less_base", "plain_less_start"} <= found["lagrangian"].keys()
     assert not any("less" in name for name in found["base"])
     change, side = found["lagrangian"]["harm_less_start"], found["lagrangian"]["harm"]["value"]
@@ -129,12 +136,51 @@ def test_a_difference_is_paired_with_the_start_of_the_same_stage_and_with_the_ba
     assert found["lagrangian"]["wins"] != found["lagrangian"]["wins_base"]
 
 
+def test_the_same_sentence_stands_first_in_report_summary_results_and_on_the_screen(finished: Finished) -> None:
+    text = finished.summary["verdict"]
+    page = read_json(finished.folder / "report.json")
+    assert page["verdict"]["text"] == read_json(finished.folder / "results.json")["verdict"] == text
+    assert text in (finished.folder / "safe-rlhf.md").read_text("utf-8")
+    lines = finished.printed.splitlines()
+    closing = " ".join(lines[len(lines) - 40 : -1])
+    assert text in closing
+    assert closing.rindex("final policy") > closing.rindex(text)  # the table of stages, then the line of JSON
+    assert re.match(r"(The limit|Whether the limit|\d of \d|All \d|None of \d)", text)
+    assert "against the SFT start" in text
+    assert "gainst the base model" in finished.summary["verdict_against_first"]
+
+
+def test_limits_are_measured_on_prompts_that_training_never_saw(finished: Finished) -> None:
+    limits = finished.summary["limits_on_unseen_prompts"]
+    assert limits
+    for each in limits:
+        assert each["found"]["low"] <= each["found"]["value"] <= each["found"]["high"]
+        is_met, is_broken = each["found"]["high"] <= each["at_most"], each["found"]["low"] > each["at_most"]
+        assert each["outcome"] == ("met" if is_met else "not met" if is_broken else "not told")
+        assert each["target"] <= each["at_most"]
+
+
+def test_the_page_says_what_it_takes_to_do_the_run_again(finished: Finished) -> None:
+    again = read_json(finished.folder / "report.json")["again"]
+    assert {"command", "commit", "versions", "machine", "threads", "seconds", "peak memory"} <= again.keys()
+    assert any(name.startswith("model ") and "sha256 " in value for name, value in again.items())
+    assert again["or"].startswith("poise run --from ")
+
+
+def test_collapse_is_a_metric_of_the_trial(finished: Finished) -> None:
+    trial = read_json(finished.folder / "results.json")["trials"]["lagrangian"][0]["metrics"]
+    names = ("commonest", "duplicates", "distinct_2", "response_length")
+    assert {f"{name}{side}" for name in names for side in ("", "_start", "/harmful", "/benign_start")} <= trial.keys()
+
+
 def test_a_policy_starts_at_the_model_that_its_kl_is_charged_to(finished: Finished) -> None:
     """At the first step nothing has been learned, whatever the start had learned from demonstrations."""
     first = next(row for row in read_jsonl_tolerant(finished.folder / MAIN / "metrics.jsonl") if "sequence_kl" in row)
     assert abs(first["sequence_kl"]) < 1e-3
     sft = read_json(finished.folder / "sft-seed-0" / "report.json")["headline"]
-    assert next(row for row in sft if row["metric"] == "kl")["after"]["value"] > 0.001  # it moved away from the base
+    assert (
+        next(row for row in sft if row["metric"] == "kl")["values"]["final"]["value"] > 0.001
+    )  # it moved away from the base
 
 
 def test_the_policy_loads_for_use(finished: Finished) -> None:

@@ -1,7 +1,7 @@
 """Charts as inline SVG that follow the theme of the page they stand in.
 
 Matplotlib draws in placeholder colours; each is then replaced by a CSS variable (`--ink`, `--before`, ...), so one
-drawing serves light, dark and print. Text stays text and takes the font of the page. The two colours of the data are
+drawing serves light, dark and print. Text stays text and takes the font of the page. The colours of the stages are
 told apart by all common kinds of colour blindness, and by marker shape.
 """
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#010203", "#020304", "#030405"
-BEFORE, AFTER, DANGER = "#040506", "#050607", "#060708"
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BEFORE: "before", AFTER: "after", DANGER: "danger"}
+FIRST, MIDDLE, LAST, DANGER = "#040506", "#070809", "#050607", "#060708"
+VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", MIDDLE: "middle", LAST: "last", DANGER: "danger"
+}  # fmt: skip
 MARKERS = {"harmful": "o", "look_alike": "^", "benign": "s"}
 KIND_LABELS = {"harmful": "harmful prompts", "look_alike": "look-alikes", "benign": "benign prompts"}
-COLOURS = {"before": BEFORE, "after": AFTER}
+STAGE_MARKERS = {"first": "o", "middle": "s", "last": "D"}
+COLOURS = {"first": FIRST, "middle": MIDDLE, "last": LAST}
+Stages = Sequence[Mapping[str, str]]  # with "name" and "label", base to final
 
 WIDTH = 4.8  # inches: at 390 px of page width the 9 pt text is still readable
 MAX_POINTS = 600
@@ -55,22 +59,42 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def scatter(points: Mapping[str, Sequence[Mapping[str, Any]]], limit: float | None) -> dict[str, str]:
-    """Draw reward against cost, one chart per side ("before", "after") on the same axes; cost > 0 is shaded.
+def place_of(stages: Stages, name: str) -> str:
+    """Where a stage stands, which gives it colour and marker: first, middle or last.
 
-    points  side -> rows with "reward", "cost" and "kind"
+    >>> place_of([{"name": "base"}, {"name": "sft"}, {"name": "final"}], "sft")
+    'middle'
     """
-    sides = {side: [p for p in rows if has_numbers(p, "reward", "cost")] for side, rows in points.items()}
-    everything = [p for rows in sides.values() for p in rows]
+    names = [stage["name"] for stage in stages]
+    return "last" if name == names[-1] else "first" if name == names[0] else "middle"
+
+
+def scatter(
+    points: Mapping[str, Sequence[Mapping[str, Any]]], stages: Stages, limit: float | None = None
+) -> dict[str, str]:
+    """Draw reward against cost, one chart per stage on the same axes; cost > 0 is shaded.
+
+    points  stage -> rows with "reward", "cost" and "kind"
+    """
+    drawn = {
+        stage["name"]: [p for p in points.get(stage["name"], ()) if has_numbers(p, "reward", "cost")]
+        for stage in stages
+    }
+    everything = [p for rows in drawn.values() for p in rows]
     if not everything:
         return {}
     costs = _range([*(p["cost"] for p in everything), 0.0, limit or 0.0])
     rewards = _range([p["reward"] for p in everything])
-    return {side: _scatter(side, rows, limit, costs, rewards) for side, rows in sides.items() if rows}
+    return {
+        stage["name"]: _scatter(stage, place_of(stages, stage["name"]), rows, limit, costs, rewards)
+        for stage in stages
+        if (rows := drawn[stage["name"]])
+    }
 
 
 def _scatter(
-    side: str,
+    stage: Mapping[str, str],
+    place: str,
     rows: Sequence[Mapping[str, Any]],
     limit: float | None,
     costs: tuple[float, float],
@@ -89,9 +113,9 @@ def _scatter(
         for kind, marker in MARKERS.items():
             drawn = [p for p in _thinned(rows) if p.get("kind") == kind]
             if drawn:
-                _dots(axes, drawn, COLOURS.get(side, AFTER), marker, KIND_LABELS[kind])
+                _dots(axes, drawn, COLOURS[place], marker, KIND_LABELS[kind])
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, columnspacing=0.9)
-        return _svg(figure, f"scatter-{side}", f"Reward against cost of {len(rows)} completions, {side} training")
+        return _svg(figure, f"scatter-{stage['name']}", f"Reward against cost of {len(rows)} answers, {stage['label']}")
 
 
 def _note(axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], colour: str) -> None:
@@ -107,8 +131,11 @@ def _dots(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, marker: st
     axes.scatter(x, y, s=16, marker=marker, c=colour, alpha=0.6, linewidths=0, label=label)
 
 
-def curve(rows: Sequence[Mapping[str, Any]], name: str, label: str, limit: float | None = None) -> str:
-    """Draw one figure over the training steps; from 30 steps on a moving mean lies over the faint raw line."""
+def curve(rows: Sequence[Mapping[str, Any]], name: str, label: str, lines: Mapping[str, float] | None = None) -> str:
+    """Draw one figure over the training steps; from 30 steps on a moving mean lies over the faint raw line.
+
+    lines  label -> a height that is drawn across, such as a limit and what training holds
+    """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -117,49 +144,64 @@ def curve(rows: Sequence[Mapping[str, Any]], name: str, label: str, limit: float
     with rc_context(STYLE):
         figure, axes = _figure(2.3)
         many = len(values) >= SMOOTH_FROM
-        axes.plot(steps, values, color=AFTER, lw=1 if many else 1.8, alpha=0.35 if many else 1.0)
+        axes.plot(steps, values, color=LAST, lw=1 if many else 1.8, alpha=0.35 if many else 1.0)
         if many:
-            axes.plot(steps, _smoothed(values), color=AFTER, lw=1.8)
+            axes.plot(steps, _smoothed(values), color=LAST, lw=1.8)
         elif len(values) == 1:
-            axes.plot(steps, values, "o", color=AFTER)
-        if limit is not None:
-            axes.axhline(limit, color=INK, lw=1, ls=(0, (4, 3)))
-            _note(axes, "limit", (steps[-1], limit), (0, 3), INK)
+            axes.plot(steps, values, "o", color=LAST)
+        _lines_across(axes, lines or {}, steps[-1])
         axes.set(xlabel="step", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         return _svg(figure, f"curve-{name}", f"{label} over {len(values)} training steps")
 
 
-def category_bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the harm rate of every category before and after, with intervals; the worst before stands on top.
+def _lines_across(axes: Axes, lines: Mapping[str, float], right: float) -> None:
+    """Dashed lines with their names at the right end, the upper one's above it and the lower one's below."""
+    for height in sorted(set(lines.values())):
+        axes.axhline(height, color=INK, lw=1, ls=(0, (4, 3)))
+    for name, height in lines.items():
+        is_lowest = len(set(lines.values())) > 1 and height == min(lines.values())
+        _note(axes, name, (right, height), (0, -3) if is_lowest else (0, 3), INK)
 
-    rows  with "category", "before" and "after", the latter estimates as mappings, shares
+
+def category_bars(rows: Sequence[Mapping[str, Any]], stages: Stages) -> str:
+    """Draw the harm rate of every category at each stage, with intervals; the worst at first stands on top.
+
+    rows  with "category" and "values", the latter estimates as mappings by stage, shares
     """
     from matplotlib import rc_context
 
     rows = worst_first(rows)[::-1]
     with rc_context(STYLE):
-        figure, axes = _figure(0.75 + 0.46 * len(rows))
-        for offset, side, marker in ((0.17, "before", "o"), (-0.17, "after", "D")):
-            for place, row in enumerate(rows):
-                if row.get(side):
-                    _interval(axes, place + offset, row[side], COLOURS[side], marker)
+        figure, axes = _figure(0.75 + (0.16 + 0.15 * len(stages)) * len(rows))
+        handles = []
+        for number, stage in enumerate(stages):
+            place = place_of(stages, stage["name"])
+            colour, marker = COLOURS[place], STAGE_MARKERS[place]
+            offset = 0.34 * (0.5 - number / max(1, len(stages) - 1))
+            for height, row in enumerate(rows):
+                if row["values"].get(stage["name"]):
+                    _interval(axes, height + offset, row["values"][stage["name"]], colour, marker)
+            handles += axes.plot([], [], marker, color=colour, label=stage["label"], ms=5)
         names = [str(row["category"]).replace("_", " ").replace(",", ", ") for row in rows]
         axes.set_yticks(range(len(rows)), [fill(name, 26) for name in names])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(False, axis="y")
         axes.set(xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4), xlabel="harm rate, %")
-        handles = [
-            axes.plot([], [], m, color=COLOURS[s], label=s, ms=5)[0] for s, m in (("before", "o"), ("after", "D"))
-        ]
-        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8.5)
-        return _svg(figure, "categories", f"Harm rate by category, before and after, {len(rows)} categories")
+        axes.legend(
+            handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=8.5, columnspacing=0.9
+        )
+        return _svg(figure, "categories", f"Harm rate by category, {len(stages)} stages, {len(rows)} categories")
 
 
 def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Sort categories by their harm rate before training, the highest first."""
-    return sorted(rows, key=lambda row: -((row.get("before") or row.get("after") or {}).get("value") or 0.0))
+    """Sort categories by their harm rate at the first stage that has one, the highest first."""
+
+    def first(row: Mapping[str, Any]) -> float:
+        return next((each["value"] for each in row["values"].values() if each), 0.0)
+
+    return sorted(rows, key=lambda row: -first(row))
 
 
 def _interval(axes: Axes, y: float, estimate: Mapping[str, Any], colour: str, marker: str) -> None:
@@ -183,7 +225,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], across: str, label: str) -> str:
         for number, row in numbered:
             x, y = 100 * row[across]["value"], 100 * row["harm_rate"]["value"]
             _cross(axes, row[across], row["harm_rate"], (x, y))
-            axes.plot([x], [y], "o", color=AFTER, ms=6)
+            axes.plot([x], [y], "o", color=LAST, ms=6)
             axes.annotate(str(number), (x, y), (5, 5), textcoords="offset points", fontweight="bold")
         axes.set(xlabel=label, ylabel="harm rate, % (lower is better)")
         axes.set_ylim(bottom=-1)
@@ -193,9 +235,9 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], across: str, label: str) -> str:
 def _cross(axes: Axes, across: Mapping[str, Any], up: Mapping[str, Any], at: tuple[float, float]) -> None:
     x, y = at
     if across.get("low") is not None and across.get("high") is not None:
-        axes.plot([100 * across["low"], 100 * across["high"]], [y, y], color=AFTER, lw=3, alpha=0.25)
+        axes.plot([100 * across["low"], 100 * across["high"]], [y, y], color=LAST, lw=3, alpha=0.25)
     if up.get("low") is not None and up.get("high") is not None:
-        axes.plot([x, x], [100 * up["low"], 100 * up["high"]], color=AFTER, lw=3, alpha=0.25)
+        axes.plot([x, x], [100 * up["low"], 100 * up["high"]], color=LAST, lw=3, alpha=0.25)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

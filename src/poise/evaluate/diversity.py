@@ -65,6 +65,17 @@ def equal_commonest(texts: Sequence[str]) -> list[bool]:
     return [_folded(text) == most for text in texts]
 
 
+def commonest_answer(texts: Sequence[str]) -> str:
+    """The text that is said most often but for case and spacing, as it first stands; of several, the first.
+
+    texts  [N], at least one
+
+    >>> commonest_answer(["Boil it.", "No. ", "no."])
+    'No.'
+    """
+    return texts[equal_commonest(texts).index(True)].strip()
+
+
 def distinct_estimate(
     texts: Sequence[str], n: int, clusters: Sequence[Hashable] | None = None, *, level: float = 0.95
 ) -> Estimate:

@@ -1,18 +1,24 @@
 """The report of a run: report.json with every figure, and report.html, one file that needs nothing else.
 
 The mapping that `write_report` takes has these sections, any of which may be absent; estimates are `Estimate` records
-or their `dataclasses.asdict`:
+or their `dataclasses.asdict`; what stages have stands under their names:
 
     title, subtitle, created   str
-    headline     [{metric, label, before, after, even, better: "lower" | "higher" | "", note}], see `verdict`
+    banner       str, why the page is that of a smoke test
+    stages       [{name, label}], base to final
+    verdict      {text, against_first, limits: [{text, label, at_most, target, found, prompts, by, outcome}]}
+    table        {columns: {metric: label}, rows: [{name, label, values}], judge: {name: estimate}}
+    headline     [{metric, label, values, differences, even, better: "lower" | "higher" | "", note}], see `verdict`
+    said_alike   [{kind, stage, label, answers, text, times, commonest, duplicates, distinct_2, response_length}]
     judge        {name, description, metrics: [{label, value}]}
     limit        float, the largest mean cost allowed
-    scatter      {before: [{reward, cost, kind}], after: [...]}
+    scatter      {stage: [{reward, cost, kind}]}
     curves       [{step, reward, cost, multiplier, kl, ...}]
-    categories   [{category, before, after}]
+    categories   [{category, values}]
     comparison   [{objective, label, harm_rate, over_refusal, helpful_win_rate, mean_cost, kl, steps}]
-    samples      [{prompt, kind, category, before: {text, cost, reward, outcome}, after: {...}}]
+    samples      [{group, prompt, kind, category, answers: {stage: {text, cost, reward, outcome, refused}}}]
     learned      [{label, value, note}]
+    again        mapping: what it takes to do the run again
     settings, provenance       mappings
     notes        [str]
 """
@@ -24,23 +30,26 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from poise.errors import RunError
 from poise.evaluate import charts
+from poise.evaluate.samples import GROUPS
+from poise.evaluate.verdict import Change
 from poise.files import read_json
 from poise.ranks import by_main
 from poise.text import hide_passwords, one_line, visible
 from poise.types import Estimate
 
-_TABLES = ("settings", "provenance")
+_TABLES = ("again", "settings", "provenance")
+_TITLES = {"again": "What it takes to do this again", "settings": "Settings", "provenance": "Provenance"}
 NO_BREAK = "\u00a0"
 CURVE_LABELS = {"reward": "reward", "cost": "cost", "multiplier": "multiplier λ", "kl": "KL (nats)"}
 KIND_TITLES = {
-    "harmful": "Harmful prompts",
-    "look_alike": "Look-alikes",
-    "benign": "Benign prompts",
-    "": "Other prompts",
+    "harmful": "harmful prompts",
+    "look_alike": "look-alikes",
+    "benign": "plain benign prompts",
+    "": "prompts of no known kind",
 }
 COMPARED = {
     "harm_rate": "harm rate",
@@ -110,7 +119,17 @@ def render(report: Mapping[str, Any]) -> str:
     environment.tests |= {"unsafe": is_unsafe}
     return environment.get_template("report.html.j2").render(
         report=report,
-        verdicts=[verdict(row) for row in report.get("headline") or ()],
+        stages=report.get("stages") or [],
+        places={
+            stage["name"]: charts.place_of(report["stages"], stage["name"]) for stage in report.get("stages") or ()
+        },
+        started=_starts(report.get("stages") or []),
+        changes=[
+            {name: verdict(found, row.get("better")) for name, found in (row.get("differences") or {}).items()}
+            for row in report.get("headline") or ()
+        ],
+        kinds=KIND_TITLES,
+        alike=_by_kind(report.get("said_alike") or ()),
         compared={
             key: label for key, label in COMPARED.items() if any(r.get(key) for r in report.get("comparison") or ())
         },
@@ -118,7 +137,7 @@ def render(report: Mapping[str, Any]) -> str:
         categories=charts.worst_first(report.get("categories") or ()),
         level=_level_text(report),
         samples=_grouped(report.get("samples") or ()),
-        tables={name.capitalize(): dict(_flat(report[name])) for name in _TABLES if report.get(name)},
+        tables={_TITLES[name]: dict(_flat(report[name])) for name in _TABLES if report.get(name)},
         point_counts={side: len(rows) for side, rows in (report.get("scatter") or {}).items()},
         max_points=charts.MAX_POINTS,
     )
@@ -162,39 +181,36 @@ def interval_text(estimate: Mapping[str, Any] | None) -> str:
     return f"{interval or 'no interval'} · n{NO_BREAK}={NO_BREAK}{estimate['n']}"
 
 
-def verdict(row: Mapping[str, Any]) -> dict[str, str]:
-    """Say what happened between before and after: the change, and whether the intervals part.
-
-    A figure that compares already, such as a win rate, is held against `even`, its value where nothing has changed.
-    """
-    before, after = row.get("before"), row.get("after")
-    if row.get("even") is not None:
-        even = row["even"]
-        before = {"value": even, "low": even, "high": even}
-    if not before or not after or before.get("value") is None or after.get("value") is None:
+def verdict(difference: Mapping[str, Any] | None, better: str | None) -> dict[str, str]:
+    """Say what a paired difference tells: its number, and whether its whole interval lies on one side of 0."""
+    if not difference or difference.get("value") is None:
         return {"tone": "none", "change": "–", "words": "not measured on both sides"}
-    unit, change = after.get("unit") or "", after["value"] - before["value"]
-    text = f"{'+' if change > 0 else ''}{_number(change, unit)}{' points' if unit == 'share' else ''}"
-    if any(side.get("low") is None and side.get("high") is None for side in (before, after)):
-        return {"tone": "none", "change": text, "words": "no interval"}
-    if not _part(before, after):
-        words = (
-            "intervals overlap" if row.get("even") is None else f"interval holds {value_text(after | {'value': even})}"
-        )
-        return {"tone": "none", "change": text, "words": words}
-    if row.get("better") not in ("lower", "higher"):
-        return {"tone": "none", "change": text, "words": "changed"}
-    improved = (change < 0) == (row["better"] == "lower")
-    return {"tone": "good" if improved else "bad", "change": text, "words": "better" if improved else "worse"}
+    given = Estimate(**{name: difference[name] for name in ("value", "n", "unit", "low", "high") if name in difference})
+    found = Change(name="", label="", after=given, difference=given, better=_direction(better)).tone
+    tone = {"better": "good", "worse": "bad"}.get(found, "none")
+    words = {"no difference": "no difference told", "not told": "no interval"}.get(found, found)
+    points = " points" if given.unit == "percentage points" else f" {given.unit}" if given.unit else ""
+    change = f"{'+' if given.value > 0 else ''}{_number(given.value, given.unit)}{points}"
+    interval = given.interval_text(lambda end: _number(end, given.unit)).replace(" ", NO_BREAK)
+    return {"tone": tone, "change": change, "interval": interval, "words": words}
 
 
-def _part(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether two intervals have no number in common; an end that is missing is open."""
-    ends = [(side.get("low"), side.get("high")) for side in (before, after)]
-    (low, high), (other_low, other_high) = (
-        (-math.inf if low is None else low, math.inf if high is None else high) for low, high in ends
+def _direction(better: str | None) -> Literal["lower", "higher", ""]:
+    return "lower" if better == "lower" else "higher" if better == "higher" else ""
+
+
+def _starts(stages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What the columns of differences are called: to the policy's own start, and to the first stage if it differs."""
+    if len(stages) < 2:
+        return {}
+    own, first = stages[-2], stages[0]
+    return {own["name"]: f"against its own start, the {own['label']}"} | (
+        {} if own is first else {first["name"]: f"against the {first['label']}"}
     )
-    return bool(high < other_low or other_high < low)
+
+
+def _by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    return {kind: [row for row in rows if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in rows)}
 
 
 def is_unsafe(sample: Mapping[str, Any], kind: str) -> bool:
@@ -206,20 +222,29 @@ def is_unsafe(sample: Mapping[str, Any], kind: str) -> bool:
 
 
 def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
-    limit, curves, compared = report.get("limit"), report.get("curves") or [], report.get("comparison") or []
+    curves, compared, stages = report.get("curves") or [], report.get("comparison") or [], report.get("stages") or []
     names = [*CURVE_LABELS, *dict.fromkeys(key for row in curves for key in row if key not in (*CURVE_LABELS, "step"))]
     drawn = [name for name in names if any(charts.has_numbers(row, "step", name) for row in curves)]
     return {
-        "scatter": charts.scatter(report.get("scatter") or {}, limit),
+        "scatter": charts.scatter(report.get("scatter") or {}, stages, report.get("limit")),
         "curves": [
-            charts.curve(
-                curves, name, CURVE_LABELS.get(name, name.replace("_", " ")), limit if name == "cost" else None
-            )
+            charts.curve(curves, name, CURVE_LABELS.get(name, name.replace("_", " ")), _lines(report, name))
             for name in drawn
         ],
-        "categories": charts.category_bars(report["categories"]) if report.get("categories") else "",
+        "categories": charts.category_bars(report["categories"], stages) if report.get("categories") else "",
         "tradeoffs": [chart for chart in (charts.tradeoff(compared, *axis) for axis in TRADEOFFS.items()) if chart],
     }
+
+
+def _lines(report: Mapping[str, Any], name: str) -> dict[str, float]:
+    """What is drawn across a curve: the limit and what training holds across the cost, and 0 across an excess."""
+    if name.startswith("excess"):
+        return {"what training holds": 0.0}
+    limit, limits = report.get("limit"), (report.get("verdict") or {}).get("limits") or []
+    if name != "cost" or limit is None:
+        return {}
+    held = [each["target"] for each in limits if each["at_most"] == limit and each["target"] != limit]
+    return {"limit": limit} | dict.fromkeys(["held in training"][: len(held)], held[0] if held else limit)
 
 
 def _level_text(report: Mapping[str, Any]) -> str:
@@ -240,10 +265,12 @@ def _levels(value: Any) -> Iterator[float]:
 
 
 def _grouped(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Put the samples under the title of their kind."""
-    groups = {title: [s for s in samples if s.get("kind", "") == kind] for kind, title in KIND_TITLES.items()}
-    groups["Other prompts"] = [s for s in samples if s.get("kind", "") not in KIND_TITLES] + groups["Other prompts"]
-    return {title: rows for title, rows in groups.items() if rows}
+    """Put the samples under the title of their group."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        group = str(sample.get("group", ""))
+        found.setdefault(GROUPS.get(group, group or "Samples"), []).append(sample)
+    return found
 
 
 def _number(value: float, unit: str) -> str:

@@ -289,20 +289,29 @@ def channel_means(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def form(rollouts: Sequence[Rollout]) -> Metrics:
-    """How answers look, whoever asked.
+    """How answers look, whoever asked; where prompts say their kind, also by kind: commonest/harmful ...
 
     response_length                     tokens, or words where an engine gives no tokens
     distinct_1, distinct_2              share of distinct word n-grams
     unfinished, repetition, duplicates  share cut off at the limit, in circles, equal to another prompt's answer
+    commonest                           share that says what is said most often
     """
     answered = [r for r in rollouts if not r.completion.unfit]
+    in_tokens = all(r.completion.token_ids for r in answered)
+    metrics = _form(answered, in_tokens=in_tokens)
+    for kind in KINDS:
+        rows = [r for r in answered if kind_of(r) == kind]
+        metrics |= {f"{name}/{kind}": value for name, value in _form(rows, in_tokens=in_tokens).items()}
+    return metrics
+
+
+def _form(answered: Sequence[Rollout], *, in_tokens: bool) -> Metrics:
     if not answered:
         return {}
     texts, prompts = [r.completion.text for r in answered], _prompts(answered)
-    tokens = all(r.completion.token_ids for r in answered)
-    lengths = [len(r.completion.token_ids) if tokens else len(r.completion.text.split()) for r in answered]
+    lengths = [len(r.completion.token_ids) if in_tokens else len(r.completion.text.split()) for r in answered]
     return {
-        "response_length": mean(lengths, prompts, unit="tokens" if tokens else "words"),
+        "response_length": mean(lengths, prompts, unit="tokens" if in_tokens else "words"),
         "distinct_1": distinct_estimate(texts, 1, prompts),
         "distinct_2": distinct_estimate(texts, 2, prompts),
         "unfinished": _share(answered, [r.completion.finish == "length" for r in answered]),

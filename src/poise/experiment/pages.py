@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poise.evaluate.stage_text import markdown_table
 from poise.files import atomic_write, read_json
 from poise.types import Estimate
 
@@ -40,6 +41,7 @@ def page_text(document: Document, *, stem: str = "", is_published: bool = False)
         options=_options(document["given"]),
         commit=_commit(document["made"]),
         hardware=hardware(document["made"]),
+        stage_table=markdown_table(document["stages"]) if document.get("stages") else "",
         tables=list(_tables(document)),
         pictures=list(zip([plot["title"] for plot in document["plots"]], _files(document, stem), strict=True)),
     )

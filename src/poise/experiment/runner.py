@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import ConfigError
+from poise.evaluate.stage_text import SAID_FIRST, closing
 from poise.experiment.pages import write_page
 from poise.experiment.results import Results
 from poise.experiment.source import Options, Source, import_file
@@ -63,11 +64,14 @@ def run_recipe(recipe: Source, arguments: Mapping[str, Any], options: Options) -
         trials = {arm: [Trial.read(stages[arm, seed]["trial"]) for seed in options.seeds] for arm in study.arms}
         results = Results(study=study, seeds=options.seeds, trials=trials)
         seconds = sum(stage["seconds"] for stage in stages.values())
-        document = _document(recipe, run, results, seconds=seconds, is_quick=options.quick)
+        told = dict(study.report(run, results)) if study.report else {}
+        document = _document(recipe, run, results, seconds=seconds, is_quick=options.quick) | _said_first(told)
         _publish(run, document, options.output)
         verdicts = [{name: claim[name] for name in ("text", "outcome", "difference")} for claim in document["claims"]]
         summary = {"seeds": len(options.seeds), "claims": verdicts, "results": str(run.path / "results.json")}
-        run.finish(summary | dict(study.report(run, results) if study.report else {}))
+        if "stages" in told and current().is_main:
+            say(closing(told))
+        run.finish(summary | told)
     return run
 
 
@@ -162,6 +166,12 @@ def _document(recipe: Source, run: Run, results: Results, *, seconds: float, is_
             **results.document(),
         }
     )
+    return found
+
+
+def _said_first(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says before all else, which pages and results say first too."""
+    found: dict[str, Any] = to_jsonable({name: told[name] for name in SAID_FIRST if name in told})
     return found
 
 

@@ -5,18 +5,22 @@ A held-out judge decides of every answer; all differences are paired with the an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from poise.evaluate.compare import compare
 from poise.evaluate.report import write_report
+from poise.evaluate.stages import JudgedStage
 from poise.evaluate.suite import SuiteResult, has_score, kind_of, outcome
+from poise.evaluate.verdict import LimitFinding
+from poise.experiment.again import what_it_takes
 from poise.experiment.results import Results
+from poise.experiment.safety_page import compared_rows, label_of, page_of, smoke_warning
+from poise.experiment.safety_seeds import ALIKE, alike, answers_of, over_seeds_of, told_of
 from poise.experiment.study import Metric, Trial
 from poise.files import read_json
+from poise.functional.ratings import elo_estimate
 from poise.pipeline import TrainedScoreModel
 from poise.pipeline.limits import cost_limit
 from poise.run import Run
@@ -69,6 +73,7 @@ METRICS = (
         summary="largest",
         table=_WORTH,
     ),
+    *ALIKE,
 )
 LABELS = {
     "lagrangian": "Lagrangian (Safe RLHF)",
@@ -83,20 +88,7 @@ NOTES = (
     "The kept policy is the average of the weights over updates; without one it is the last, or the one with the "
     "highest recent reward among those that met every limit.",
 )
-HEADLINE = (
-    ("harm_rate", "Harmful answers to harmful prompts", "lower"),
-    ("over_refusal/look_alike", "Refusals of harmless look-alikes", "lower"),
-    ("over_refusal/benign", "Refusals of plain benign prompts", "lower"),
-    ("mean_cost", "Mean cost by the judge, all prompts", "lower"),
-    ("mean_reward", "Mean reward by the judge, benign prompts", "higher"),
-    ("response_length", "Response length", ""),
-    ("commonest", "The commonest answer's share", "lower"),
-    ("duplicates", "Answers equal to another prompt's", "lower"),
-    ("unfinished", "Answers cut at the length limit", ""),
-    ("trained_cost", "Mean cost by the training signal, prompts that may do harm", "lower"),
-)
 CURVES = ("step", "reward", "cost", "multiplier", "kl", "sequence_kl", "entropy", "response_tokens", "logprob_gap")
-_SAMPLES_OF_A_KIND = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +100,7 @@ class Verdicts:
     learned               rows of the page, on what was learned
     settings, provenance  what the page shows of the run
     curves                logged steps of its training, in the page's names
+    held                  what the limits came to on prompts that training never saw
     """
 
     start: SuiteResult
@@ -121,66 +114,100 @@ class Verdicts:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     limit: float | None = None
+    held: Sequence[LimitFinding] = ()
+
+    @property
+    def stages(self) -> list[JudgedStage]:
+        """The stages that it went through, each once, the policy itself as the last."""
+        has_base = self.base is not None and self.base is not self.start
+        if self.final is self.start:
+            return [
+                JudgedStage(name="final", label="start model" if self.base is None else "base model", result=self.final)
+            ]
+        first = "SFT start" if has_base else "start model" if self.base is None else "base model"
+        found = [
+            JudgedStage(name="start", label=first, result=self.start),
+            JudgedStage(name="final", label="final policy", result=self.final),
+        ]
+        return (
+            [JudgedStage(name="base", label="base model", result=self.base), *found]
+            if self.base and has_base
+            else found
+        )
 
 
 def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Trial:
     """A trial's figures by prompt, after its page has been written into its part of the run as report.html."""
-    start, final = verdicts.start.rollouts, verdicts.final.rollouts
-    is_changed = verdicts.final is not verdicts.start
-    page = _page(part, title, verdicts, compare(start, final) if is_changed else {})
+    start, final, stages = verdicts.start.rollouts, verdicts.final.rollouts, verdicts.stages
+    page = page_of(title, stages, limits=verdicts.held, judge=_accuracy(verdicts.judge)) | {
+        "subtitle": part.path.name,
+        "banner": smoke_warning(part.arguments, final),
+        "curves": verdicts.curves,
+        "learned": [*verdicts.learned, *(learned(verdicts.signal) if verdicts.signal else [])],
+        "settings": verdicts.settings,
+        "provenance": {"run": part.path.parent.name, **verdicts.provenance},
+        "notes": verdicts.notes,
+    }
     write_report(part.path, page | ({} if verdicts.limit is None else {"limit": verdicts.limit}))
     found, by_prompt = verdicts.final.evaluation.metrics, _shares("", final)
-    if is_changed:
+    if len(stages) > 1:
         by_prompt |= _shares("_start", start) | {"wins": wins_by_prompt(start, final)}
-    if is_changed and verdicts.base is not None:
+    if len(stages) > 1 and verdicts.base is not None:
         base = verdicts.base.rollouts
         by_prompt |= _shares("_base", base) | {"wins_base": wins_by_prompt(base, final)}
     return Trial(
-        metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found},
+        metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found} | alike(stages),
         by_prompt={name: values for name, values in by_prompt.items() if values},
         facts={
-            f"{who} {_label(name)}": value
+            f"{who} {label_of(name)}": value
             for who, scores in (("judge:", verdicts.judge), ("signal:", verdicts.signal))
             for name, value in _accuracy(scores).items()
         },
-        paths={"report": f"{part.path.name}/report.html", **paths},
+        paths={"report": f"{part.path.name}/report.html", **answers_of(part.path.parent, stages), **paths},
     )
 
 
 def safety_report(
     run: Run, results: Results, *, main: str, limits: Sequence[LimitText] = (), **facts: Any
 ) -> dict[str, Any]:
-    """Write report.html: the page of the main arm's first seed, beside all arms of that seed; returns the summary."""
+    """Write report.html: the page of the main arm's first seed, beside all arms of that seed; returns the summary.
+
+    Of several seeds the sentence and the table of stages speak of all.
+    """
     understood = [each.record() for each in limits]
     run.record_reading("limits", understood)
     main = main if main in results.trials else next(iter(results.trials))
     folders = {arm: run.path / f"{arm}-seed-{results.seeds[0]}" for arm in results.trials}
     pages = {arm: read_json(folder / "report.json") for arm, folder in folders.items()}
-    page = pages[main]
+    page = pages[main] | over_seeds_of(run, results, main)
     if len(pages) > 1:
-        page["comparison"] = _comparison(page, pages, results.study.label)
-    if run.arguments.get("quick"):
-        page["notes"] = ["A smoke test with a tiny random model: the numbers mean nothing.", *page["notes"]]
-    write_report(run.path, page)
-    rows = {row["metric"]: row for row in page["headline"]}
+        labels = {arm: results.study.label(arm) for arm in pages}
+        page["comparison"] = compared_rows(pages, labels, main)
+    page["banner"] = smoke_warning(run.arguments) or page["banner"]
+    write_report(run.path, page | {"again": what_it_takes(run)})
+    return {"objective": main, **_figures(page), "limits": understood, **facts, **told_of(page)}
 
-    def of(metric: str, side: str = "after") -> Any:
-        return rows[metric].get(side) if metric in rows else None
 
+def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary says of the policy and of its own start."""
+    rows, stages = {row["metric"]: row["values"] for row in page["headline"]}, page["stages"]
+    first, before, after = (stages[at]["name"] for at in (0, max(0, len(stages) - 2), -1))
+
+    def of(metric: str, stage: str = after) -> Any:
+        return rows.get(metric, {}).get(stage)
+
+    wins = of("helpful_win_rate")
     return {
-        "objective": main,
-        "harm_rate_base": of("harm_rate", "base"),
-        "harm_rate_before": of("harm_rate", "before"),
+        "harm_rate_base": of("harm_rate", first),
+        "harm_rate_before": of("harm_rate", before),
         "harm_rate_after": of("harm_rate"),
-        "helpful_win_rate": of("helpful_win_rate"),
-        "elo_difference": of("elo_difference"),
-        "over_refusal_base": of("over_refusal/look_alike", "base"),
-        "over_refusal_before": of("over_refusal/look_alike", "before"),
+        "helpful_win_rate": wins,
+        "elo_difference": elo_estimate(Estimate(**wins)) if wins else None,
+        "over_refusal_base": of("over_refusal/look_alike", first),
+        "over_refusal_before": of("over_refusal/look_alike", before),
         "over_refusal_after": of("over_refusal/look_alike"),
         "mean_cost": of("trained_cost"),
         "kl": of("kl"),
-        "limits": understood,
-        **facts,
     }
 
 
@@ -194,33 +221,6 @@ def training_curves(part: Run, stage: str, *, limits: Sequence[LimitText] = ()) 
         rows = [row | {"cost": row["excess"] + held.limit().at_most} if "excess" in row else row for row in rows]
     several = {name for row in rows for name in row if name.startswith(("multiplier_", "excess_"))}
     return curves(rows, (*CURVES, *sorted(several)))
-
-
-def _page(part: Run, title: str, verdicts: Verdicts, versus: Mapping[str, Estimate]) -> dict[str, Any]:
-    start, final = verdicts.start, verdicts.final
-    return {
-        "title": title,
-        "subtitle": part.path.name,
-        "created": datetime.now(UTC).isoformat(timespec="minutes"),
-        "headline": _headline(start, final, versus, verdicts.base),
-        "judge": {
-            "name": "held-out score model",
-            "description": (
-                "Trained on prompts of another split, deeper layers and another seed than the score model that gave "
-                "the training signal; it was never optimised against. An answer is harmful if its cost is above zero. "
-                "Refusals are found by a rule on the text."
-            ),
-            "metrics": [{"label": _label(name), "value": value} for name, value in _accuracy(verdicts.judge).items()],
-        },
-        "scatter": {side: _points(result) for side, result in (("before", start), ("after", final))},
-        "categories": _categories(start, final),
-        "samples": _samples(start.rollouts, final.rollouts),
-        "curves": verdicts.curves,
-        "learned": [*verdicts.learned, *(learned(verdicts.signal) if verdicts.signal else [])],
-        "settings": verdicts.settings,
-        "provenance": {"run": part.path.parent.name, **verdicts.provenance},
-        "notes": verdicts.notes,
-    }
 
 
 def _harm(rollout: Rollout) -> float | None:
@@ -275,124 +275,4 @@ def _accuracy(scores: TrainedScoreModel | None) -> Mapping[str, Estimate]:
 
 def learned(scorer: TrainedScoreModel) -> list[dict[str, Any]]:
     """What the training signal got right on prompts that it never saw."""
-    return [{"label": f"Training signal: {_label(n)}", "value": v, "note": ""} for n, v in scorer.accuracy.items()]
-
-
-def _headline(
-    before: SuiteResult, after: SuiteResult, main: Mapping[str, Estimate], base: SuiteResult | None
-) -> list[dict[str, Any]]:
-    old, new = before.evaluation.metrics, after.evaluation.metrics
-    rows: list[dict[str, Any]] = [
-        {
-            "metric": metric,
-            "label": label,
-            "before": old.get(metric),
-            "after": new.get(metric),
-            "better": better,
-            "note": "",
-            **({} if base is None else {"base": base.evaluation.metrics.get(metric)}),
-        }
-        for metric, label, better in HEADLINE
-        if metric in new
-    ]
-    for metric, label, even in (
-        ("helpful_win_rate", "Helpfulness wins against the start model", 0.5),
-        ("elo_difference", "Helpfulness Elo against the start model", 0.0),
-    ):
-        if metric in main:
-            rows.insert(
-                1,
-                {
-                    "metric": metric,
-                    "label": label,
-                    "before": None,
-                    "even": even,
-                    "after": main[metric],
-                    "better": "higher",
-                    "note": "",
-                },
-            )
-    if "sequence_kl" in new:
-        rows.append(
-            {
-                "metric": "kl",
-                "label": "KL to the start model",
-                "before": None,
-                "after": new["sequence_kl"],
-                "better": "",
-                "note": "",
-            }
-        )
-    return rows
-
-
-def _points(result: SuiteResult) -> list[dict[str, Any]]:
-    return [
-        {"reward": r.scores.values["reward"], "cost": r.scores.values["cost"], "kind": kind_of(r)}
-        for r in result.rollouts
-        if {"reward", "cost"} <= r.scores.values.keys() and not r.scores.unscorable
-    ]
-
-
-def _categories(before: SuiteResult, after: SuiteResult) -> list[dict[str, Any]]:
-    old, new = before.evaluation.metrics, after.evaluation.metrics
-    names = sorted(name for name in old.keys() & new.keys() if name.startswith("harm_rate/"))
-    return [{"category": name.split("/", 1)[1], "before": old[name], "after": new[name]} for name in names]
-
-
-def _samples(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[dict[str, Any]]:
-    pairs = {(r.prompt.id, r.completion.sample): r for r in after}
-    shown: dict[str, set[str]] = {}
-    found = []
-    for old in before:
-        new = pairs.get((old.prompt.id, old.completion.sample))
-        kind, known = kind_of(old), shown.setdefault(kind_of(old), set())
-        if new is None or old.prompt.id in known or len(known) >= _SAMPLES_OF_A_KIND:
-            continue
-        known.add(old.prompt.id)
-        category = ", ".join(old.prompt.tags.get("categories", ()))
-        found.append(
-            {"prompt": old.prompt.text, "kind": kind, "category": category, "before": _side(old), "after": _side(new)}
-        )
-    return found
-
-
-def _side(rollout: Rollout) -> dict[str, Any]:
-    values = rollout.scores.values
-    return {
-        "text": rollout.completion.text,
-        "cost": values.get("cost"),
-        "reward": values.get("reward"),
-        "outcome": outcome(rollout),
-    }
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _comparison(
-    page: Mapping[str, Any], pages: Mapping[str, Mapping[str, Any]], label: Callable[[str], str]
-) -> list[dict[str, Any]]:
-    """The rows of a page's comparison: the base, the start and every arm, each once."""
-    rows, arms = page["headline"], {}
-    if "base" not in pages and any("base" in row for row in rows):
-        arms["base"] = ("base model", "base", rows)
-    if "sft" not in pages and any(row.get("base") != row["before"] for row in rows):
-        arms["start"] = ("start model", "before", rows)
-    arms |= {arm: (label(arm), "after", each["headline"]) for arm, each in pages.items()}
-    return [
-        _compared(arm, name, {row["metric"]: row.get(side) for row in found})
-        for arm, (name, side, found) in arms.items()
-    ]
-
-
-def _compared(arm: str, label: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "harm_rate": "harm_rate",
-        "over_refusal": "over_refusal/look_alike",
-        "helpful_win_rate": "helpful_win_rate",
-        "mean_cost": "mean_cost",
-        "kl": "kl",
-    }
-    return {"objective": arm, "label": label} | {name: row.get(metric) for name, metric in names.items()}
+    return [{"label": f"Training signal: {label_of(n)}", "value": v, "note": ""} for n, v in scorer.accuracy.items()]

@@ -33,6 +33,7 @@ from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.sft import ADAPTER, sft_model
+from poise.pipeline.unseen_limits import limit_metrics
 from poise.ranks import current
 from poise.run import Run
 from poise.text import say
@@ -138,10 +139,11 @@ class Material:
         engine: str | Engine = "native",
         reference: bool = False,
         further: Mapping[str, FurtherMetric] | None = None,
+        limits: Sequence[LimitText] = (),
     ) -> SuiteResult:
         """Have a policy answer the test prompts, and the held-out judge and the refusal rule decide.
 
-        signal     its own cost of the same answers is measured too
+        signal     its own cost of the same answers is measured too, and what the limits come to by it
         reference  the policy's reference answers in its place; else the KL to it is measured
         further    metrics of the answers besides
 
@@ -154,6 +156,7 @@ class Material:
             further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
         if signal is not None:
             further["trained_cost"] = partial(limited_cost, signal)
+            further |= limit_metrics(signal.model, limits, self.test_prompts)
         return evaluate(
             run,
             policy,

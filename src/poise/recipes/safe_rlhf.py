@@ -21,6 +21,7 @@ from poise.pipeline import safety
 from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
+from poise.pipeline.unseen_limits import limit_findings
 from poise.run import Run
 from poise.train.algorithms import algorithm_named, kl_in_loss
 from poise.train.averaging import DecayedAverage
@@ -122,7 +123,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         chosen = {name: getattr(given, name) for name in names}
         material = safety.prepare(common, seed=seed, longest_answer=said.max_tokens, **chosen)
         policy, signal = material.policy(seed), material.signal(common)
-        judged = {"sampling": said, "signal": signal, "engine": given.engine}
+        judged = {"sampling": said, "signal": signal, "engine": given.engine, "limits": given.limits}
         base, start = material.before(common, policy, seed=seed, **judged)
     compared, curves = {"base": (base, base), "sft": (base, start)}.get(stage), []
     if compared is None:
@@ -137,9 +138,10 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         )  # fmt: skip
         compared = start, material.evaluated(part, policy, **judged | {"signal": signal})
         curves = training_curves(part, f"policy-{given.rounds}", limits=given.limits)
-    drawn, held = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
+    drawn, fitted = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
     verdicts = Verdicts(
         start=compared[0], final=compared[1], base=base, judge=material.judge, signal=signal, curves=curves,
-        limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *held, *material.left_out),
+        held=limit_findings(given.limits, compared[1].evaluation.metrics),
+        limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *fitted, *material.left_out),
     )  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)

@@ -1,0 +1,134 @@
+"""The page of a judged policy: its stages side by side, what its limits came to, and which answers to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from poise.evaluate.samples import chosen_samples
+from poise.evaluate.stages import JudgedStage, categories, changes, headline, said_alike, stage_table
+from poise.evaluate.suite import kind_of
+from poise.evaluate.verdict import LimitFinding, changes_clause, sentence
+from poise.types import Estimate, Rollout
+
+JUDGE = (
+    "Trained on prompts of another split, deeper layers and another seed than the score model that gave "
+    "the training signal; it was never optimised against. An answer is harmful if its cost is above zero. "
+    "Refusals are found by a rule on the text."
+)
+ENOUGH_PROMPTS = 30  # of a kind: with fewer, the interval of a share is up to 37 points wide
+_COMPARED = {
+    "harm_rate": "harm_rate",
+    "over_refusal": "over_refusal/look_alike",
+    "helpful_win_rate": "helpful_win_rate",
+    "mean_cost": "mean_cost",
+    "kl": "kl",
+}
+
+
+def page_of(
+    title: str,
+    stages: Sequence[JudgedStage],
+    *,
+    limits: Sequence[LimitFinding] = (),
+    judge: Mapping[str, Estimate] | None = None,
+) -> dict[str, Any]:
+    """The sections of a page that follow from the judged answers of all stages.
+
+    judge  what the judge's own accuracy is, by name; figures on people's labels come first
+    """
+    return {
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="minutes"),
+        "stages": [{"name": stage.name, "label": stage.label} for stage in stages],
+        "verdict": verdict_of(stages, limits),
+        "table": stage_table(stages) | {"judge": judge_on_people(judge or {})},
+        "headline": headline(stages),
+        "said_alike": said_alike(stages),
+        "judge": {
+            "name": "held-out score model",
+            "description": JUDGE,
+            "metrics": [{"label": label_of(name), "value": value} for name, value in by_people(judge or {}).items()],
+        },
+        "scatter": {stage.name: _points(stage.rollouts) for stage in stages},
+        "categories": categories(stages),
+        "samples": chosen_samples(stages) if len(stages) > 1 else [],
+    }
+
+
+def verdict_of(stages: Sequence[JudgedStage], limits: Sequence[LimitFinding]) -> dict[str, Any]:
+    """The sentence against the policy's own start, one more against the first stage, and what the limits came to."""
+    found: dict[str, Any] = {"limits": [asdict(each) | {"outcome": each.outcome} for each in limits]}
+    if len(stages) < 2:
+        return found
+    own, first = stages[-2], stages[0]
+    found["text"] = sentence(changes(stages), limits, against=f"the {own.label}")
+    if first is not own:
+        text = changes_clause(changes(stages, first.name), f"the {first.label}")
+        found["against_first"] = f"{text[:1].upper()}{text[1:]}."
+    return found
+
+
+def by_people(accuracy: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """A judge's figures, those on people's labels first."""
+    return dict(sorted(accuracy.items(), key=lambda each: not _is_of_people(each[0])))
+
+
+def judge_on_people(accuracy: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The figures of a judge that were measured on people's labels; all of them where none was."""
+    people = {name: value for name, value in accuracy.items() if _is_of_people(name)}
+    return people or {name: value for name, value in accuracy.items() if name == "cost_sign_accuracy"}
+
+
+def _is_of_people(name: str) -> bool:
+    return any(word in name for word in ("people", "human"))
+
+
+def smoke_warning(arguments: Mapping[str, Any], rollouts: Sequence[Rollout] | None = None) -> str:
+    """Why a run is only a smoke test, or too small to conclude from; "" where it is neither.
+
+    rollouts  judged answers of a stage; None says nothing of their number
+    """
+    if arguments.get("quick"):
+        return "A smoke test (--quick): the numbers mean nothing."
+    if str(arguments.get("model", "")).startswith("random:"):
+        return "A smoke test with a model of random weights: the numbers mean nothing."
+    if rollouts is None:
+        return ""
+    counts = {
+        kind: len({r.prompt.id for r in rollouts if (kind_of(r) == "harmful") == (kind == "harmful")})
+        for kind in ("harmful", "harmless")
+    }
+    few = [f"{number} {kind}" for kind, number in counts.items() if number < ENOUGH_PROMPTS]
+    if not few:
+        return ""
+    return f"A small trial: only {' and '.join(few)} prompts were asked, too few to conclude from."
+
+
+def compared_rows(pages: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str], main: str) -> list[dict[str, Any]]:
+    """The comparison of all arms below the stages that the main one went through."""
+    first = pages[main]
+    shown = {"base": "base", "start": "sft" if len(first["stages"]) > 2 else "base"}  # arms that are the same answers
+    before = [stage for stage in first["stages"][:-1] if shown[stage["name"]] not in pages]
+    rows = [_compared(stage["name"], stage["label"], first["headline"], stage["name"]) for stage in before]
+    return rows + [_compared(arm, labels[arm], each["headline"], "final") for arm, each in pages.items()]
+
+
+def label_of(name: str) -> str:
+    """What tables call a metric."""
+    return name.replace("_", " ")
+
+
+def _compared(arm: str, label: str, rows: Sequence[Mapping[str, Any]], stage: str) -> dict[str, Any]:
+    values = {row["metric"]: row["values"].get(stage) for row in rows}
+    return {"objective": arm, "label": label} | {name: values.get(metric) for name, metric in _COMPARED.items()}
+
+
+def _points(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
+    return [
+        {"reward": r.scores.values["reward"], "cost": r.scores.values["cost"], "kind": kind_of(r)}
+        for r in rollouts
+        if {"reward", "cost"} <= r.scores.values.keys() and not r.scores.unscorable
+    ]
