@@ -15,6 +15,8 @@ from html import escape
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from poise.text import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -174,7 +176,7 @@ def category_bars(rows: Sequence[Mapping[str, Any]], stages: Stages) -> str:
 
     rows = worst_first(rows)[::-1]
     with rc_context(STYLE):
-        figure, axes = _figure(0.75 + (0.16 + 0.15 * len(stages)) * len(rows))
+        figure, axes = _figure(0.8 + (0.16 + 0.15 * max(2, len(stages))) * len(rows))
         handles = []
         for number, stage in enumerate(stages):
             place = place_of(stages, stage["name"])
@@ -183,7 +185,7 @@ def category_bars(rows: Sequence[Mapping[str, Any]], stages: Stages) -> str:
             for height, row in enumerate(rows):
                 if row["values"].get(stage["name"]):
                     _interval(axes, height + offset, row["values"][stage["name"]], colour, marker)
-            handles += axes.plot([], [], marker, color=colour, label=stage["label"], ms=5)
+            handles += axes.plot([], [], marker, color=colour, label=one_line(stage["label"], 24), ms=5)
         names = [str(row["category"]).replace("_", " ").replace(",", ", ") for row in rows]
         axes.set_yticks(range(len(rows)), [fill(name, 26) for name in names])
         axes.tick_params(axis="y", labelcolor=INK)
