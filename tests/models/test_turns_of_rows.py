@@ -1,14 +1,21 @@
 """A mask with holes: what a tool said is read and not asked for, and what the policy said after it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from poise.messages import RolloutTurn, text_of
 from poise.models import shared_pass
 from poise.models.adapters import Lora
 from poise.models.heads import Channel, ScoreModel
 from poise.models.load import load_backbone
 from poise.models.policy import Policy
 from poise.models.shared_rows import OwnRows, SharedRows
+from poise.models.tiny import CHATML
+from poise.rollout.native import NativeEngine
+from poise.train.rollout_batch import encode_rollouts
+from poise.types import Completion, Prompt, Rollout, Scores
 
 PROMPTS = ([5, 6, 7, 8], [5, 6, 7, 8], [9, 10])
 RESPONSES = ([20, 21, 40, 41, 42, 22, 23, 24], [25, 43, 26], [27, 28])
@@ -91,3 +98,83 @@ def test_a_score_model_pools_the_tokens_in_the_mask(pooling):
     for row, start in enumerate(starts.tolist()):
         states = decoder.run(decoder.embed(ids[row : row + 1]), stop=1)[0, start : start + WIDTH][mask[row]]
         torch.testing.assert_close(found[row], states.mean(0) if pooling == "mean" else states[-1])
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+ASKED = Prompt(
+    id="asked",
+    messages=(
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "5"},
+        {"role": "user", "content": "Sure?"},
+    ),
+)
+TURNS = (
+    {"role": "assistant", "content": "Wait."},
+    {"role": "user", "content": "I do."},
+    {"role": "assistant", "content": "4"},
+)
+
+
+def conversation(*messages):
+    said = "\n\n".join(text_of(message) for message in messages if message["role"] == "assistant")
+    return Completion(prompt_id=ASKED.id, text=said, turns=tuple(RolloutTurn(message=each) for each in messages))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    calls = "{{ m['content'] }}{% for c in m['tool_calls'] or [] %}{{ c | tojson }}{% endfor %}"
+    template = CHATML.replace("{{ m['content'] }}", calls)
+    backbone = load_backbone("random:qwen?layers=2&hidden=32", chat_template=template)
+    model = ScoreModel(backbone, [Channel(name="reward")], hidden=0, depth=1)
+    torch.nn.init.normal_(model.head[0].weight, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def test_a_prompt_of_several_turns_reaches_a_score_model_as_it_reaches_the_policy(judge):
+    row = judge.reader.read(ASKED, Completion(prompt_id=ASKED.id, text="4"))
+    engine = NativeEngine(Policy(judge.backbone[0], Lora(rank=2), adapter="turns"))
+    assert list(row.ids[: row.prompt_length]) == engine.renderer.prompt_ids(ASKED.messages)[0]
+    rows, starts = judge.encode([ASKED], ["4"])  # as it is trained
+    assert (rows[0], starts[0]) == (row.ids, row.prompt_length)
+    other = replace(ASKED, messages=(*ASKED.messages[:2], {"role": "assistant", "content": "4"}, ASKED.messages[3]))
+    first, second = judge.score([ASKED, other], [Completion(prompt_id="", text="4")] * 2)
+    assert first.values != second.values
+
+
+def test_a_response_of_several_turns_reaches_a_score_model_as_it_reaches_the_trainer(judge):
+    completion = conversation(*TURNS)
+    row = judge.reader.read(ASKED, completion)
+    trained = encode_rollouts(
+        [Rollout(prompt=ASKED, completion=completion, scores=Scores(values={}))], judge.renderer, torch.device("cpu")
+    )
+    start = int(trained.prompt_lengths[0])
+    assert (row.prompt_length, row.ids) == (start, tuple(trained.token_ids[0, : len(row.ids)].tolist()))
+    assert row.response_mask[start:] == tuple(trained.response_mask[0, : len(row.ids) - start].tolist())
+    assert not all(row.mask) and len(trained.token_ids[0]) - len(row.ids) == 1  # the trainer ends the last turn
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [TURNS[0], {"role": "user", "content": "I do not."}, TURNS[2]],
+        [TURNS[0], {"role": "tool", "content": "I do."}, TURNS[2]],
+        [{**TURNS[0], "tool_calls": [CALL]}, *TURNS[1:]],
+    ],
+    ids=["another reply", "a tool's reply", "a call of a tool"],
+)
+def test_what_is_said_and_called_between_answers_counts_in_the_score(judge, changed):
+    whole, other, single = judge.score(
+        [ASKED] * 3, [conversation(*TURNS), conversation(*changed), conversation(TURNS[0])]
+    )
+    assert len({score.values["reward"] for score in (whole, other, single)}) == 3
+
+
+def test_a_conversation_beyond_both_windows_has_no_score(judge):
+    small = ScoreModel(judge.backbone[0], [Channel(name="reward")], max_prompt_tokens=160, max_response_tokens=40)
+    fits, long = conversation(*TURNS), conversation(TURNS[0], {"role": "user", "content": "x" * 200}, TURNS[2])
+    assert [score.unscorable for score in small.score([ASKED] * 2, [fits, long])] == [
+        "",
+        "the conversation is longer than the window of 200 tokens",
+    ]

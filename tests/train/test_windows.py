@@ -99,6 +99,21 @@ def test_what_is_longer_than_the_window_has_no_score(backbone):
     assert [bool(score.values) for score in scores] == [True, False, False, True]
 
 
+def test_an_answer_to_a_prompt_longer_than_the_window_has_no_score_unless_the_model_cuts_prompts(backbone, tmp_path):
+    texts, prompts = ["Yes.", "No."], [Prompt.of("Hello"), LONG[0]]
+    completions = [Completion(prompt_id=prompt.id, text=text) for prompt, text in zip(prompts, texts, strict=True)]
+    strict = ScoreModel(backbone, (COST,), hidden=0, depth=2, max_prompt_tokens=64)
+    assert [score.unscorable for score in strict.score(prompts, completions)] == [
+        "",
+        "the prompt is longer than the window of 64 tokens",
+    ]
+    assert [strict.sees_all(prompt, "Yes.") for prompt in prompts] == [True, False]
+    cutting = ScoreModel(backbone, (COST,), hidden=0, depth=2, max_prompt_tokens=64, cuts_prompts=True)
+    assert all(score.values for score in cutting.score(prompts, completions))
+    cutting.save_pretrained(tmp_path)
+    assert load_score_model(tmp_path, backbone=backbone).reader.cuts_prompts
+
+
 def comparison(number: int, chosen: str, rejected: str) -> Comparison:
     return Comparison(prompt=Prompt.of(f"Question {number}"), responses=(chosen, rejected), winner=0)
 

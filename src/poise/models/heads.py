@@ -23,6 +23,7 @@ from poise.functional.masked import last_index
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.channels import COST, REWARD, Channel
+from poise.models.completion_rows import CompletionReader
 from poise.models.decoder import Decoder
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
@@ -47,6 +48,7 @@ class ScoreModel(nn.Module):
     pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
     pooling "mean+last+prompt"  the last response token besides: where the response has come to
     hidden                 width of a hidden layer in the head; 0 is a linear head
+    cuts_prompts           a prompt longer than the window is read in its last turns; else an answer to it has no score
     cache                  keeps the features of rows that are asked for again; used where the backbone is frozen
     """
 
@@ -66,6 +68,7 @@ class ScoreModel(nn.Module):
         seed: int = 0,
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
+        cuts_prompts: bool = False,
         cache: FeatureCache | None = None,
     ):
         super().__init__()
@@ -76,8 +79,9 @@ class ScoreModel(nn.Module):
         self.backbone = [backbone]  # in a list: the backbone's weights are shared, not this module's
         self.channels, self.pooling, self.hidden = tuple(channels), pooling, hidden
         self.lora, self.adapter = lora, adapter
-        self.renderer = backbone.renderer(max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens)
-        self.cache = cache
+        windows = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+        self.reader = CompletionReader(backbone, **windows, cuts_prompts=cuts_prompts)
+        self.renderer, self.cache = self.reader.renderer, cache
         self.split = self.depth  # layers below are frozen, so their states can be computed once per row
         if lora is not None:
             self.split = add_adapter(backbone.model, backbone.decoder.layers, adapter, lora, stop=self.depth, seed=seed)
@@ -156,15 +160,22 @@ class ScoreModel(nn.Module):
         return scores
 
     @torch.no_grad()
-    def pooled_all(self, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Tensor:
+    def pooled_all(
+        self,
+        rows: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        masks: Sequence[Sequence[bool]] | None = None,
+    ) -> Tensor:
         """`pooled` for any number of token rows whose responses start at prompt_lengths; order is kept.
+
+        `masks` has one flag per token of each response: whether the assistant said it.
 
         Each process runs its part of the rows and has the features of all of them.
         """
         result = torch.zeros(len(rows), len(self.feature_mean), device=self.backbone[0].device)
         if len(rows) == 0:
             return result
-        own = OwnRows.of(SharedRows.of_lists(rows, prompt_lengths, device=result.device))
+        own = OwnRows.of(SharedRows.of_lists(rows, prompt_lengths, masks=masks, device=result.device))
         for chosen, weight in own.passes(_TOKENS_PER_PASS):
             result[own.places[chosen]] = weight * self.pooled(own.rows.select(chosen))
         return current().sum(result)
@@ -202,17 +213,20 @@ class ScoreModel(nn.Module):
 
     def sees_all(self, prompt: Prompt, response: str) -> bool:
         """Whether prompt and response fit into the window, so that a score speaks of all of them."""
-        return not self.renderer.encode(prompt, response, finished=False).truncated
+        completion = Completion(prompt_id=prompt.id, text=response)
+        return isinstance(self.reader.read(prompt, completion), Encoded) or bool(completion.unfit)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """Scores of completions: the Scorer protocol.
 
-        One that is empty, that failed, or that is longer than the window has no score: what was not seen is not judged.
+        One that is empty, that failed, or that is longer than the window, as its prompt may be, has no score: what was
+        not seen is not judged. A completion of several turns is read as the template writes the conversation, and is
+        judged by what the assistant says in it.
         """
-        rows = [self._whole(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        rows = [self.reader.read(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         read = [row for row in rows if isinstance(row, Encoded)]
         with torch.no_grad():
-            raw = self(self.pooled_all([row.ids for row in read], [row.prompt_length for row in read]))
+            raw = self(self._pooled_encoded(read))
         values = iter(self._in_units(raw).tolist())
         return [
             Scores(values={}, source=self.adapter, unscorable=row)
@@ -221,17 +235,9 @@ class ScoreModel(nn.Module):
             for row in rows
         ]
 
-    def _whole(self, prompt: Prompt, completion: Completion) -> Encoded | str:
-        """A whole completion as tokens, or why there is none to score."""
-        if completion.unfit:
-            return completion.unfit
-        head, _ = self.renderer.prompt_ids(prompt.messages, prompt.tools)
-        # a text may have more tokens than it was sampled in, which are those that the window counts
-        fits = 0 < len(completion.token_ids) <= self.max_response_tokens
-        tail, cut = self.renderer.response_ids(completion.text, finished=False, whole=fits)
-        if cut:
-            return f"longer than the window of {self.max_response_tokens} tokens"
-        return Encoded(ids=(*head, *tail), prompt_length=len(head))
+    def _pooled_encoded(self, rows: Sequence[Encoded]) -> Tensor:
+        masks = [row.response_mask[row.prompt_length :] for row in rows] if any(row.mask for row in rows) else None
+        return self.pooled_all([row.ids for row in rows], [row.prompt_length for row in rows], masks)
 
     def _in_units(self, raw: Tensor) -> Tensor:
         return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
@@ -260,6 +266,7 @@ class ScoreModel(nn.Module):
             "hidden": self.hidden,
             "max_prompt_tokens": self.renderer.max_prompt_tokens,
             "max_response_tokens": self.renderer.max_response_tokens,
+            "cuts_prompts": self.reader.cuts_prompts,
             "lora": asdict(self.lora) if self.lora else None,
             "channels": [asdict(channel) for channel in self.channels],
         }
@@ -310,6 +317,7 @@ def load_score_model(
         adapter=adapter,
         max_prompt_tokens=card.get("max_prompt_tokens", 512),
         max_response_tokens=card.get("max_response_tokens", 256),
+        cuts_prompts=card.get("cuts_prompts", False),
         cache=cache,
     )
     model.load_state_dict(load_file(folder / "score_head.safetensors"))

@@ -236,7 +236,7 @@ def judge_lesson(shared: Shared) -> Lesson:
 
 
 def _reading(tokens: int) -> dict[str, int]:
-    return {"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": tokens}
+    return {"max_prompt_tokens": PROMPT_TOKENS, "max_response_tokens": tokens, "cuts_prompts": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
