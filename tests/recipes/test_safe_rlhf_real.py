@@ -23,6 +23,7 @@ from poise.recipes.safe_rlhf_real import safe_rlhf_real
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "published.json").read_text("utf-8"))
 SAME_ARITHMETIC = (GOLDENS["torch"], GOLDENS["cpu"]) == (torch.__version__, torch.backends.cpu.get_cpu_capability())
 PRECISION = {"rel": 1e-6, "abs": 1e-7} if SAME_ARITHMETIC else {"rel": 2e-2, "abs": 2e-2}
+CURVES = ("clean-100-as-trained", "clean-100-linear-probe")
 ARMS = ("lagrangian", "imitation", "cost-only", "reward-only", "shaping")
 
 
@@ -88,6 +89,8 @@ def test_the_page_has_every_arm_every_score_and_a_verdict_on_every_claim(copied:
     assert len(results["claims"]) == 13 and not results["untested"]
     assert all(claim["text"] in page for claim in results["claims"])
     assert "](safe-rlhf-real.svg)" in page
+    assert "Clopper-Pearson, at the rows that those of one prompt are worth" in page
+    assert "effective of" not in page  # a number that differs from cell to cell explains no table
 
 
 def test_the_learning_curve_has_a_probe_on_the_same_rows_beside_every_model(results: dict[str, Any]) -> None:
@@ -202,6 +205,8 @@ def test_a_plan_has_the_stages_that_seeds_and_arms_share_once() -> None:
     lines = list(plan_lines("safe-rlhf-real", words, machine="h100x1", **layout))
     for stage in ("all-seeds/own-answers", "all-seeds/curve-noisy-100-linear-probe", "seed-0/judge", "seed-0/imitated"):
         assert sum(line.startswith(f"{stage} ") for line in lines) == 1, stage
+    read = {name: next(line for line in lines if line.startswith(f"all-seeds/curve-{name} ")) for name in CURVES}
+    assert ["  0 tokens" in line for line in read.values()] == [False, True]  # a cache has the same rows' features
     for arm in ("lagrangian", "imitation"):
         assert sum(line.startswith(f"{arm}-seed-0/policy ") for line in lines) == (arm == "lagrangian")
         assert any(line.startswith(f"{arm}-seed-0/evaluate ") for line in lines)

@@ -6,6 +6,7 @@ A page holds what its JSON holds and nothing else, so that the two cannot differ
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from poise.evaluate.stage_text import markdown_table
 from poise.files import atomic_write, read_json
 from poise.types import Estimate
 
+_AT_ROWS = re.compile(r" at [\d.]+ effective of \d+ rows, over \d+ prompts")  # which differ from cell to cell
 _BY = {"paper": "the paper", "ours": "us"}
 Document = Mapping[str, Any]  # what `Results.document` gave, and when, where and by what it was made
 
@@ -132,7 +134,8 @@ def _explained(methods: Mapping[str, None], document: Document) -> str:
         "no interval: one value": "one seed",
         "no interval: nothing varies": "a figure without an interval is the same in every seed",
     }
-    known = sorted((method for method in methods if method), key=lambda method: method.startswith("no interval"))
+    plain = (_AT_ROWS.sub(", at the rows that those of one prompt are worth", method) for method in methods if method)
+    known = sorted(plain, key=lambda method: method.startswith("no interval"))
     text = "; ".join(dict.fromkeys(said.get(method, method) for method in known))
     return f"{text[:1].upper()}{text[1:]}."
 

@@ -101,7 +101,7 @@ def fit_scores(
     """
     stage = run.stage(name)
     if (planner := current_planner()) is not None:
-        _plan(planner, planner.named(run, name), data, spec)
+        _plan(planner, planner.named(run, name), data, spec, is_cached=cache is not None)
         return TrainedScoreModel(model=spec.model(backbone, adapter=name), accuracy={}, rows=0)
     if not stage.finished:
         model = spec.model(backbone, adapter=stage.name, cache=cache)
@@ -149,14 +149,17 @@ def _parts(data: Dataset, spec: ScoreModelSpec) -> dict[str, Dataset]:
     return split_by_prompt(without_splits(data), shares, seed=spec.seed + 500)
 
 
-def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec) -> None:
-    """One pass of every response through the lower layers, and many steps of small heads."""
-    compute, texts = planner.compute, sorted({(row.prompt.id, text) for row, text in _responses(data)})
+def _plan(planner: Planner, name: str, data: Dataset, spec: ScoreModelSpec, *, is_cached: bool) -> None:
+    """One pass of every response whose features no cache has through the lower layers, and steps of small heads."""
+    compute, texts = planner.compute, {(spec.depth, row.prompt.id, text) for row, text in _responses(data)}
     prompts = {row.prompt.id: row.prompt.text for row, _ in _responses(data)}
-    tokens = len(prompts) * (planner.tokens.template + planner.tokens.mean(list(prompts.values())))
-    tokens += len(texts) * planner.tokens.mean([text for _, text in texts])
+    unread = sorted(texts - planner.cached if is_cached else texts)
+    planner.cached |= texts if is_cached else set()
+    asked = [prompts[prompt] for prompt in sorted({prompt for _, prompt, _ in unread})]
+    tokens = len(asked) * (planner.tokens.template + planner.tokens.mean(asked))
+    tokens += len(unread) * planner.tokens.mean([text for *_, text in unread])
     steps = spec.steps or num_steps(round(len(prompts) * (1 - spec.calibrated)), PROMPTS_PER_STEP, spec.epochs)
-    seconds = compute.forward(tokens, layers=compute.model.layers * spec.depth)
+    seconds = compute.forward(tokens, layers=compute.model.layers * spec.depth) if unread else 0.0
     planner.add(
         name,
         seconds=seconds + _HEAD_STEP_S * steps + _ROW_S * len(texts),

@@ -50,6 +50,7 @@ class Planner:
     tokens: Tokens = Tokens()
     folder: Path | None = None  # of the whole run
     stages: dict[str, StagePlan] = field(default_factory=dict)
+    cached: set[tuple[float, str, str]] = field(default_factory=set)  # depth, prompt, response: features known by then
 
     def named(self, run: Run, stage: str) -> str:
         """The stage with the part of the run that it belongs to, where the run has parts."""
