@@ -15,6 +15,7 @@ from poise.data import load, select
 from poise.evaluate.suite import Suite
 from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.demonstrations import preferred_demonstrations
+from poise.files import read_json
 from poise.functional.policy_losses import clipped_surrogate
 from poise.models.adapters import Lora
 from poise.models.policy import Policy
@@ -41,6 +42,7 @@ from poise.train.checkpoint import latest_checkpoint
 from poise.train.objectives import Lagrangian, Limit
 from poise.train.on_policy import OptimizerSettings
 from poise.train.preference_methods import dpo
+from poise.train.validation import Validation
 from poise.types import Completion, Dataset, Prompt, Sampling, Scores
 
 TINY = "random:llama?layers=2"
@@ -123,6 +125,30 @@ def test_the_policy_that_is_kept_is_the_average_of_the_weights_where_one_is_aske
     trained("best")
     assert run.stage("best").result["kept"] == "best feasible"
     assert not (run.path / "best" / "last").exists()
+
+
+@pytest.mark.parametrize("at_most", [9.0, -1.0])
+def test_with_validation_prompts_the_policy_that_is_kept_is_the_best_on_them_and_the_run_says_whether_limits_are_met(
+    run: Run, few: Dataset, capsys: pytest.CaptureFixture[str], at_most: float
+) -> None:
+    policy, unseen = Policy(start_model(run, TINY), Lora(rank=2)), [Prompt.of(f"Unseen {i}") for i in range(3)]
+    options = {"algorithm": OWN_ALGORITHM, "sampling": SHORT, "samples_per_step": 4}
+    options |= {"optimisation": OptimizerSettings(steps=3, lr=1e-2, average=0.5)}
+    objective, chosen = Lagrangian(Limit("vowels", at_most)), Validation(prompts=unseen, every=2)
+    align(run, policy, [Lengths()], few.prompts, objective=objective, validate=chosen, **options)
+    said = read_json(run.path / "policy" / "validation.json")
+    assert [row["step"] for row in said["checks"]] == [2, 3]
+    best = max(said["checks"], key=lambda row: (row["feasible"], row["reward"]["value"] if row["feasible"] else 0))
+    if at_most > 0:
+        assert said["chosen"] == best
+    result = run.stage("policy").result
+    assert result["validation"] == said["chosen"]
+    assert (result["kept"], result["kept_step"]) == ("best on validation", said["chosen"]["step"])
+    assert result["feasible"] == said["chosen"]["feasible"] == (at_most > 0)
+    (limit,) = said["chosen"]["limits"]
+    assert (limit["limit"], limit["at_most"], limit["value"]["n"]) == ("vowels", at_most, 3)
+    assert ("no policy met every limit" in capsys.readouterr().err) == (at_most < 0)
+    assert (run.path / "policy" / "last" / "adapter_config.json").exists()
 
 
 def test_a_stage_that_is_read_back_gives_the_weights_it_was_finished_with(run: Run, few: Dataset) -> None:

@@ -34,7 +34,8 @@ from poise.train.preference_feedback import PairFeedback
 from poise.train.preference_methods import ConstrainedLabels, dpo
 from poise.train.score_model import FeedbackTable, ScoreTrainer
 from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
-from poise.types import Comparison, Demonstration, Sampling
+from poise.train.validation import Validation
+from poise.types import Comparison, Demonstration, Prompt, Sampling
 
 STEPS = 12
 TEXTS = ("Good day.", "No", "A rather long answer it is")
@@ -60,7 +61,7 @@ def scores() -> ScoreTrainer:
 
 def on_policy(average: AverageRule | float) -> OnPolicyTrainer:
     policy = tiny_policy()
-    return OnPolicyTrainer(
+    trainer = OnPolicyTrainer(
         policy=policy,
         engine=NativeEngine(policy),
         scorers=[LetterScorer()],
@@ -72,6 +73,8 @@ def on_policy(average: AverageRule | float) -> OnPolicyTrainer:
         optimisation=OptimizerSettings(schedule=cosine, steps=STEPS, ptx_coef=0.5, average=average),
         demonstrations=DemonstrationBatches([Demonstration(prompt=PROMPTS[0], response=TEXTS[0])], policy),
     )
+    trainer.validate_on(Validation(prompts=[Prompt.of("Unseen"), Prompt.of("Unknown")], every=2))
+    return trainer
 
 
 def preference() -> PreferenceTrainer:

@@ -24,7 +24,7 @@ LOOPS = {  # what moves
     "supervised": "version",
     "scores": "random",
     "decayed_average": "average",
-    "mean_of_last": "average",
+    "mean_of_last": "validated",
     "preference": "labels",
 }
 CLOCKS = {"time", "seconds", "tokens_per_s"}

@@ -6,23 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from poise.files import write_json
 from poise.models.policy import Policy
 from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
+from poise.ranks import by_main
 from poise.rollout.named import computes_elsewhere, engine_for
 from poise.run import Run, Stage
+from poise.text import say
 from poise.train.algorithms import RLOO, Algorithm
 from poise.train.loop import fit
 from poise.train.objectives import Objective
 from poise.train.on_policy import OnPolicyTrainer, OptimizerSettings
 from poise.train.supervised import DemonstrationBatches
-from poise.types import Engine, Prompt, Sampling, Scorer
+from poise.train.validation import Validation
+from poise.types import Engine, Estimate, Prompt, Sampling, Scorer
 
 IMPORTANCE_CAP = 2.0  # that of Yao et al. (2025), where another program computes the sampler's log-probabilities
 FILLED = 0.85  # of the longest response: what sampled responses had where it was measured
 _SHOWN = ("reward", "cost", "excess", "multiplier", "sequence_kl")
 LAST = "last"  # folder of the policy after its last update, where the average is kept
+VALIDATION = "validation.json"  # every check on validation prompts, and the one of the policy that is kept
 _KEPT_SAMPLES = 4  # of each step, in samples.jsonl
 
 
@@ -38,6 +43,7 @@ def align(
     sampling: Sampling = Sampling(),
     optimisation: OptimizerSettings = OptimizerSettings(),
     demonstrations: DemonstrationBatches | None = None,
+    validate: Validation | None = None,
     engine: str | Engine = "native",
     seed: int = 0,
     name: str = "policy",
@@ -47,11 +53,14 @@ def align(
     scorers         fill the channels that the objective names: reward, cost, or any others
     optimisation    its `steps` are updates, each on `samples_per_step` responses to prompts drawn by the seed
     demonstrations  imitated a little in every update (the paper's PTX loss), with the weight of `optimisation`
+    validate        prompts that are never trained on, on which the policy that is kept is chosen
     engine          who samples: native, ray:4, the http://HOST:PORT of a vLLM server, or an engine of your own
 
-    The policy that is kept is the average of the weights where `optimisation` asks for one (the last is beside it, in
-    the folder `last`), else the one with the highest recent reward among those that met every limit, else the last.
-    The stage's folder holds it in `model`, in a form that peft (or transformers, trained whole) loads as it is.
+    Kept is, with `validate`, the policy (or average) with the highest reward of those that met every limit there, or
+    the one that missed them least, which is said; validation.json has every check. Else it is the average of the
+    weights where `optimisation` asks for one, else the one with the highest recent reward among those whose batches met
+    every limit, else the last. The stage's folder holds it in `model`, in a form that peft (or transformers, trained
+    whole) loads as it is, and the policy after the last update in `last` where that may be another one.
     """
     if (planner := current_planner()) is not None:
         place = planner.named(run, name)
@@ -75,6 +84,8 @@ def align(
                 seed=seed,
                 dump_folder=stage.path,
             )
+            if validate is not None:
+                trainer.validate_on(validate)
 
             def keep_samples(step: int, metrics: Mapping[str, float]) -> None:
                 for rollout in trainer.rollouts[:_KEPT_SAMPLES]:
@@ -91,13 +102,33 @@ def _choose(policy: Policy, trainer: OnPolicyTrainer, stage: Stage, steps: int) 
     An average is wanted for what it is, so that no policy of a single step takes its place. `feasible` is about the
     batches that were sampled in training: of the kept weights, or before the last update.
     """
-    if trainer.average is not None:
+    if trainer.average is not None or trainer.validated is not None:
         policy.save_pretrained(stage.path / LAST)
-        trainer.load_average()
+    if trainer.validated is not None and (check := trainer.validated.load_into(trainer.parameters)) is not None:
+        by_main(write_json)(stage.path / VALIDATION, trainer.validated.record())
+        if not check["feasible"]:
+            say(_missed(stage.name, check), error=True)
+        facts = {"kept": "best on validation", "kept_step": check["step"], "feasible": check["feasible"]}
+        return {**facts, "validation": check}
+    if trainer.load_average():
         return {"kept": "average", "kept_step": steps, "feasible": trainer.feasible.is_met}
     best = trainer.load_best()
     kept = "last" if best is None else "best feasible"
     return {"kept": kept, "kept_step": best or steps, "feasible": best is not None}
+
+
+def _missed(stage: str, check: Mapping[str, Any]) -> str:
+    """Which limits the policy that is kept does not meet, and by how much."""
+    values = {each["limit"]: Estimate(**each["value"]) for each in check["limits"] if each["value"] is not None}
+    told = "; ".join(
+        f"{each['limit']} is {values.get(each['limit'], 'not measured')}, limit {each['at_most']:g}"
+        for each in check["limits"]
+        if not each["is_met"]
+    )
+    return (
+        f"{stage}: no policy met every limit on the validation prompts. Kept is the one that missed them least, after "
+        f"{check['step']} updates: {told}"
+    )
 
 
 def _plan(

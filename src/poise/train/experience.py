@@ -109,3 +109,22 @@ def episodes(
         step=step,
         steps=steps,
     )
+
+
+def critic_loss(
+    batch: RolloutBatch,
+    values: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    weights: Tensor,
+    algorithm: Algorithm,
+    objective: Objective,
+) -> Tensor:
+    """The sum of the losses of all critics, whose values are [B, T] by channel, and of the head that infers groups."""
+    losses = []
+    if algorithm.value_loss is not None:
+        each = (algorithm.value_loss(values[n], batch.values[n], targets[n]) for n in targets)
+        losses += [(loss * weights).sum() for loss in each]
+    logits, infer = group_logits(values, batch.response_mask), algorithm.collection.infer_groups
+    if logits is not None and infer is not None:
+        losses.append(infer(logits, objective.mix(objective.shape_scores(batch.scores, batch.groups), batch.groups)))
+    return torch.stack(losses).sum()

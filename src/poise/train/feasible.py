@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from poise.ranks import current
+from poise.train.averaging import put
 
 _WINDOW = 3  # batches averaged before a policy may be called the best feasible one
 
@@ -41,6 +42,13 @@ class BestFeasible:
         if self.is_met and (reward := self._means()["reward"]) >= self.best.get("reward", -float("inf")):
             copies = {name: weight.detach().clone() for name, weight in weights.items()}
             self.best = {"reward": reward, "step": step, "weights": copies}
+
+    def load_into(self, parameters: Mapping[str, Tensor]) -> int | None:
+        """Put the best weights into parameters; returns the number of their step, or None if there are none."""
+        if not self.best:
+            return None
+        put(self.best["weights"], parameters)
+        return int(self.best["step"])
 
     def _means(self) -> dict[str, float]:
         known = set.intersection(*(set(row) for row in self.recent)) if self.recent else set()

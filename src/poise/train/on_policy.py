@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from poise.models.shared_rows import OwnRows, SharedRows
 from poise.models.trainable import TrainablePolicy
 from poise.ranks import current
 from poise.train.algorithms import Algorithm
-from poise.train.averaging import AverageRule, RunningAverage, put
+from poise.train.averaging import AverageRule, RunningAverage, holding, put
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.collection import Collector, kept_rows
-from poise.train.estimators import GROUP_HEAD, group_logits
-from poise.train.experience import clipped_share, episodes, experiences
+from poise.train.estimators import GROUP_HEAD
+from poise.train.experience import clipped_share, critic_loss, episodes, experiences
 from poise.train.feasible import BestFeasible
 from poise.train.limits import check_limits, group_masks
 from poise.train.loop import Schedule, adamw, apply_gradients, constant, require_finite, set_learning_rate
@@ -33,6 +34,7 @@ from poise.train.rollout_batch import encode_rollouts
 from poise.train.sharding import shard_engine, shard_scorer
 from poise.train.step_metrics import batch_metrics
 from poise.train.supervised import DemonstrationBatches
+from poise.train.validation import ValidatedChoice, Validation
 from poise.train.windows import sampled_renderer
 from poise.types import Engine, Prompt, Rollout, RolloutBatch, Sampling, Scorer
 
@@ -94,6 +96,7 @@ class OnPolicyTrainer:
         )
         self.feasible = BestFeasible(sum(sign < 0 for sign in objective.signs.values()))
         self.average = None if optimisation.average is None else RunningAverage(optimisation.average)
+        self.validated: ValidatedChoice | None = None  # `validate_on` sets it
         self.rollouts: list[Rollout] = []  # of the last step, for samples.jsonl
         self.dropped = 0.0  # share of its completions that failed or could not be scored
         self.clipped = 0.0  # share of its responses whose reward the algorithm's bound holds: more gains nothing
@@ -128,16 +131,32 @@ class OnPolicyTrainer:
         self._control_kl(metrics)
         if self.average is not None:
             self.average.add(self.parameters)
-        return metrics | {"tokens_per_s": metrics["tokens"] / (time.monotonic() - started)}
+        metrics |= {"tokens_per_s": metrics["tokens"] / (time.monotonic() - started)}
+        return metrics | self._validate(index + 1)
+
+    def validate_on(self, validation: Validation) -> None:
+        """Check the policy on prompts that it never trains on, and keep the weights that are best there."""
+        self.validated = ValidatedChoice(validation, getattr(self.objective, "limits", ()), self.prompts)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Check the policy, or the average of its weights, where that is due after so many updates."""
+        if self.validated is None or not self.validated.validation.is_due(step, self.optimisation.steps):
+            return {}
+        sampling = replace(self.sampling, seed=self._stream("validation"))
+        with nullcontext() if self.average is None else holding(self.average.mean, self.parameters):
+            return self.validated.check(self.engine, self.scorers, sampling, self.parameters, step=step)
+
+    def _stream(self, name: object) -> int:
+        """The seed of an engine for what is sampled under this name."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:4], "little")
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt]) -> RolloutBatch:
         """Sample responses and gather all that is known about them before the update."""
-        digest = hashlib.sha256(f"{self.seed}/{self.index}".encode()).digest()
         collector = Collector(
             engine=self.engine,
             scorers=self.scorers,
-            sampling=replace(self.sampling, seed=int.from_bytes(digest[:4], "little")),
+            sampling=replace(self.sampling, seed=self._stream(self.index)),
             collection=self.algorithm.collection,
             shape_scores=self.objective.shape_scores,
             groups=self.objective.groups,
@@ -288,26 +307,11 @@ class OnPolicyTrainer:
         own = self._own_rows(batch)
         for _ in range(self.optimisation.critic_steps):
             values = self._values(features, own)
-            loss = self._value_losses(batch, values, targets, weights)
+            loss = critic_loss(batch, values, targets, weights, self.algorithm, self.objective)
             require_finite({"value loss": loss}, dump=self._dump(), batch=targets)
             loss.backward()
             apply_gradients(self.critic_optimizer, parameters, max_norm=None, dump=self._dump(), batch=targets)
         return loss.item()
-
-    def _value_losses(
-        self, batch: RolloutBatch, values: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Tensor
-    ) -> Tensor:
-        """The losses of all critics, and of the head that infers groups."""
-        losses = []
-        if self.algorithm.value_loss is not None:
-            each = (self.algorithm.value_loss(values[n], batch.values[n], targets[n]) for n in targets)
-            losses += [(loss * weights).sum() for loss in each]
-        logits, infer = group_logits(values, batch.response_mask), self.algorithm.collection.infer_groups
-        if logits is not None and infer is not None:
-            losses.append(
-                infer(logits, self.objective.mix(self.objective.shape_scores(batch.scores, batch.groups), batch.groups))
-            )
-        return torch.stack(losses).sum()
 
     def _ptx(self) -> None:
         if self.demonstrations is not None and self.optimisation.ptx_coef > 0:
@@ -344,10 +348,7 @@ class OnPolicyTrainer:
 
         Returns None, and the weights stay, if no step was feasible.
         """
-        if not self.feasible.best:
-            return None
-        put(self.feasible.best["weights"], self.parameters)
-        return int(self.feasible.best["step"])
+        return self.feasible.load_into(self.parameters)
 
     def load_average(self) -> bool:
         """Put the average of the weights over updates into the policy; False, and they stay, where none is kept."""
@@ -367,6 +368,7 @@ class OnPolicyTrainer:
             "objective": self.objective.state_dict(),
             **self.feasible.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "validated": None if self.validated is None else self.validated.state_dict(),
             "kl_coef": self.algorithm.kl_coef,
             "random": torch.get_rng_state(),
         }
@@ -382,6 +384,8 @@ class OnPolicyTrainer:
         self.feasible.load_state_dict(state, self.parameters)
         if self.average is not None:
             self.average.load_state_dict(state.get("average"), self.parameters)
+        if self.validated is not None and state.get("validated"):
+            self.validated.load_state_dict(state["validated"], self.parameters)
         self.algorithm = replace(self.algorithm, kl_coef=state["kl_coef"])
         torch.set_rng_state(state["random"])
 
