@@ -20,10 +20,12 @@ from poise.pipeline.preferences import (
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.supervised import fine_tune, merged
+from poise.train.validation import Validation
 
 __all__ = [
     "ScoreModelSpec",
     "TrainedScoreModel",
+    "Validation",
     "align",
     "collect_comparisons",
     "constrained_labels",
