@@ -423,6 +423,30 @@ def test_report_needs_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "report.json is damaged" in capsys.readouterr().err
 
 
+def test_a_report_is_printed_into_a_pdf_by_the_browser_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text('{"title": "Helpful and harmless"}')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert call("report", str(tmp_path), "--pdf") == 2
+    said = capsys.readouterr()
+    assert "apt-get install chromium" in said.err
+    assert f"Wrote {tmp_path}/report.html" in said.out  # the page is there all the same
+    browser = tmp_path / "bin" / "chromium"
+    browser.parent.mkdir()
+    line = 'case "$word" in --print-to-pdf=*) printf "%%PDF-1.4 made" > "${word#--print-to-pdf=}";; esac'
+    browser.write_text(f'#!/bin/sh\nfor word in "$@"; do {line}; done\n')
+    browser.chmod(0o755)
+    assert call("report", str(tmp_path), "--pdf") == 0
+    assert capsys.readouterr().out.endswith(f"Wrote {tmp_path}/report.pdf\n")
+    assert (tmp_path / "report.pdf").read_bytes() == b"%PDF-1.4 made"
+    for script, message in (("echo no display >&2; exit 1", "status 1: no display"), ("exit 0", "printed no PDF")):
+        browser.write_text(f"#!/bin/sh\n{script}\n")
+        assert call("report", str(tmp_path), "--pdf") == 2
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "report.pdf").read_bytes() == b"%PDF-1.4 made"
+
+
 def test_report_is_written_again_from_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text('{"title": "Helpful and harmless", "notes": ["one seed"]}')
     assert call("report", str(tmp_path)) == 0

@@ -123,15 +123,23 @@ def render(
 
 
 @app.command("report")
-def report(run: Annotated[Path, typer.Argument(help="A run folder that holds report.json.")]) -> None:
-    """Write report.html again from a run's report.json."""
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder that holds report.json.")],
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print it into report.pdf as well (needs Chromium).")] = False,
+) -> None:
+    """Write report.html again from a run's report.json, and with --pdf report.pdf beside it."""
     source = run / "report.json"
     if not source.is_file():
         raise RunError(f"{run} holds no report.json: it is written when a run has evaluated its model")
     from poise.evaluate.report import rewrite_report
 
     require_output(source)
-    say(f"Wrote {rewrite_report(run)}")
+    page = rewrite_report(run)
+    say(f"Wrote {page}")
+    if pdf:
+        from poise.evaluate.pdf import print_page
+
+        say(f"Wrote {print_page(page)}")
 
 
 @app.command("chat")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from poise.cli.recipes import RecipeCard, read_card, recipe_files
 from poise.errors import ConfigError
+from poise.evaluate.stage_text import markdown_table
 from poise.experiment.pages import hardware, published, render, verdicts
 from poise.files import atomic_write
 
@@ -83,8 +84,22 @@ def with_tables(text: str, path: Path) -> str:
     return GENERATED.sub(table, text)
 
 
+def demo_table(cards: Sequence[RecipeCard], *, links: str = "") -> str:
+    """What the demo came to, as its published results say first: the sentence and the table of stages."""
+    found = published("safe-rlhf")
+    if not found or "stages" not in found:
+        return "Not published yet: `poise run safe-rlhf --output results/safe-rlhf.json`, then `poise render`."
+    made, seeds = found["made"], found["seeds"]
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    setting = f"{which}, {made['date']}, {hardware(made)}, {made['minutes']:.0f} minutes; in brackets 95 % intervals."
+    sentences = [found[name] for name in ("warning", "verdict", "verdict_against_first") if found.get(name)]
+    page = f"[All figures]({links}safe-rlhf.md): {setting}" if links else f"All figures: {setting}"
+    return "\n\n".join([*sentences, markdown_table(found["stages"]), page])
+
+
 TABLES: Mapping[str, Callable[..., str]] = {
     "cards": cards_table,
+    "demo": demo_table,
     "claims": claims_table,
     "recipes": partial(cards_table, axes=("title", "paper", "optimiser", "model")),
 }

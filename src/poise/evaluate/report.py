@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from poise.errors import RunError
 from poise.evaluate import charts
@@ -40,6 +40,9 @@ from poise.files import read_json
 from poise.ranks import by_main
 from poise.text import hide_passwords, one_line, visible
 from poise.types import Estimate
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _TABLES = ("again", "settings", "provenance")
 _TITLES = {"again": "What it takes to do this again", "settings": "Settings", "provenance": "Provenance"}
@@ -115,6 +118,7 @@ def render(report: Mapping[str, Any]) -> str:
         "interval": interval_text,
         "score": _score_text,
         "plain": _setting_text,
+        "emphasised": emphasised,
     }
     environment.tests |= {"unsafe": is_unsafe}
     return environment.get_template("report.html.j2").render(
@@ -211,6 +215,20 @@ def _starts(stages: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     return {kind: [row for row in rows if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in rows)}
+
+
+def emphasised(text: str) -> Markup:
+    """A sentence of `poise.evaluate.verdict` with the words marked that its parts begin with.
+
+    >>> str(emphasised("<x> better: harm; nothing worse"))
+    '&lt;x&gt; <strong class="good">better:</strong> harm; nothing worse'
+    """
+    from markupsafe import Markup, escape
+
+    safe = str(escape(text))
+    for words, tone in {" better:": "good", " worse:": "bad", " no difference told from chance:": ""}.items():
+        safe = safe.replace(words, f' <strong class="{tone}">{words[1:]}</strong>')
+    return Markup(safe)
 
 
 def is_unsafe(sample: Mapping[str, Any], kind: str) -> bool:
