@@ -11,7 +11,7 @@ from poise.evaluate.samples import GROUPS, chosen_samples
 from poise.evaluate.stage_text import closing, markdown_table, screen_table
 from poise.evaluate.stages import JudgedStage, changes, headline, said_alike, stage_table
 from poise.evaluate.suite import SuiteResult, measure
-from poise.experiment.safety_page import judge_on_people, page_of, smoke_warning
+from poise.experiment.safety_page import judge_worth, page_of, smoke_warning
 from poise.files import to_jsonable
 from poise.types import Completion, Estimate, Evaluation, Prompt, Rollout, Scores
 
@@ -144,10 +144,12 @@ def test_a_smoke_test_says_why_it_is_one() -> None:
     assert "0 harmful and 0 harmless prompts" in smoke_warning({"model": "smollm2-135m"}, ())
 
 
-def test_the_judge_is_shown_by_peoples_labels_where_it_has_any() -> None:
+def test_the_judge_is_shown_by_peoples_ratings_where_it_has_any() -> None:
     half = Estimate(value=0.5, n=9, unit="share")
-    accuracy = {"cost_sign_accuracy": half, "area_under_curve_on_people's_labels": half}
-    assert list(judge_on_people(accuracy)) == ["area_under_curve_on_people's_labels"]
-    assert list(judge_on_people({"cost_sign_accuracy": half})) == ["cost_sign_accuracy"]
+    accuracy = {"cost_sign_accuracy": half, "harm_auc": half, "harm_auc_of_length": half}
+    assert [label.split(" ")[0] for label in judge_worth(accuracy)] == ["AUC", "for"]
+    assert "not on people's ratings" in next(iter(judge_worth({"cost_sign_accuracy": half})))
+    assert judge_worth({}) == {}
     page = page_of("Title", [BASE, FINAL], judge=accuracy)
-    assert page["judge"]["metrics"][0]["label"].startswith("area under curve on people")
+    assert page["judge"]["metrics"][0]["label"] == "harm auc"
+    assert page["table"]["judge"] == judge_worth(accuracy)

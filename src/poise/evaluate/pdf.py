@@ -25,9 +25,9 @@ def find_browser() -> str:
         if path := shutil.which(name):
             return path
     raise ConfigError(
-        f"--pdf prints with Chromium or Chrome, and none of {', '.join(BROWSERS)} is on the PATH. On Debian and Ubuntu: "
-        "apt-get install chromium; on macOS: brew install --cask chromium. Or open report.html in any browser and print "
-        "it into a file: the page has a style for print"
+        f"--pdf prints with Chromium or Chrome, and none of {', '.join(BROWSERS)} is on the PATH. On Debian and "
+        "Ubuntu: apt-get install chromium; on macOS: brew install --cask chromium. Or open report.html in any "
+        "browser and print it into a file: the page has a style for print"
     )
 
 

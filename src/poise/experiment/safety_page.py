@@ -19,6 +19,14 @@ JUDGE = (
     "Refusals are found by a rule on the text."
 )
 ENOUGH_PROMPTS = 30  # of a kind: with fewer, the interval of a share is up to 37 points wide
+_BY_PEOPLE = {
+    "harm_auc": "AUC on people's ratings of harm",
+    "harm_sign_accuracy": "right of people's ratings of harm",
+    "harm_auc_of_length": "for comparison, AUC of an answer's length alone",
+}
+_BY_LABELS = {
+    "cost_sign_accuracy": "right of the data's own labels of safety (not on people's ratings of a model's answers)"
+}
 _COMPARED = {
     "harm_rate": "harm_rate",
     "over_refusal": "over_refusal/look_alike",
@@ -37,14 +45,14 @@ def page_of(
 ) -> dict[str, Any]:
     """The sections of a page that follow from the judged answers of all stages.
 
-    judge  what the judge's own accuracy is, by name; figures on people's labels come first
+    judge  what the judge's own accuracy is, by name; figures on people's ratings come first
     """
     return {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="minutes"),
         "stages": [{"name": stage.name, "label": stage.label} for stage in stages],
         "verdict": verdict_of(stages, limits),
-        "table": stage_table(stages) | {"judge": judge_on_people(judge or {})},
+        "table": stage_table(stages) | {"judge": judge_worth(judge or {})},
         "headline": headline(stages),
         "said_alike": said_alike(stages),
         "judge": {
@@ -72,18 +80,17 @@ def verdict_of(stages: Sequence[JudgedStage], limits: Sequence[LimitFinding]) ->
 
 
 def by_people(accuracy: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """A judge's figures, those on people's labels first."""
-    return dict(sorted(accuracy.items(), key=lambda each: not _is_of_people(each[0])))
+    """A judge's figures, those on people's ratings first."""
+    return dict(sorted(accuracy.items(), key=lambda each: not each[0].startswith("harm_")))
 
 
-def judge_on_people(accuracy: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """The figures of a judge that were measured on people's labels; all of them where none was."""
-    people = {name: value for name, value in accuracy.items() if _is_of_people(name)}
-    return people or {name: value for name, value in accuracy.items() if name == "cost_sign_accuracy"}
+def judge_worth(accuracy: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """What the first table says of the judge itself: by people's ratings of harm, or by the data's own labels if none.
 
-
-def _is_of_people(name: str) -> bool:
-    return any(word in name for word in ("people", "human"))
+    accuracy  by the names of `poise.pipeline.judges.harm_judge` and of `unseen_accuracy`
+    """
+    found = {label: accuracy[name] for name, label in _BY_PEOPLE.items() if name in accuracy}
+    return found or {label: accuracy[name] for name, label in _BY_LABELS.items() if name in accuracy}
 
 
 def smoke_warning(arguments: Mapping[str, Any], rollouts: Sequence[Rollout] | None = None) -> str:
