@@ -23,8 +23,9 @@ class Channel:
 
     The value is (raw - shift) / scale; a channel with `higher_is_worse` is never shifted, so that its zero keeps its
     meaning. With a `bound` b it is b tanh(that / b): signs and order stay, but what is clearly safe gains nothing by
-    looking safer still. `calibration` maps the value to a probability (of harm, for a cost). A channel with a `hidden`
-    of its own has a head of its own, with a hidden layer that wide or, at 0, none.
+    looking safer still; of a channel that `is_probability` it is the logistic function of that, from 0 to 1.
+    `calibration` maps the value to a probability (of harm, for a cost). A channel with a `hidden` of its own has a head
+    of its own, with a hidden layer that wide or, at 0, none.
 
     >>> cost = Channel(name="cost", higher_is_worse=True, scale=2.0, bound=0.5)
     >>> cost.value(torch.tensor([-100.0, 0.0, 0.2]))
@@ -42,6 +43,7 @@ class Channel:
     hidden: int | None = None
     criteria: tuple[str, ...] = ()
     reads_labels: bool | None = None  # None: the first channel where higher is worse does
+    is_probability: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "criteria", tuple(self.criteria) or _CRITERIA.get(self.name, (self.name,)))
@@ -51,11 +53,24 @@ class Channel:
             )
         if self.bound is not None and not self.bound > 0:
             raise ConfigError(f"channel {self.name!r}: bound is {self.bound}; give a number above 0, or None for none")
+        if self.is_probability and self.bound is not None:
+            raise ConfigError(
+                f"channel {self.name!r}: a probability lies between 0 and 1, leave out bound={self.bound}"
+            )
 
     def value(self, raw: Tensor) -> Tensor:
         """Raw scores in the channel's units."""
         scaled = (raw - self.shift) / self.scale
+        if self.is_probability:
+            return torch.sigmoid(scaled)
         return scaled if self.bound is None else self.bound * torch.tanh(scaled / self.bound)
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Between what its values lie, or None where nothing bounds them."""
+        if self.is_probability:
+            return 0.0, 1.0
+        return None if self.bound is None else (-self.bound, self.bound)
 
     @property
     def sign(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -63,3 +64,8 @@ class CompletionReader:
         """Its window is that of prompts and that of responses together: a conversation goes on after its prompt."""
         prompt, response = self.renderer.max_prompt_tokens, self.renderer.max_response_tokens
         return self.backbone.renderer(max_prompt_tokens=prompt + response, max_response_tokens=response)
+
+
+def masks_of(rows: Sequence[Encoded]) -> list[tuple[bool, ...]] | None:
+    """Which tokens of each response the assistant said; None where that is all of them."""
+    return [row.response_mask[row.prompt_length :] for row in rows] if any(row.mask for row in rows) else None

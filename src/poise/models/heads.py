@@ -23,7 +23,7 @@ from poise.functional.masked import last_index
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora, adapter_parameters, add_adapter, load_adapter, save_adapter, use_adapter
 from poise.models.channels import COST, REWARD, Channel
-from poise.models.completion_rows import CompletionReader
+from poise.models.completion_rows import CompletionReader, masks_of
 from poise.models.decoder import Decoder
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
@@ -37,7 +37,7 @@ __all__ = ["COST", "REWARD", "Channel", "Critics", "Pooling", "ScoreModel", "len
 
 Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
 _CARD = "poise_score_model.json"
-_TOKENS_PER_PASS = 4096
+TOKENS_PER_PASS = 4096
 
 
 class ScoreModel(nn.Module):
@@ -133,9 +133,10 @@ class ScoreModel(nn.Module):
         An empty response is pooled at its last prompt token.
         """
         with self._decoder() as decoder:
-            return decoder.in_one_pass(lambda: self._pool(run_shared(decoder, rows, stop=self.depth)))
+            return decoder.in_one_pass(lambda: self.pool(run_shared(decoder, rows, stop=self.depth)))
 
-    def _pool(self, rows: SharedRows) -> Tensor:
+    def pool(self, rows: SharedRows) -> Tensor:
+        """Pooled states [B, H] in fp32 of rows whose states are those after `depth` layers."""
         prompt = rows.prompt_ends().float()
         inside = rows.response_mask[:, : rows.width]
         sizes = inside.sum(-1, keepdim=True)
@@ -152,7 +153,7 @@ class ScoreModel(nn.Module):
     def frozen_states(self, rows: SharedRows) -> SharedRows:
         """The rows with their states below the first trained layer: constant while the adapter is trained."""
         with self._decoder() as decoder:
-            return run_in_parts(decoder, rows, stop=self.split, tokens=_TOKENS_PER_PASS)
+            return run_in_parts(decoder, rows, stop=self.split, tokens=TOKENS_PER_PASS)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Raw scores [B, C] of pooled hidden states [B, H]."""
@@ -176,7 +177,7 @@ class ScoreModel(nn.Module):
         if len(rows) == 0:
             return result
         own = OwnRows.of(SharedRows.of_lists(rows, prompt_lengths, masks=masks, device=result.device))
-        for chosen, weight in own.passes(_TOKENS_PER_PASS):
+        for chosen, weight in own.passes(TOKENS_PER_PASS):
             result[own.places[chosen]] = weight * self.pooled(own.rows.select(chosen))
         return current().sum(result)
 
@@ -198,7 +199,7 @@ class ScoreModel(nn.Module):
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Between what the values of each channel with a bound lie."""
-        return {each.name: (-each.bound, each.bound) for each in self.channels if each.bound is not None}
+        return {each.name: each.range for each in self.channels if each.range is not None}
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[list[Any], list[int]]:
         """Token rows and prompt lengths of responses to prompts."""
@@ -209,7 +210,7 @@ class ScoreModel(nn.Module):
     def values(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Scores [B, C] in each channel's units."""
         rows, starts = self.encode(prompts, responses)
-        return self._in_units(self(self.pooled_all(rows, starts)))
+        return self.in_units(self(self.pooled_all(rows, starts)))
 
     def sees_all(self, prompt: Prompt, response: str) -> bool:
         """Whether prompt and response fit into the window, so that a score speaks of all of them."""
@@ -227,7 +228,7 @@ class ScoreModel(nn.Module):
         read = [row for row in rows if isinstance(row, Encoded)]
         with torch.no_grad():
             raw = self(self._pooled_encoded(read))
-        values = iter(self._in_units(raw).tolist())
+        values = iter(self.in_units(raw).tolist())
         return [
             Scores(values={}, source=self.adapter, unscorable=row)
             if isinstance(row, str)
@@ -236,10 +237,10 @@ class ScoreModel(nn.Module):
         ]
 
     def _pooled_encoded(self, rows: Sequence[Encoded]) -> Tensor:
-        masks = [row.response_mask[row.prompt_length :] for row in rows] if any(row.mask for row in rows) else None
-        return self.pooled_all([row.ids for row in rows], [row.prompt_length for row in rows], masks)
+        return self.pooled_all([row.ids for row in rows], [row.prompt_length for row in rows], masks_of(rows))
 
-    def _in_units(self, raw: Tensor) -> Tensor:
+    def in_units(self, raw: Tensor) -> Tensor:
+        """Scores [B, C] in each channel's units, of raw ones."""
         return torch.stack([channel.value(raw[:, i]) for i, channel in enumerate(self.channels)], -1)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,8 +44,8 @@ def fit_linear(
     targets: Sequence[float],
     prompts: Sequence[str],
     *,
-    weights: Sequence[float] | None = None,
     penalties: Sequence[float] = PENALTIES,
+    balanced: bool = False,
 ) -> LinearFit:
     """Regress targets in [0, 1] on standardised features and calibrate what that says of targets of 1/2 or more.
 
@@ -53,7 +54,8 @@ def fit_linear(
 
     features  [N, H]
     prompts   [N] names; the answers to one prompt stay in one fold
-    weights   [N] above 0, for sources of different worth; by default 1 each
+    balanced  rows of both sides of 1/2 count alike in sum, and the probability is that of a row where both are as
+              frequent: for rows whose shares say nothing of those that will be met
 
     Raises DataError unless some targets lie below 1/2 and some do not, on enough prompts for two folds.
     """
@@ -63,10 +65,12 @@ def fit_linear(
         raise DataError(f"a linear head needs targets on both sides of 1/2, got {len(t)} on one")
     mean, std = features.double().mean(0), features.double().std(0).clamp(min=_LEAST_SPREAD)
     x = (features.double() - mean) / std
-    v = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    odds = float(labels.sum() / (1 - labels).sum()) if balanced else 1.0
+    v = torch.where(labels > 0, 1 / odds, 1.0).double()
     folds = torch.tensor([fold_of(prompt) for prompt in prompts])
-    tried = [_calibrated(row, labels) for row in out_of_fold(x, t, folds, penalties, weights=v)]
-    scales, logits = [scale for scale, _ in tried], [values for _, values in tried]
+    predicted = out_of_fold(x, t, folds, penalties, weights=v)
+    scales = [fit_platt(row.numpy(), labels.numpy()) for row in predicted]
+    logits = [scale.slope * row + scale.offset for scale, row in zip(scales, predicted, strict=True)]
     losses = [float(torch.nn.functional.binary_cross_entropy_with_logits(z, labels)) for z in logits]
     best = int(np.argmin(losses))
     slopes, offsets = ridge_path(x, t, [penalties[best]], weights=v)
@@ -75,9 +79,9 @@ def fit_linear(
         mean=mean,
         std=std,
         weights=scale.slope * slopes[0],
-        offset=float(scale.slope * offsets[0] + scale.offset),
+        offset=float(scale.slope * offsets[0] + scale.offset) - math.log(odds),
         penalty=penalties[best],
-        logits=logits[best],
+        logits=logits[best] - math.log(odds),
     )
 
 
@@ -106,9 +110,4 @@ def set_head(model: ScoreModel, channel: Channel, fit: LinearFit) -> None:
     head = model.trained_parameters()
     head["head.0.weight"].copy_(fit.weights[None])
     head["head.0.bias"].fill_(fit.offset)
-    model.with_channel(replace(channel, calibration=_CALIBRATED))
-
-
-def _calibrated(values: Tensor, labels: Tensor) -> tuple[PlattScale, Tensor]:
-    scale = fit_platt(values.numpy(), labels.numpy())
-    return scale, scale.slope * values + scale.offset
+    model.with_channel(replace(channel, calibration=None if channel.is_probability else _CALIBRATED))

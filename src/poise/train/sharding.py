@@ -8,6 +8,7 @@ from dataclasses import asdict
 from poise.data.rollouts import read_completion
 from poise.feedback.asking import ask, name_of
 from poise.models.heads import ScoreModel
+from poise.models.one_pass import OnePass
 from poise.models.policy import Policy
 from poise.ranks import current
 from poise.rollout.engine import places_by_prompt
@@ -28,7 +29,7 @@ def shard_engine(engine: Engine) -> Engine:
 
 def shard_scorer(scorer: Scorer) -> Scorer:
     """The scorer over all processes; a score model parts its rows itself, any other is asked by the main process."""
-    is_whole = current().size == 1 or isinstance(scorer, (ScoreModel, _MainScorer))
+    is_whole = current().size == 1 or isinstance(scorer, (ScoreModel, OnePass, _MainScorer))
     return scorer if is_whole else _MainScorer(scorer)
 
 
