@@ -51,7 +51,8 @@ def outcomes(use: Use) -> Dataset:
     people      `human_ratings("refusal")`: `evaluation` alone
     xstest      completions that two people judged, half of the prompts each, where POISE_DATA has them
 
-    A prompt's tags: `source`, one of these, `drawn_from`, the source whose answers it has, and `split`, its part. Answers are cut at `WORDS` words.
+    Tags of a prompt: `source`, one of these, `drawn_from`, the source whose answers it has, and `split`, its part.
+    Answers are cut at `WORDS` words.
     """
     starter = list(_of_starter(use))
     unrelated = _astray([row for row in starter if row.value == 0.0])

@@ -28,7 +28,7 @@ from poise.train.linear_fit import LinearFit, fit_linear, set_head
 from poise.types import Dataset, Estimate, Rating
 
 REFUSAL = Channel(name="refusal", higher_is_worse=True, is_probability=True)
-DEPTHS: Mapping[Use, float] = {"limit": 2 / 3, "evaluation": 0.8}  # shares of the layers below the head
+DEPTHS: Mapping[Use, float] = {"limit": 2 / 3, "evaluation": 0.73}  # shares of the layers below the head
 _PARTLY = 0.5
 
 
