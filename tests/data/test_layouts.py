@@ -65,7 +65,7 @@ def test_scores_that_contradict_the_choice_or_are_missing_are_bad_rows(write_row
     dataset = load(write_rows("mine.jsonl", [pair, pair, *rated]), most_bad=1)
     assert len(dataset.bad_rows) == 3
     unscored = {"prompt": "p", "completions": ["a", "b"]}
-    for bad in (unscored, unscored | {"scores": [1]}, unscored | {"scores": [1, None]}, unscored | {"ranks": [1, 2]}):
+    for bad in (unscored, unscored | {"scores": [1]}, unscored | {"scores": [1, None]}, unscored | {"ranks": [1, 1]}):
         with pytest.raises(DataError, match="none of its 1 rows"):
             load(write_rows("rated.jsonl", [bad]))
 

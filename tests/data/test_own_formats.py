@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poise.data import load
-from poise.data.datasets.columns import FORMATS
+from poise.data.datasets.formats import FORMATS
 from poise.data.renaming import ColumnNames
 from poise.errors import DataError
 
@@ -138,4 +138,4 @@ def test_the_documentation_names_every_format_and_shows_its_commands_as_they_are
 
 
 def test_the_documentation_shows_every_kind_of_file():
-    assert len(documented_files()) == 14
+    assert len(documented_files()) == 16

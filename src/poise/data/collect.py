@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from poise.data.datasets.base import Item, Parse, Place
+from poise.data.datasets.base import Item, Parse, Place, ScoresAs
 from poise.data.reading import RawFile, RawRow
 from poise.errors import DataError
 from poise.files import atomic_write, json_line
-from poise.types import BadRow, Comparison, Dataset, Demonstration, Prompt, SafetyLabel, Verdict
+from poise.types import BadRow, Comparison, Dataset, Demonstration, Prompt, Rating, SafetyLabel, Verdict
 
 
 class Collector:
@@ -21,14 +21,15 @@ class Collector:
     verdict, since one response stands in many pairs; labels that rows give on their own are votes, and all kept.
     """
 
-    def __init__(self, name: str, *, strict: bool = False) -> None:
+    def __init__(self, name: str, *, strict: bool = False, scores: ScoresAs = "margins") -> None:
         self.name = name
-        self.strict = strict
+        self.strict, self.scores = strict, scores
         self._prompts: dict[str, Prompt] = {}
         self._demonstrations: list[Demonstration] = []
         self._comparisons: list[Comparison] = []
         self._labels: list[SafetyLabel] = []
         self._verdicts: list[Verdict] = []
+        self._ratings: list[Rating] = []
         self._restated: set[tuple[str, str, bool]] = set()
         self._bad_rows: list[BadRow] = []
         self._files: list[dict[str, Any]] = []
@@ -38,7 +39,14 @@ class Collector:
         """Read all rows of a file with one parser; raises DataError on the first bad row if strict."""
         bad_before, judged_before, prompts_before = len(self._bad_rows), self._num_judged(), len(self._prompts)
         for row in file.rows:
-            place = Place(dataset=source, file=file.label, line=row.line, split=file.split, untyped=file.untyped)
+            place = Place(
+                dataset=source,
+                file=file.label,
+                line=row.line,
+                split=file.split,
+                untyped=file.untyped,
+                scores=self.scores,
+            )
             self._read_row(row, parse, place, file.path)
         num_bad = len(self._bad_rows) - bad_before
         if self._num_judged() == judged_before:  # a file of prompts alone, where one row should be one prompt
@@ -58,6 +66,7 @@ class Collector:
             comparisons=tuple(self._comparisons),
             labels=tuple(self._labels),
             verdicts=tuple(self._verdicts),
+            ratings=tuple(self._ratings),
             bad_rows=tuple(self._bad_rows),
             provenance=summed(self._files) | {"repeated_prompts": self._repeated_prompts} | provenance,
         )
@@ -76,7 +85,8 @@ class Collector:
         self._add(items)
 
     def _num_judged(self) -> int:
-        return len(self._demonstrations) + len(self._comparisons) + len(self._labels) + len(self._verdicts)
+        judged = len(self._demonstrations) + len(self._comparisons) + len(self._labels)
+        return judged + len(self._verdicts) + len(self._ratings)
 
     def _add(self, items: list[Item]) -> None:
         is_pair = sum(isinstance(item, (Comparison, SafetyLabel)) for item in items) > 1
@@ -91,6 +101,8 @@ class Collector:
                 self._add_label(item, restates=is_pair)
             elif isinstance(item, Verdict):
                 self._verdicts.append(item)
+            elif isinstance(item, Rating):
+                self._ratings.append(item)
 
     def _add_label(self, label: SafetyLabel, *, restates: bool) -> None:
         key = (label.prompt.id, label.response, label.safe)

@@ -108,7 +108,7 @@ def _pairs_of_text(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _require_known(names: Iterable[str]) -> None:
-    from poise.data.datasets.columns import KNOWN
+    from poise.data.datasets.formats import KNOWN
 
     for name in names:
         if name not in KNOWN:

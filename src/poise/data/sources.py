@@ -15,7 +15,7 @@ from typing import Any
 
 from poise.data.catalogue import GROUPS, NOT_STATED, SOURCES, describe, names
 from poise.data.collect import Collector, write_quarantine
-from poise.data.datasets.base import Parse
+from poise.data.datasets.base import Parse, ScoresAs
 from poise.data.hub import read_hub
 from poise.data.locate import Source, files_of, holds
 from poise.data.reading import RawFile, data_files, is_data_file, known_suffixes, read_file, what_it_is
@@ -36,6 +36,7 @@ def load(
     name_or_path: str | Path,
     *,
     columns: Given = None,
+    scores: ScoresAs = "margins",
     quarantine: Path | None = None,
     strict: bool = False,
     most_bad: float = MOST_BAD,
@@ -47,6 +48,9 @@ def load(
     each with its file, line and reason; with `quarantine` they are also written to that JSONL file. A row whose labels
     contradict each other is not bad: see `poise.data.lint`.
 
+    `scores` says what the scores of several responses in your files become: the margins of their pairs, a rating of
+    each response in its own unit, or one ranking of all.
+
     Raises DataError if nothing is found, if no column of any file has a name of `columns`, if every row of a set or
     more than the share `most_bad` of a file's rows is bad, or on the first bad row if `strict`.
 
@@ -56,7 +60,7 @@ def load(
     text = os.fspath(name_or_path)
     single = dict.fromkeys(name for part in _parts(text) for name in GROUPS.get(part, (part,)))  # each once
     renaming = ColumnNames.of(columns)
-    datasets = [_load_one(name, renaming, strict=strict) for name in single]
+    datasets = [_load_one(name, renaming, strict=strict, scores=scores) for name in single]
     dataset = datasets[0] if len(datasets) == 1 else merge(datasets, name=text)
     if quarantine is not None:
         write_quarantine(quarantine, dataset.bad_rows)
@@ -81,19 +85,19 @@ def _parts(text: str) -> list[str]:
     return found
 
 
-def _load_one(name: str, columns: ColumnNames, *, strict: bool) -> Dataset:
+def _load_one(name: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
     if name in SOURCES:
         return _load_source(SOURCES[name], strict=strict)
     path = expanded(name)
     if path.exists():
-        return _load_path(path, columns, strict=strict)
+        return _load_path(path, columns, strict=strict, scores=scores)
     on_hub = [source for source in SOURCES.values() if source.hub_id == name]
     if on_hub:
         grouped = {part for parts in GROUPS.values() for part in parts}
         chosen = [source for source in on_hub if source.name in grouped] or on_hub
         return merge([_load_source(source, strict=strict) for source in chosen], name=name)
     if _may_be_hub_id(path, name):
-        return _load_hub_id(name, columns, strict=strict)
+        return _load_hub_id(name, columns, strict=strict, scores=scores)
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(names())}."
     raise DataError(f"data set {name!r} is not found: no file or folder of this path, and no known name. {hint}")
@@ -121,12 +125,12 @@ def _read(collector: Collector, file: RawFile, source: Source) -> None:
     )
 
 
-def _load_path(path: Path, columns: ColumnNames, *, strict: bool) -> Dataset:
+def _load_path(path: Path, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
     """A file, or all files below a folder; a file that lies in the folder of a named set is read as that set."""
     files = data_files(path) if path.is_dir() else [path]
     _require_data_files(path, files)
     root = path.absolute() if path.is_dir() else path.absolute().parent
-    collector = Collector(path.absolute().stem, strict=strict)
+    collector = Collector(path.absolute().stem, strict=strict, scores=scores)
     sources = {file: None if columns else _source_of(file.absolute()) for file in files}
     read, skipped = 0, []
     for file, source in sorted(sources.items(), key=_reading_order):
@@ -159,7 +163,7 @@ def _require_data_files(path: Path, files: Sequence[Path]) -> None:
 
 def _describes_others(file: RawFile) -> bool:
     """True for a .json of one object that fits no format and holds no rows: it speaks of the files beside it."""
-    from poise.data.datasets.columns import FORMATS
+    from poise.data.datasets.formats import FORMATS
 
     if len(file.rows) != 1 or not file.path.endswith(".json") or file.rows[0].columns is None:
         return False
@@ -180,8 +184,8 @@ def _source_of(file: Path) -> Source | None:
     return next((source for source in SOURCES.values() if holds(source, file)), None)
 
 
-def _load_hub_id(hub_id: str, columns: ColumnNames, *, strict: bool) -> Dataset:
-    collector = Collector(hub_id, strict=strict)
+def _load_hub_id(hub_id: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
+    collector = Collector(hub_id, strict=strict, scores=scores)
     try:
         files = read_hub(hub_id, revision="main", arguments={})
     except DataError as error:
@@ -195,7 +199,7 @@ def _load_hub_id(hub_id: str, columns: ColumnNames, *, strict: bool) -> Dataset:
 
 
 def _read_by_columns(collector: Collector, file: RawFile, columns: ColumnNames) -> None:
-    from poise.data.datasets.columns import detect
+    from poise.data.datasets.formats import detect
 
     licence, renamed = NOT_STATED, columns.applied(file)
     try:

@@ -21,12 +21,14 @@ from pydantic import (
 
 from poise.errors import DataError
 from poise.messages import text_only
-from poise.types import Comparison, Demonstration, Message, Origin, Prompt, SafetyLabel, Verdict, text_of
+from poise.types import Comparison, Demonstration, Message, Origin, Prompt, Rating, SafetyLabel, Verdict, text_of
 
 _UNKNOWN: tuple[Any, ...] = (None, "", (), [], {})
-Item = Prompt | Demonstration | Comparison | SafetyLabel | Verdict
+Item = Prompt | Demonstration | Comparison | SafetyLabel | Verdict | Rating
 Parse = Callable[[Mapping[str, Any], "Place"], Iterable[Item]]
 Record = TypeVar("Record", bound=BaseModel)
+
+ScoresAs = Literal["margins", "ratings", "rankings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class Place:
     line: int
     split: str = ""  # what the file's name says
     untyped: bool = False
+    scores: ScoresAs = "margins"  # what the scores of responses become
 
     @property
     def location(self) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
-from poise.data.datasets import advbench, hh_rlhf, instructions, pku_saferlhf, xstest
+from poise.data.datasets import hh_rlhf, instructions, pku_saferlhf
 from poise.data.datasets.base import (
     Item,
-    Parse,
     Place,
     Turn,
     answer_text,
@@ -24,7 +21,6 @@ from poise.data.datasets.base import (
 )
 from poise.data.datasets.judgements import require_understood
 from poise.data.datasets.own_rows import (
-    ROWS,
     CompletionRow,
     InstructedRow,
     JudgedRow,
@@ -33,22 +29,27 @@ from poise.data.datasets.own_rows import (
     OwnRow,
     PreferenceRow,
     PromptRow,
-    RatedCompletion,
-    RatedRow,
 )
-from poise.data.reading import RawFile
 from poise.errors import DataError
 from poise.types import Comparison, Demonstration, Message, Prompt, SafetyLabel, Verdict, text_of
 
 _TRANSCRIPT = "\n\nHuman:"
+ANSWERS = frozenset(
+    (
+        "response responses answer answers output outputs reply completion completions generation generations "
+        "response_0 response_1 response_a response_b chosen rejected solution preferred_output non_preferred_output "
+        "continuation model_output generated_text assistant"
+    ).split()
+)
+_MAY_BE_ANSWERS = frozenset({"text", "content", "message", "target"})  # they are, where something judges them
 
 
 def parse_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A comparison, and a safety label for each response whose flag is given."""
     row = validate(PreferenceRow, columns, place)
-    _require_no_judgement(row, row.prompt, row.chosen, row.rejected)
+    require_no_judgement(row, row.prompt, row.chosen, row.rejected)
     messages, chosen, rejected = _pair(row)
-    prompt = _prompt(messages, row, place)
+    prompt = prompt_of(messages, row, place)
     flags = (row.chosen_safe, row.rejected_safe)
     yield Comparison(
         prompt=prompt,
@@ -68,7 +69,7 @@ def parse_pair_without_prompt(columns: Mapping[str, Any], place: Place) -> Itera
     """Two message lists with a common beginning, or two transcripts of HH-RLHF."""
     chosen = columns.get("chosen")
     if isinstance(chosen, str) and chosen.startswith(_TRANSCRIPT):
-        _require_no_judgement(validate(hh_rlhf.HhRow, columns, place))
+        require_no_judgement(validate(hh_rlhf.HhRow, columns, place))
         yield from hh_rlhf.parse(columns, place)
     else:
         yield from parse_preference(columns, place)
@@ -77,32 +78,14 @@ def parse_pair_without_prompt(columns: Mapping[str, Any], place: Place) -> Itera
 def parse_openai_preference(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A comparison, from a file for OpenAI's preference fine-tuning."""
     row = validate(OpenAiPreferenceRow, columns, place)
-    _require_no_judgement(row, row.input, row.input.messages, row.preferred_output, row.non_preferred_output)
+    require_no_judgement(row, row.input, row.input.messages, row.preferred_output, row.non_preferred_output)
     messages = messages_of(row.input.messages)
     row.tools = row.tools or row.input.tools
     answers = (("preferred_output", row.preferred_output), ("non_preferred_output", row.non_preferred_output))
-    chosen, rejected = (_answer(answer, messages, name) for name, answer in answers)
+    chosen, rejected = (answer_of(answer, messages, name) for name, answer in answers)
     yield Comparison(
-        prompt=_prompt(messages, row, place), responses=(chosen, rejected), winner=0, origin=place.origin()
+        prompt=prompt_of(messages, row, place), responses=(chosen, rejected), winner=0, origin=place.origin()
     )
-
-
-def parse_rated(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A comparison of every two responses whose scores differ; the margin is their difference."""
-    row = validate(RatedRow, columns, place)
-    rated = list(_rated(row, place))
-    prompt = _prompt(_asked(row.prompt), row, place)
-    yield prompt
-    for (first, ours), (second, theirs) in combinations(rated, 2):
-        if ours != theirs and first != second:
-            yield Comparison(
-                prompt=prompt,
-                responses=(first, second),
-                criterion=row.criterion,
-                winner=0 if ours > theirs else 1,
-                margin=abs(ours - theirs),
-                origin=place.origin(),
-            )
 
 
 def parse_messages(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
@@ -110,13 +93,13 @@ def parse_messages(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     row = validate(MessagesRow, columns, place)
     messages = messages_of(row.messages)
     if not messages or messages[-1]["role"] != "assistant":
-        yield _prompt(messages, row, place)
+        yield prompt_of(messages, row, place)
         return
-    _require_no_judgement(row, row.messages)
+    require_no_judgement(row, row.messages)
     require_order(messages)
-    prompt = _prompt(messages[:-1], row, place)
+    prompt = prompt_of(messages[:-1], row, place)
     answer, calls = _text_or_calls(messages[-1], row), bool(messages[-1].get("tool_calls"))
-    for item in _judged(prompt, answer, row, place, weight=row.messages[-1].weight, calls=calls):
+    for item in judged(prompt, answer, row, place, weight=row.messages[-1].weight, calls=calls):
         yield _as_given(item, row.messages) if isinstance(item, Demonstration) else item
 
 
@@ -142,11 +125,11 @@ def _counts(turn: Turn) -> bool:
 def parse_completion(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """What is said of an answer: a verdict or a safety label; an answer of which nothing is said is a demonstration."""
     row = validate(CompletionRow, columns, place)
-    _require_no_judgement(row, row.prompt, row.completion)
-    messages = _asked(row.prompt)
-    answer = _answer(row.completion, messages, "completion")
+    require_no_judgement(row, row.prompt, row.completion)
+    messages = asked(row.prompt)
+    answer = answer_of(row.completion, messages, "completion")
     last = row.completion[-1].weight if isinstance(row.completion, list) else None
-    yield from _judged(_prompt(messages, row, place), answer, row, place, weight=last)
+    yield from judged(prompt_of(messages, row, place), answer, row, place, weight=last)
 
 
 def parse_response(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
@@ -161,7 +144,7 @@ def parse_instruction(columns: Mapping[str, Any], place: Place) -> Iterator[Item
     """The same for an instruction and its output; one without any output is a prompt."""
     row = validate(InstructedRow, columns, place)
     own = {name: value for name, value in columns.items() if name not in type(row).model_fields}
-    _require_no_judgement(validate(instructions.InstructionRow, own, place))
+    require_no_judgement(validate(instructions.InstructionRow, own, place))
     past = [
         Message(role=role, content=text)
         for turn in row.history
@@ -169,16 +152,16 @@ def parse_instruction(columns: Mapping[str, Any], place: Place) -> Iterator[Item
     ]
     for item in instructions.parse(own, place):
         prompt = item if isinstance(item, Prompt) else item.prompt
-        whole = _prompt((*past, *prompt.messages), row, place, tags=prompt.tags)
+        whole = prompt_of((*past, *prompt.messages), row, place, tags=prompt.tags)
         if isinstance(item, Demonstration):
-            yield from _judged(whole, item.response, row, place)
+            yield from judged(whole, item.response, row, place)
         else:
             yield whole
 
 
 def parse_pku(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A decoupled pair."""
-    _require_no_judgement(validate(pku_saferlhf.PkuRow, columns, place))
+    require_no_judgement(validate(pku_saferlhf.PkuRow, columns, place))
     yield from pku_saferlhf.parse(columns, place)
 
 
@@ -186,94 +169,23 @@ def parse_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A prompt."""
     row = validate(PromptRow, columns, place)
     given = {name for name, value in columns.items() if not is_unknown(value)}
-    if answers := sorted(_ANSWERS & given):
+    if answers := sorted(ANSWERS & given):
         raise DataError(f"a row of a file of prompts has an answer in {answers}: keep the two in files of their own")
     if _MAY_BE_ANSWERS & given:
-        _require_no_judgement(row)
-    yield _prompt(_asked(row.prompt), row, place)
+        require_no_judgement(row)
+    yield prompt_of(asked(row.prompt), row, place)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A way to write rows: the columns that give it away ("a|b" is either), and the function that reads it."""
-
-    name: str
-    required: tuple[str, ...]
-    parse: Parse
-
-    def fits(self, columns: frozenset[str]) -> bool:
-        """True if all required columns are there."""
-        return all(not columns.isdisjoint(each.split("|")) for each in self.required)
-
-
-# The first format whose columns are all there wins, so formats with more telling columns stand first.
-FORMATS = (
-    Format("decoupled pair (PKU-SafeRLHF)", tuple(sorted(pku_saferlhf.COLUMNS)), parse_pku),
-    Format("XSTest completion", tuple(sorted(xstest.COMPLETION_COLUMNS)), xstest.parse),
-    Format("XSTest prompt", tuple(sorted(xstest.PROMPT_COLUMNS)), xstest.parse_prompts),
-    Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), parse_openai_preference),
-    Format("preference", ("prompt|conversations|instruction", "chosen", "rejected"), parse_preference),
-    Format("preference without prompt", ("chosen", "rejected"), parse_pair_without_prompt),
-    Format("rated completions (UltraFeedback)", ("prompt|instruction", "completions"), parse_rated),
-    Format("rated responses", ("prompt|instruction", "responses", "scores|ratings|rewards"), parse_rated),
-    Format("judged response", ("prompt", "response", "safe|unsafe|label|desirable"), parse_response),
-    Format("demonstration or judged completion", ("prompt", "completion"), parse_completion),
-    Format("conversation", ("messages|conversations",), parse_messages),
-    Format("instruction", ("instruction",), parse_instruction),
-    Format("AdvBench request", tuple(sorted(advbench.COLUMNS)), advbench.parse),
-    Format("prompt", ("prompt",), parse_prompt),
-)
-_ANSWERS = frozenset(
-    (
-        "response responses answer answers output outputs reply completion completions generation generations "
-        "response_0 response_1 response_a response_b chosen rejected solution preferred_output non_preferred_output "
-        "continuation model_output generated_text assistant"
-    ).split()
-)
-_MAY_BE_ANSWERS = frozenset({"text", "content", "message", "target"})  # they are, where something judges them
-# Every name that a format reads: what a file's own columns can be renamed to.
-KNOWN = frozenset(
-    name
-    for record in (*ROWS, pku_saferlhf.PkuRow, instructions.InstructionRow)
-    for field, information in record.model_fields.items()
-    for name in (*getattr(information.validation_alias, "choices", ()), field)
-)
-
-
-def detect(file: RawFile) -> Format:
-    """The format of a file, from the columns that most of its rows have.
-
-    Raises DataError if no format fits, or if only `prompt` does although there is an answer beside it.
-    """
-    shapes = Counter(
-        frozenset(name for name, value in row.columns.items() if value is not None)
-        for row in file.rows
-        if row.columns is not None
-    )
-    columns = shapes.most_common(1)[0][0] if shapes else frozenset()
-    found = next((each for each in FORMATS if each.fits(columns)), None)
-    if found is not None and not (found.name == "prompt" and columns & _ANSWERS):
-        return found
-    if not shapes and file.rows:
-        row = file.rows[0]
-        raise DataError(f"{file.path}: none of its {len(file.rows)} rows can be read. Line {row.line}: {row.problem}")
-    known = "; ".join(f"{each.name}: {', '.join(each.required)}" for each in FORMATS)
-    raise DataError(
-        f"{file.path}: its columns {sorted(columns)} are none of the formats that can be read ({known}). "
-        "Rename the columns, or say which is which with --columns prompt=...,chosen=...,rejected=... (in Python "
-        "`load(..., columns=...)`); docs/data.md shows an example of each format"
-    )
-
-
-def _require_no_judgement(row: Any, *conversations: Any) -> None:
+def require_no_judgement(row: Any, *conversations: Any) -> None:
     """Raise DataError for a judgement in columns or turns that no format reads."""
     turns = [turn for each in conversations if isinstance(each, list) for turn in each]
     require_understood(row, *(each for each in conversations if not isinstance(each, (str, list))), *turns)
 
 
-def _prompt(
+def prompt_of(
     messages: tuple[Message, ...], row: OwnRow, place: Place, *, tags: Mapping[str, Any] | None = None
 ) -> Prompt:
+    """The prompt of a row, with its tags, its system turn and its tools."""
     known = dict(place.tags(row) if tags is None else tags)
     upstream = known.pop("upstream_split", None)  # of files in our own formats, the file's name is the split
     own = {
@@ -289,7 +201,7 @@ def _prompt(
     return prompt.with_tools(row.tools) if row.tools else prompt
 
 
-def _judged(
+def judged(
     prompt: Prompt, answer: str, row: JudgedRow, place: Place, *, weight: float | None = None, calls: bool = False
 ) -> Iterator[Item]:
     """A verdict, a safety label, or both; where nothing is said of an answer, it is to be imitated."""
@@ -330,25 +242,10 @@ def _margin(row: PreferenceRow) -> float:
     return scores[0] - scores[1] if row.margin is None else row.margin
 
 
-def _rated(row: RatedRow, place: Place) -> Iterator[tuple[str, float]]:
-    """The responses with their scores."""
-    if row.scores is not None:
-        if len(row.scores) != len(row.completions):
-            raise DataError(f"{len(row.completions)} responses and {len(row.scores)} scores: one for each is needed")
-        parts = [{"text": text, "score": score} for text, score in zip(row.completions, row.scores, strict=True)]
-    else:
-        parts = row.completions
-    for part in parts:
-        if not isinstance(part, Mapping):
-            raise DataError("each of the completions needs a score: as {response, score}, or in a list scores beside")
-        found = validate(RatedCompletion, part, place)
-        yield found.text, found.score
-
-
 def _pair(row: PreferenceRow) -> tuple[tuple[Message, ...], str, str]:
     """The prompt's messages and the two responses."""
     if row.prompt is not None:
-        messages = _asked(row.prompt)
+        messages = asked(row.prompt)
     elif row.instruction is not None:
         if not isinstance(row.input, (str, type(None))):
             raise DataError(f"input should be the text that the instruction is about, got {row.input!r:.60}")
@@ -360,10 +257,10 @@ def _pair(row: PreferenceRow) -> tuple[tuple[Message, ...], str, str]:
         )
     else:
         messages = _common_beginning(messages_of(row.chosen), messages_of(row.rejected))
-    return messages, _answer(row.chosen, messages, "chosen"), _answer(row.rejected, messages, "rejected")
+    return messages, answer_of(row.chosen, messages, "chosen"), answer_of(row.rejected, messages, "rejected")
 
 
-def _asked(prompt: str | list[Turn]) -> tuple[Message, ...]:
+def asked(prompt: str | list[Turn]) -> tuple[Message, ...]:
     """The messages of a prompt: of turns, of one user text, or of a transcript that ends where the answer begins."""
     if isinstance(prompt, str) and prompt.startswith(_TRANSCRIPT):
         return tuple(hh_rlhf.parse_transcript(prompt, awaits_answer=True))
@@ -377,7 +274,7 @@ def _common_beginning(first: tuple[Message, ...], second: tuple[Message, ...]) -
     return first[:length]
 
 
-def _answer(response: str | list[Turn], prompt: tuple[Message, ...], column: str) -> str:
+def answer_of(response: str | list[Turn], prompt: tuple[Message, ...], column: str) -> str:
     """The text of a response that is given as text, as one assistant turn, or as the whole conversation."""
     if isinstance(response, str) and not response.startswith(_TRANSCRIPT):
         return response

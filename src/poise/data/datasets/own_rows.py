@@ -157,4 +157,40 @@ class RatedRow(OwnRow):
     criterion: str = "helpful"
 
 
-ROWS = (PreferenceRow, MessagesRow, CompletionRow, InstructedRow, PromptRow, OpenAiPreferenceRow, RatedRow)
+class RatingRow(JudgedRow):
+    """A prompt with an answer that has grades: in columns named after the criteria, in an object, or in one column."""
+
+    prompt: Asked
+    completion: Answer = Field(validation_alias=AliasChoices("completion", "response"))
+    helpfulness: Number | None = None
+    correctness: Number | None = None
+    coherence: Number | None = None
+    complexity: Number | None = None
+    verbosity: Number | None = None
+    ratings: dict[str, Number | None] | None = None
+    rating: Number | None = Field(default=None, validation_alias=AliasChoices("rating", "score"))
+    criterion: str | None = None  # of `rating`
+
+
+class RankedRow(OwnRow):
+    """A prompt with several responses: a rank for each, 1 for the best, or their numbers, the best first."""
+
+    prompt: Asked = Field(validation_alias=AliasChoices("prompt", "instruction"))
+    completions: list[Text] = Field(validation_alias=AliasChoices("completions", "responses"))
+    ranks: list[Number] | None = None
+    ranking: list[int] | None = None  # from 0
+    criterion: str = "helpful"
+
+
+CRITERIA = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer's
+ROWS = (
+    RatingRow,
+    RankedRow,
+    PreferenceRow,
+    MessagesRow,
+    CompletionRow,
+    InstructedRow,
+    PromptRow,
+    OpenAiPreferenceRow,
+    RatedRow,
+)
