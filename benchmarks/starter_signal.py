@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -150,15 +150,18 @@ def main() -> None:
     parser.add_argument("--ratings", type=Path, default=RATINGS)
     parser.add_argument("--part", choices=PARTS, nargs="+", default=["both"])
     parser.add_argument("--features", type=Path, help="folder where features are kept for the next time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=64, help="width of the heads' hidden layer; 0 is a linear head")
+    parser.add_argument("--weight-decay", type=float, default=SIGNAL.weight_decay)
     arguments = parser.parse_args()
     rows = read_ratings(arguments.ratings)
+    reading = {**SIGNAL.reading, "hidden": arguments.hidden}
+    spec = replace(SIGNAL, reading=reading, weight_decay=arguments.weight_decay)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(arguments.features or Path(folder) / "features")
         with Run.open(Path(folder) / "run", recipe="starter-signal", arguments={}) as run:
             backbone, (data, test) = load_backbone("smollm2-135m"), train_side(arguments.data)
             measure = lambda model: unseen_accuracy(model, test)  # noqa: E731
-            signal = fit_scores(run, backbone, data, SIGNAL, measure=measure, cache=cache)
+            signal = fit_scores(run, backbone, data, spec, measure=measure, cache=cache)
             costs = costs_of(signal.model, rows)
     for name, estimate in signal.accuracy.items():
         print(f"{name}: {estimate}")
