@@ -1,4 +1,4 @@
-"""What the starter set must hold so that a signal can learn harm from it and not length, topic or the side of a prompt."""
+"""What the starter set must hold so that a signal can learn harm from it, not length, topic or the side of a prompt."""
 
 import json
 import re
