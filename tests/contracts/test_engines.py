@@ -9,11 +9,12 @@ import pytest
 from imitations import ChatServer, VLLMServer
 from poise.errors import ConfigError
 from poise.models.policy import load_policy
+from poise.rollout.best_of import BestOfEngine
 from poise.rollout.native import NativeEngine
 from poise.rollout.scripted import ScriptedEngine
 from poise.rollout.server import ServerEngine
 from poise.rollout.vllm import VLLMEngine
-from poise.types import Engine, Prompt, Sampling
+from poise.types import Engine, Prompt, Sampling, Scores
 
 TEXTS = ("Hello", "How do I kill a Python process?", "a", "Why? " * 30)
 PROMPTS = [Prompt.of(text) for text in TEXTS]
@@ -39,9 +40,17 @@ def vllm():
         yield VLLMEngine(imitation.url, policy, folder=folder, processed_logprobs=True)
 
 
+class Lengths:
+    """A scorer that likes long answers."""
+
+    def score(self, prompts, completions):
+        return [Scores(values={"reward": float(len(each.text)), "cost": -1.0}) for each in completions]
+
+
 ENGINES = {
     "native": lambda: nullcontext(NativeEngine(load_policy("random:llama"), batch_size=3)),
     "scripted": lambda: nullcontext(ScriptedEngine(answer)),
+    "best of 3": lambda: nullcontext(BestOfEngine(ScriptedEngine(answer), Lengths(), 3)),
     "server": server,
     "vllm": vllm,
 }

@@ -21,7 +21,7 @@ from poise.feedback.rules import RefusalScorer
 from poise.functional.statistics import PlattScale
 from poise.models.heads import Channel, ScoreModel
 from poise.train.algorithms import PPO
-from poise.train.limits import check_limits, group_masks
+from poise.train.limits import RECTIFIED, check_limits, group_masks
 from poise.train.objectives import (
     MEAN,
     PID,
@@ -38,7 +38,14 @@ from poise.train.objectives import (
 from poise.types import Prompt, Scores
 
 CALIBRATION = PlattScale(slope=2.0, offset=-1.0)
-MEASURES = {"mean": MEAN, "share": rate(), "rate": rate(CALIBRATION), "cvar": cvar(0.3), "cvar1": cvar(1.0)}
+MEASURES = {
+    "mean": MEAN,
+    "share": rate(),
+    "rate": rate(CALIBRATION),
+    "cvar": cvar(0.3),
+    "cvar1": cvar(1.0),
+    "rectified": RECTIFIED,
+}
 COSTS = (3.0, -1.0, 0.5, 0.0, 7.0, -2.0, 1.0, 2.0, -4.0, 0.25)
 PROMPTS = tuple(
     Prompt.of(f"Question {i}", categories=categories, kind=kind)
@@ -70,6 +77,7 @@ def test_examples_run(module):
         ("share", 0.6),
         ("cvar", (7.0 + 3.0 + 2.0) / 3),
         ("cvar1", 0.675),
+        ("rectified", 1.375),
         ("rate", sum(1 / (1 + math.exp(1 - 2 * cost)) for cost in COSTS) / 10),
     ],
 )
@@ -82,6 +90,13 @@ def test_the_costs_that_are_trained_on_have_the_mean_that_is_measured(measure):
     objective = Lagrangian(Limit(measure=measure))
     costs = objective.shape_scores(batch(*COSTS))[objective.limits[0].name]
     assert objective.update(batch(*COSTS))["excess"] == pytest.approx(costs.mean().item(), abs=1e-12)
+
+
+def test_under_a_rectified_limit_no_safe_answer_makes_up_for_a_harmful_one():
+    for measure, feasible in ((MEAN, 1.0), (RECTIFIED, 0.0)):
+        assert Lagrangian(Limit(measure=measure)).update(batch(1.0, -5.0))["feasible"] == feasible
+    objective = Lagrangian(Limit(measure=RECTIFIED))
+    assert objective.shape_scores(batch(1.0, -5.0))[objective.limits[0].name].tolist() == [1.0, 0.0]
 
 
 @given(st.permutations(range(10)))

@@ -31,10 +31,11 @@ from poise.train.preference_methods import (
     offset_dpo,
     orpo,
     robust_dpo,
+    safe_dpo,
     simpo,
     with_supervised,
 )
-from poise.types import Comparison, SafetyLabel, Scores
+from poise.types import Comparison, PairBatch, SafetyLabel, Scores
 
 TEXTS = ("Good day.", "No", "A rather long answer, it is", "")
 PAIR_METHODS = {
@@ -47,6 +48,7 @@ PAIR_METHODS = {
     "orpo": orpo(),
     "mmpo": mmpo(),
     "odpo": offset_dpo(),
+    "safe-dpo": safe_dpo(),
     "dpo+sft": with_supervised(dpo(), coefficient=0.5),
 }
 
@@ -354,6 +356,16 @@ def test_margins_of_either_sign_are_learned_from(make_policy, prompts, margin):
     assert all(math.isfinite(value) for value in metrics.values())
     if margin >= 0:
         torch.testing.assert_close(signed_log1p(torch.tensor(margin)), torch.log1p(torch.tensor(margin)))
+
+
+def test_safe_dpo_asks_for_more_where_only_the_winner_is_safe_and_is_dpo_elsewhere():
+    here, zeros, ones = torch.zeros(2), torch.zeros(2), torch.ones(2)
+    sides = {"chosen": here, "rejected": here, "ref_chosen": here, "ref_rejected": here}
+    tokens = {"chosen_tokens": ones, "rejected_tokens": ones, "probability": ones}
+    losses = safe_dpo(offset=2.0).loss(PairBatch(**sides, **tokens, margin=torch.tensor([0.0, 1.0]))).losses
+    assert losses.tolist() == pytest.approx([math.log(2.0), math.log(1 + math.exp(2.0))])
+    same = [method.loss(PairBatch(**sides, **tokens, margin=zeros)).losses for method in (safe_dpo(), dpo())]
+    torch.testing.assert_close(*same)
 
 
 def test_a_scaling_that_has_no_value_for_a_margin_is_an_error(make_policy, prompts):

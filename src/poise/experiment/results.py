@@ -116,9 +116,9 @@ class Results:
         return _with_intervals(self.study.label(arm), self.mean_curve(arm, x).tolist(), every, is_line=True)
 
     def points(self, at: Mapping[str, float], metric: str, label: str = "") -> Series:
-        """A metric of arms over the number that each has in `at`, with whiskers; arms not run are left out."""
-        there = {arm: x for arm, x in at.items() if arm in self.trials}
-        every = [student_mean(self.values(arm, metric)) for arm in there]
+        """A metric of arms over the number that each has in `at`, with whiskers; arms without it are left out."""
+        there = {arm: x for arm, x in at.items() if arm in self.trials and self.has(arm, metric)}
+        every = [self.estimate(arm, self._metric(metric)) for arm in there]
         return _with_intervals(label or self._metric(metric).label, list(there.values()), every, is_line=False)
 
     def mean_curve(self, arm: str, name: str) -> np.ndarray:

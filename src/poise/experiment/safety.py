@@ -32,6 +32,7 @@ _PAIRED = (
     "What changed, answer by answer to the same prompts: against the start of the same stage, and against the base"
 )
 _SHARES = {"harm": "harm", "look_alikes": "look-alikes refused", "plain": "plain prompts refused"}
+OVER_REFUSAL = Metric(name="over_refusal", label="harmless prompts refused", unit="share", over="prompts")
 STARTS = tuple(  # for studies in which the start has no row of its own
     Metric(name=f"{name}_start", label=f"{label}, before", unit="share", over="prompts")
     for name, label in _SHARES.items()
@@ -238,6 +239,7 @@ def _shares(side: str, rollouts: Sequence[Rollout]) -> dict[str, dict[str, float
         f"harm{side}": mean_by_prompt(rollouts, _harm, ("harmful",)),
         f"look_alikes{side}": mean_by_prompt(rollouts, _refusal, ("look_alike",)),
         f"plain{side}": mean_by_prompt(rollouts, _refusal, ("benign",)),
+        f"over_refusal{side}": mean_by_prompt(rollouts, _refusal, ("benign", "look_alike")),
     }
 
 

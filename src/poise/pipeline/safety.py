@@ -41,7 +41,7 @@ from poise.train import algorithms
 from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
-from poise.train.objectives import Objective, Penalty, Unconstrained
+from poise.train.objectives import Objective
 from poise.train.score_model import evaluate_scores
 from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, Sampling
 
@@ -55,11 +55,6 @@ ALGORITHMS = {  # any record; these two with what helps in few updates
     **algorithms.ALGORITHMS,
     "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=1.0)),
     "rloo": replace(RLOO, policy_loss=clipped_surrogate, epochs=2),
-}
-OTHER_OBJECTIVES: Mapping[str, Callable[[], Objective]] = {  # the paper's comparisons
-    "cost-only": lambda: Penalty(1.0, reward_weight=0.0),
-    "reward-only": Unconstrained,
-    "shaping": Penalty,
 }
 
 

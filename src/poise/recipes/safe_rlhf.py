@@ -21,6 +21,7 @@ from poise.pipeline import safety
 from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
+from poise.pipeline.stages import begin
 from poise.pipeline.unseen_limits import limit_findings
 from poise.run import Run
 from poise.train.algorithms import algorithm_named, kl_in_loss
@@ -117,26 +118,22 @@ def safe_rlhf(
 
 def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     """What one stage came to from one seed: the base, the SFT start, or the policy; they share judge and signal."""
-    sampling, said = safety.samplings(given.response_tokens, given.temperature, seed)
-    names = "model chat_template data columns supervised_steps warmstart_steps most_prompts limits".split()
     with common_part(part, f"seed-{seed}") as common:
-        chosen = {name: getattr(given, name) for name in names}
-        material = safety.prepare(common, seed=seed, longest_answer=said.max_tokens, **chosen)
-        policy, signal = material.policy(seed), material.signal(common)
-        judged = {"sampling": said, "signal": signal, "engine": given.engine, "limits": given.limits}
-        base, start = material.before(common, policy, seed=seed, **judged)
+        begun = begin(common, vars(given), seed=seed, limits=given.limits)
+    material, policy, signal, base, start = begun.material, begun.policy, begun.signal, begun.base, begun.start
     compared, curves = {"base": (base, base), "sft": (base, start)}.get(stage), []
     if compared is None:
-        mixed = partial(mixed_in, policy, material.train, longest_answer=said.max_tokens, seed=seed)
+        longest = begun.judged["sampling"].max_tokens
         signal = safety.align_in_rounds(
-            part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=sampling, seed=seed,
-            algorithm=given.record, samples_per_step=given.samples_per_step, engine=given.engine,
+            part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=begun.sampling,
+            seed=seed, algorithm=given.record, samples_per_step=given.samples_per_step, engine=given.engine,
             optimisation=OptimizerSettings(
                 lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef, average=given.averaged
             ),
-            demonstrations=mixed() if given.ptx_coef else None,
+            demonstrations=mixed_in(policy, material.train, longest_answer=longest, seed=seed)
+            if given.ptx_coef else None,
         )  # fmt: skip
-        compared = start, material.evaluated(part, policy, **judged | {"signal": signal})
+        compared = start, material.evaluated(part, policy, **{**begun.judged, "signal": signal})
         curves = training_curves(part, f"policy-{given.rounds}", limits=given.limits)
     drawn, fitted = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
     verdicts = Verdicts(

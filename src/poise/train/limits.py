@@ -55,6 +55,10 @@ class Measure:
 MEAN = Measure(name="", costs=lambda scores, seen: scores)
 
 
+# RePO (arXiv:2410.19933) limits this at 0: an answer that is safer than it must be makes up for no harmful one.
+RECTIFIED = Measure(name="rectified", costs=lambda scores, seen: scores.clamp(min=0.0), least=0.0)
+
+
 def rate(calibration: PlattScale | None = None) -> Measure:
     """Measure the share of harmful responses: `Limit("cost", 0.02, measure=rate(...))` is "at most 2 % harmful".
 

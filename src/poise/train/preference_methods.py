@@ -102,6 +102,17 @@ def offset_dpo(
     return dpo(beta=beta, margin=offset)
 
 
+def safe_dpo(*, beta: float = 0.1, offset: float = 2.0) -> PreferenceMethod:
+    """DPO on pairs in which safety goes first, that asks for more where only the winner is safe (SafeDPO).
+
+        -log sigmoid(h - offset * margin),   margin 1 where the winner is safe and the loser is not, else 0
+
+    The pairs are those of `feedback.joint.safety_first`, without pairs of two unsafe responses.
+    Source: SafeDPO (arXiv:2505.20065), without cost model and sampling; the offset is its one hyperparameter.
+    """
+    return dpo(beta=beta, margin=lambda pairs: offset * pairs.margin)
+
+
 def ipo(*, beta: float = 0.1) -> PreferenceMethod:
     """A squared loss with a finite optimum (IPO)."""
 
