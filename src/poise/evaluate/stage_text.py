@@ -63,7 +63,8 @@ def closing(told: Mapping[str, Any]) -> str:
     """The last thing on the screen before the line of JSON: warning, sentence, table and the judge's worth."""
     sentences = [told.get(name) for name in ("warning", "verdict", "verdict_against_first")]
     blocks = [textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False) for text in sentences if text]
-    return "\n".join(_joined([*blocks, screen_table(told["stages"]), judge_text(told["stages"])]))
+    worth = textwrap.fill(judge_text(told["stages"]), 120, break_on_hyphens=False)
+    return "\n".join(_joined([*blocks, screen_table(told["stages"]), worth]))
 
 
 def _joined(blocks: Sequence[str]) -> list[str]:

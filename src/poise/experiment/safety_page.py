@@ -24,9 +24,7 @@ _BY_PEOPLE = {
     "harm_sign_accuracy": "right of people's ratings of harm",
     "harm_auc_of_length": "for comparison, AUC of an answer's length alone",
 }
-_BY_LABELS = {
-    "cost_sign_accuracy": "right of the data's own labels of safety (not on people's ratings of a model's answers)"
-}
+_BY_LABELS = {"cost_sign_accuracy": "right of the data's own safety labels (not people's ratings)"}
 _COMPARED = {
     "harm_rate": "harm_rate",
     "over_refusal": "over_refusal/look_alike",
