@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from poise.files import write_json
 from poise.models.policy import Policy
+from poise.pipeline.dual_start import start_from_dual
 from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
@@ -44,6 +45,7 @@ def align(
     optimisation: OptimizerSettings = OptimizerSettings(),
     demonstrations: DemonstrationBatches | None = None,
     validate: Validation | None = None,
+    start: Literal["given", "dual"] = "given",
     engine: str | Engine = "native",
     seed: int = 0,
     name: str = "policy",
@@ -54,6 +56,7 @@ def align(
     optimisation    its `steps` are updates, each on `samples_per_step` responses to prompts drawn by the seed
     demonstrations  imitated a little in every update (the paper's PTX loss), with the weight of `optimisation`
     validate        prompts that are never trained on, on which the policy that is kept is chosen
+    start           of the multipliers: as given, or estimated from responses of the start model (`start_from_dual`)
     engine          who samples: native, ray:4, the http://HOST:PORT of a vLLM server, or an engine of your own
 
     Kept is, with `validate`, the policy (or average) with the highest reward of those that met every limit there, or
@@ -68,6 +71,9 @@ def align(
         return policy
     stage, steps = run.stage(name), optimisation.steps
     if not stage.finished:
+        if start == "dual":
+            known: dict[str, Any] = {"objective": objective, "algorithm": algorithm, "sampling": sampling, "seed": seed}
+            start_from_dual(run, policy, scorers, prompts, **known, engine=engine, name=f"{name}-start")
         elsewhere = isinstance(engine, str) and computes_elsewhere(engine)
         with engine_for(policy, engine, folder=stage.path / "adapters") as answering:
             trainer = OnPolicyTrainer(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from poise.errors import ConfigError, TrainingError
@@ -21,6 +21,7 @@ from poise.functional.constraints import (
 )
 from poise.functional.divergences import adapt_kl_coefficient
 
+_LEAST_OF_A_LOGARITHM = 0.01
 _LARGEST_KL_GAIN = 5.0  # times the largest clipped error, 0.2, it is 1
 
 
@@ -36,6 +37,10 @@ class Controller(Protocol):
 
     def update(self, mean: float, limit: float) -> None:
         """Answer to what was measured on a rollout batch."""
+        ...
+
+    def starting_at(self, multiplier: float) -> Controller:
+        """A fresh controller of the same settings, with another multiplier to start from."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,6 +72,10 @@ class ProjectedAscent:
         """Move the multiplier by the excess of a rollout batch."""
         excess = _excess(mean, limit)
         self.multiplier = projected_ascent(self.multiplier, excess, rate=self.rate, maximum=self.maximum)
+
+    def starting_at(self, multiplier: float) -> ProjectedAscent:
+        """The same rule from another multiplier."""
+        return replace(self, multiplier=multiplier)
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier."""
@@ -117,6 +126,10 @@ class PID:
         step = pid_step(self.state, _excess(mean, limit), gains=self.gains, maximum=self.maximum, start=self.start)
         self.multiplier, self.state = step.multiplier, step.state
 
+    def starting_at(self, multiplier: float) -> PID:
+        """The same gains from another multiplier, with nothing remembered."""
+        return replace(self, multiplier=multiplier, state=PIDState())
+
     def state_dict(self) -> dict[str, Any]:
         """The multiplier, the integral and the last excess."""
         return {"multiplier": self.multiplier, **asdict(self.state)}
@@ -159,6 +172,10 @@ class ReferenceAscent:
         self.updates += 1
         if self.updates > self.delay:
             self.multiplier = reference_log_ascent(self.multiplier, excess, 0.0, rate=self.rate, maximum=self.maximum)
+
+    def starting_at(self, multiplier: float) -> ReferenceAscent:
+        """The same rule from another multiplier, of at least 0.01: its logarithm has to move."""
+        return replace(self, multiplier=max(multiplier, _LEAST_OF_A_LOGARITHM), updates=0)
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier and how many updates there were."""

@@ -192,6 +192,11 @@ class Lagrangian:
         """The multiplier of each limit by its name."""
         return {watch.limit.name: watch.controller.multiplier for watch in self.watches}
 
+    def start_at(self, multipliers: Mapping[str, float]) -> None:
+        """Let the multiplier of each limit, by its name, start there; what its controller remembers is forgotten."""
+        for watch in self.watches:
+            watch.controller = watch.controller.starting_at(multipliers[watch.limit.name])
+
     def shape_scores(self, scores: Mapping[str, Tensor], groups: Groups = NO_GROUPS) -> Mapping[str, Tensor]:
         """The reward, and for each limit the costs whose mean is what it measures."""
         reward = _maximised(channel_of(scores, "reward", "the objective"), self.reward)
