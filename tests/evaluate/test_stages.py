@@ -13,6 +13,8 @@ from poise.evaluate.stages import JudgedStage, changes, headline, said_alike, st
 from poise.evaluate.suite import SuiteResult, measure
 from poise.experiment.safety_page import judge_worth, page_of, smoke_warning
 from poise.files import to_jsonable
+from poise.pipeline.limits import read_limits
+from poise.pipeline.unseen_limits import limit_findings, validation_findings
 from poise.types import Completion, Estimate, Evaluation, Prompt, Rollout, Scores
 
 KINDS = ("harmful", "benign", "look_alike")
@@ -142,6 +144,22 @@ def test_a_smoke_test_says_why_it_is_one() -> None:
     few = [r for r in rollouts if r.prompt.tags["kind"] != "harmful"] + list(rollouts[:29])
     assert "only 29 harmful prompts were asked" in smoke_warning({"model": "smollm2-135m"}, few)
     assert "0 harmful and 0 harmless prompts" in smoke_warning({"model": "smollm2-135m"}, ())
+
+
+def test_the_sentence_is_about_test_prompts_and_the_page_about_validation_prompts_too() -> None:
+    """Validation prompts chose the policy, so that a limit that is met there proves less."""
+    limits = read_limits("refusal@harmless <= 0.05")
+    share = {"value": 0.01, "n": 40, "unit": "share", "low": 0.0, "high": 0.04}
+    check = {"limits": [{"limit": limits[0].limit().name, "value": share}, {"limit": "other", "value": None}]}
+    chosen = validation_findings(limits, check)
+    broken = limit_findings(limits, {f"limit/{limits[0].limit().name}": Estimate(value=0.3, n=40, low=0.2, high=0.4)})
+    assert [(each.prompts, each.outcome) for each in [*chosen, *broken]] == [("validation", "met"), ("test", "not met")]
+    verdict = page_of("Title", [BASE, FINAL], limits=[*chosen, *broken])["verdict"]
+    assert verdict["text"].startswith("The limit was not met on unseen test prompts")
+    assert [each["outcome"] for each in verdict["limits"]] == ["met", "not met"]
+    alone = page_of("Title", [BASE, FINAL], limits=chosen)["verdict"]
+    assert alone["text"].startswith("The limit was met on unseen validation prompts")
+    assert validation_findings(limits, None) == []
 
 
 def test_the_judge_is_shown_by_peoples_ratings_where_it_has_any() -> None:

@@ -70,7 +70,8 @@ def verdict_of(stages: Sequence[JudgedStage], limits: Sequence[LimitFinding]) ->
     if len(stages) < 2:
         return found
     own, first = stages[-2], stages[0]
-    found["text"] = sentence(changes(stages), limits, against=f"the {own.label}")
+    unseen = [each for each in limits if each.prompts == "test"] or limits  # validation prompts chose the policy
+    found["text"] = sentence(changes(stages), unseen, against=f"the {own.label}")
     if first is not own:
         text = changes_clause(changes(stages, first.name), f"the {first.label}")
         found["against_first"] = f"{text[:1].upper()}{text[1:]}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -59,6 +60,16 @@ def limit_findings(
             )
             found.append(finding)
     return found
+
+
+def validation_findings(limits: Sequence[LimitText], check: Mapping[str, Any] | None) -> list[LimitFinding]:
+    """What `align` recorded of each limit on validation prompts, for the policy that it kept.
+
+    check  `validation` of the result of its stage; None where no policy was validated
+    """
+    kept = {row["limit"]: row["value"] for row in (check or {}).get("limits", ()) if row["value"] is not None}
+    metrics = {PREFIX + name: Estimate(**value) for name, value in kept.items()}
+    return limit_findings(limits, metrics, prompts="validation")
 
 
 def label_of(limit: LimitText) -> str:
