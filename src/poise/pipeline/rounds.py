@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from poise.data.rollouts import read_comparison
+from poise.feedback.annotators import RuleAnnotator
 from poise.files import to_jsonable
 from poise.models.policy import Policy
-from poise.pipeline.alignment import FILLED
+from poise.pipeline.alignment import FILLED, align
+from poise.pipeline.limits import scorers_of, under_limits
+from poise.pipeline.safety import Material, calibrations_of, held_limits
+from poise.pipeline.scores import TrainedScoreModel
 from poise.plan.work import current_planner
 from poise.rollout.native import NativeEngine
 from poise.run import Run
+from poise.train.limit_text import LimitText
+from poise.train.objectives import Objective
 from poise.train.sharding import shard_engine
 from poise.types import Annotator, Dataset, Engine, Prompt, Sampling
+
+ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
 
 
 def collect_comparisons(
@@ -47,3 +56,43 @@ def collect_comparisons(
         verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]
         stage.finish({"rows": [to_jsonable(verdict) for verdict in verdicts], "left_out": len(pairs) - len(usable)})
     return Dataset(name=name, comparisons=tuple(read_comparison(row) for row in stage.result["rows"]))
+
+
+def align_in_rounds(
+    run: Run,
+    policy: Policy,
+    material: Material,
+    signal: TrainedScoreModel,
+    *,
+    objective: Callable[[], Objective] | Sequence[LimitText],
+    sampling: Sampling,
+    rounds: int = 1,
+    annotators: Sequence[Annotator] = ANNOTATORS,
+    seed: int = 0,
+    **options: Any,
+) -> TrainedScoreModel:
+    """Reinforcement learning in rounds of feedback; returns the training signal of the last.
+
+    Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
+    current policy to the next round's prompts, and reward and cost model learn anew with what they said.
+
+    objective  a fresh one for each round, or the limits under which the reward is maximised
+    options    further arguments of `align`
+    """
+    prompts, gathered = material.train_prompts, list[Dataset]()
+    limits = () if callable(objective) else tuple(objective)
+    for number in range(1, rounds + 1):
+        if number > 1:
+            signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
+        known = prompts[: max(1, len(prompts) * number // rounds)]
+        if limits:
+            limits = held_limits(limits, signal)
+            run.record_reading("limits", [each.record() for each in limits])
+        wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
+        options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
+        align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
+        if number < rounds:
+            asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
+            drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
+            gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
+    return signal

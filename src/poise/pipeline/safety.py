@@ -15,7 +15,6 @@ from poise.data import first_prompts, held_out, judges_harm, load, merge, split_
 from poise.errors import DataError, FeedbackError
 from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
-from poise.feedback.annotators import RuleAnnotator
 from poise.feedback.asking import ask
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import RefusalScorer
@@ -26,11 +25,9 @@ from poise.models.features import FeatureCache
 from poise.models.heads import COST, REWARD, ScoreModel
 from poise.models.load import Backbone
 from poise.models.policy import Policy
-from poise.pipeline.alignment import align
 from poise.pipeline.evaluation import FurtherMetric, evaluate
-from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of, under_limits
+from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to
 from poise.pipeline.model import feature_cache, start_model
-from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.sft import ADAPTER, sft_model
 from poise.pipeline.unseen_limits import limit_metrics
@@ -41,11 +38,9 @@ from poise.train import algorithms
 from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
-from poise.train.objectives import Objective
 from poise.train.score_model import evaluate_scores
-from poise.types import Annotator, Dataset, Engine, Estimate, Prompt, Rollout, Sampling
+from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling
 
-ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
@@ -220,46 +215,6 @@ def prepare(
     steps = {"supervised_steps": supervised_steps, "warmstart_steps": warmstart_steps}
     start = sft_model(run, backbone, splits["train"], longest_answer=longest_answer, seed=seed, **steps)
     return Material(splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, signal_spec=signal)
-
-
-def align_in_rounds(
-    run: Run,
-    policy: Policy,
-    material: Material,
-    signal: TrainedScoreModel,
-    *,
-    objective: Callable[[], Objective] | Sequence[LimitText],
-    sampling: Sampling,
-    rounds: int = 1,
-    annotators: Sequence[Annotator] = ANNOTATORS,
-    seed: int = 0,
-    **options: Any,
-) -> TrainedScoreModel:
-    """Reinforcement learning in rounds of feedback; returns the training signal of the last.
-
-    Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
-    current policy to the next round's prompts, and reward and cost model learn anew with what they said.
-
-    objective  a fresh one for each round, or the limits under which the reward is maximised
-    options    further arguments of `align`
-    """
-    prompts, gathered = material.train_prompts, list[Dataset]()
-    limits = () if callable(objective) else tuple(objective)
-    for number in range(1, rounds + 1):
-        if number > 1:
-            signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
-        known = prompts[: max(1, len(prompts) * number // rounds)]
-        if limits:
-            limits = held_limits(limits, signal)
-            run.record_reading("limits", [each.record() for each in limits])
-        wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
-        options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
-        align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
-        if number < rounds:
-            asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
-            drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
-            gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
-    return signal
 
 
 def samplings(response_tokens: int, temperature: float, seed: int) -> tuple[Sampling, Sampling]:

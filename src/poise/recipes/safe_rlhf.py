@@ -19,6 +19,7 @@ from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recip
 from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
 from poise.pipeline import safety
 from poise.pipeline.limits import LIMITS, cost_limit, read_limits
+from poise.pipeline.rounds import align_in_rounds
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.pipeline.stages import begin
@@ -124,7 +125,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     compared, curves = {"base": (base, base), "sft": (base, start)}.get(stage), []
     if compared is None:
         longest = begun.judged["sampling"].max_tokens
-        signal = safety.align_in_rounds(
+        signal = align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=begun.sampling,
             seed=seed, algorithm=given.record, samples_per_step=given.samples_per_step, engine=given.engine,
             optimisation=OptimizerSettings(

@@ -20,6 +20,7 @@ from poise.experiment.front import front_of
 from poise.experiment.safety import METRICS, NOTES, OVER_REFUSAL, Verdicts, safety_report, safety_trial
 from poise.pipeline import rivals, safety
 from poise.pipeline.limits import LIMITS, read_limits
+from poise.pipeline.rounds import align_in_rounds
 from poise.pipeline.settings import check
 from poise.pipeline.stages import begin
 from poise.run import Run
@@ -137,7 +138,7 @@ def trial(given: SimpleNamespace, method: rivals.Method, seed: int, part: Run) -
         rivals.learn_safe_dpo(part, begun, steps=given.preference_steps, seed=seed)
     elif final is None:
         signal = rivals.joint_signal(part, begun) if method.own == "joint" else begun.signal
-        safety.align_in_rounds(
+        align_in_rounds(
             part, begun.policy, begun.material, signal, objective=method.wanted, sampling=begun.sampling, seed=seed,
             algorithm=replace(method.algorithm or safety.ALGORITHMS["rloo"], kl_coef=given.kl_coef),
             samples_per_step=given.samples_per_step, optimisation=given.settings,
