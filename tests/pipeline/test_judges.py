@@ -14,7 +14,7 @@ from poise.evaluate.suite import score_completions
 from poise.models.heads import ScoreModel
 from poise.models.load import Backbone, load_backbone
 from poise.pipeline import judges
-from poise.pipeline.judges import harm_judge, judging
+from poise.pipeline.judges import harm_judge, harm_judge_if_rated, judging
 from poise.pipeline.scores import TrainedScoreModel
 from poise.run import Run
 from poise.types import Completion, Dataset, Prompt, Rating
@@ -85,6 +85,18 @@ def test_a_finished_judge_is_read_back_and_not_fitted_again(
 def test_a_judge_reads_all_that_may_be_said(run: Run, backbone: Backbone) -> None:
     assert harm_judge(run, backbone, ratings=rated(), name="short").model.max_response_tokens == judges.RATED_TOKENS
     assert harm_judge(run, backbone, ratings=rated(), name="long", longest_answer=500).model.max_response_tokens == 500
+
+
+def test_where_nobody_rated_anything_there_is_no_judge_and_that_is_said(
+    run: Run, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(judges, "are_there", lambda criterion: False)
+    assert harm_judge_if_rated(run, backbone) is None
+    assert "nobody has compared it with people. pip install --no-deps pyrit" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    monkeypatch.setattr(judges, "are_there", lambda criterion: True)
+    assert harm_judge_if_rated(run, backbone, ratings=rated()) is not None
 
 
 def test_one_judge_speaks_of_harm_and_another_of_help(run: Run, backbone: Backbone) -> None:

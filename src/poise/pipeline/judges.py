@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poise.data.human_rated import human_ratings
+from poise.data.human_rated import INSTALL, are_there, human_ratings
 from poise.feedback.selected import SelectedChannels
 from poise.functional.intervals import share
 from poise.functional.statistics import area_under_curve, expected_calibration_error
@@ -22,13 +22,19 @@ from poise.models.heads import Pooling, ScoreModel, load_score_model
 from poise.models.load import Backbone
 from poise.pipeline.scores import TrainedScoreModel
 from poise.plan.work import Planner, current_planner
+from poise.ranks import current
 from poise.run import Run
+from poise.text import say
 from poise.train.linear_fit import LinearFit, fit_linear, left_out, set_head
 from poise.types import Dataset, Estimate, Prompt, Rating, Scorer
 
 RATED_TOKENS = 400  # of a response whose harm people rated: the judge reads no less
 HARM_DEPTH = 2 / 3  # share of the layers below the head
 HARM_POOLING: Pooling = "mean+prompt"
+WITHOUT_RATINGS = (
+    "People's ratings of harm are not on this machine: harm is judged by a model of the same data as the training "
+    f"signal, and nobody has compared it with people. {INSTALL} brings the ratings"
+)
 HARMFUL = 0.5  # the rating from which people call an answer harmful
 _LEAST_OF_A_SIDE = 8  # harmful answers, and others, in a category that is left out
 _FIT_S = 10.0
@@ -79,6 +85,15 @@ def harm_judge(
         model.save_pretrained(stage.path / "model")
         stage.finish(result)
     return kept_judge(run, backbone, COST, name=name, cache=cache)
+
+
+def harm_judge_if_rated(run: Run, backbone: Backbone, **options: Any) -> TrainedScoreModel | None:
+    """`harm_judge` with its options where people's ratings are on this machine; else None, and says so aloud."""
+    if are_there("harm"):
+        return harm_judge(run, backbone, **options)
+    if current().is_main:
+        say(WITHOUT_RATINGS, error=True)
+    return None
 
 
 def judging(judge: TrainedScoreModel, harm: TrainedScoreModel) -> dict[str, Scorer]:
