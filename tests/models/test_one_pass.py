@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from poise.errors import ConfigError
 from poise.models import one_pass
 from poise.models.channels import REWARD, Channel
-from poise.models.heads import COST, ScoreModel
+from poise.models.heads import COST, ScoreModel, load_score_model
 from poise.models.load import Backbone, load_backbone
 from poise.models.one_pass import OnePass
 from poise.types import Completion, Prompt
@@ -78,3 +79,13 @@ def test_a_probability_lies_between_0_and_1_and_says_so(backbone: Backbone) -> N
     assert OnePass([model(backbone, channel, 1)]).bounds == {"refusal": (0.0, 1.0)}
     with pytest.raises(ConfigError, match="leave out bound"):
         Channel(name="refusal", is_probability=True, bound=1.0)
+
+
+def test_what_follows_the_opening_changes_no_score(backbone: Backbone, tmp_path: Path) -> None:
+    opens = model(backbone, REFUSAL, 2, pooling="mean+last+prompt")
+    opens.opening = 4
+    values = opens.values([Prompt.of("One?")] * 3, ["abcd", "abcd and on it goes", "abcx"])[:, 0].tolist()
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert abs(values[0] - values[2]) > 1e-4
+    opens.save_pretrained(tmp_path)
+    assert load_score_model(tmp_path, backbone=backbone).opening == 4

@@ -47,6 +47,7 @@ class ScoreModel(nn.Module):
     pooling "last"         the last response token
     pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
     pooling "mean+last+prompt"  the last response token besides: where the response has come to
+    opening                an attribute: how many tokens of a response are pooled, the first ones; None is all of them
     hidden                 width of a hidden layer in the head; 0 is a linear head
     cuts_prompts           a prompt longer than the window is read in its last turns; else an answer to it has no score
     cache                  keeps the features of rows that are asked for again; used where the backbone is frozen
@@ -54,6 +55,7 @@ class ScoreModel(nn.Module):
 
     feature_mean: Tensor
     feature_std: Tensor
+    opening: int | None = None
 
     def __init__(
         self,
@@ -138,9 +140,10 @@ class ScoreModel(nn.Module):
     def pool(self, rows: SharedRows) -> Tensor:
         """Pooled states [B, H] in fp32 of rows whose states are those after `depth` layers."""
         prompt = rows.prompt_ends().float()
-        inside = rows.response_mask[:, : rows.width]
+        places = torch.arange(rows.width, device=rows.response_mask.device)
+        inside = rows.response_mask[:, : rows.width] & (places < (rows.width if self.opening is None else self.opening))
         sizes = inside.sum(-1, keepdim=True)
-        last = torch.arange(rows.width, device=sizes.device) == last_index(inside)[:, None]
+        last = places == last_index(inside)[:, None]
         states = rows.known_states.responses.float()
 
         def average(tokens: Tensor) -> Tensor:
@@ -187,7 +190,7 @@ class ScoreModel(nn.Module):
             return self.pooled_all(rows, prompt_lengths)
         backbone = self.backbone[0]
         keys = [
-            row_key(backbone.checksum, backbone.dtype, self.depth, self.pooling, start, tuple(row))
+            row_key(backbone.checksum, backbone.dtype, self.depth, self.pooling, start, self._seen(row, start))
             for row, start in zip(rows, prompt_lengths, strict=True)
         ]
 
@@ -195,6 +198,10 @@ class ScoreModel(nn.Module):
             return self.pooled_all([rows[n] for n in numbers], [prompt_lengths[n] for n in numbers])
 
         return self.cache.get(keys, compute).to(backbone.device)
+
+    def _seen(self, row: Sequence[int], start: int) -> tuple[int, ...]:
+        """The tokens that features follow from: no later one reaches the opening."""
+        return tuple(row if self.opening is None else row[: start + self.opening])
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
@@ -265,6 +272,7 @@ class ScoreModel(nn.Module):
             "depth": self.depth,
             "pooling": self.pooling,
             "hidden": self.hidden,
+            "opening": self.opening,
             "max_prompt_tokens": self.renderer.max_prompt_tokens,
             "max_response_tokens": self.renderer.max_response_tokens,
             "cuts_prompts": self.reader.cuts_prompts,
@@ -321,6 +329,7 @@ def load_score_model(
         cuts_prompts=card.get("cuts_prompts", False),
         cache=cache,
     )
+    model.opening = card.get("opening")
     model.load_state_dict(load_file(folder / "score_head.safetensors"))
     if model.lora is not None:
         load_adapter(model.backbone[0].model, adapter, folder)

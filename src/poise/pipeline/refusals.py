@@ -29,6 +29,7 @@ from poise.types import Dataset, Estimate, Rating
 
 REFUSAL = Channel(name="refusal", higher_is_worse=True, is_probability=True)
 DEPTHS: Mapping[Use, float] = {"limit": 2 / 3, "evaluation": 0.73}  # shares of the layers below the head
+OPENING = 80  # tokens of an answer that are read: about as many words as are learned from
 _PARTLY = 0.5
 
 
@@ -68,6 +69,7 @@ def refusal_scorer(
         max_response_tokens=max(longest_answer, backbone.max_response_tokens),
         cache=cache,
     )
+    model.opening = OPENING
     if (planner := current_planner()) is not None:
         plan_reading(planner, planner.named(run, name), data.ratings, share=DEPTHS[use])
         return TrainedScoreModel(model=model, accuracy={}, rows=0)
