@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import poise
+from poise.cli import main
 from poise.errors import ConfigError, DataError
 from poise.experiment.planning import plan_stages
 from poise.files import read_json, read_jsonl_tolerant
@@ -41,6 +42,17 @@ def quick(folder: Path, **arguments: Any) -> tuple[Path, str]:
     return folder, printed.getvalue()
 
 
+def run_copy(folder: Path, *words: str) -> str:
+    """A quick run of a copy of the recipe in another folder; what it printed."""
+    mine, printed = str(folder.with_name("mine.py")), StringIO()
+    with redirect_stdout(printed):
+        for command in (["copy", "dpo", mine], ["run", mine, "--quick", *words, "--folder", str(folder)]):
+            with pytest.raises(SystemExit) as stop:
+                main(command)
+            assert not stop.value.code
+    return printed.getvalue()
+
+
 def updates(folder: Path, loss: str) -> list[dict[str, Any]]:
     rows = read_jsonl_tolerant(folder / f"{loss}-seed-0" / "metrics.jsonl")
     return [without_clocks(row) for row in rows if row["stage"] == "policy"]
@@ -52,8 +64,9 @@ def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One quick run of constrained DPO, which needs every part, beside plain DPO."""
-    return quick(tmp_path_factory.mktemp("runs") / "constrained", loss="constrained,dpo")
+    """One quick run, by a copy, of constrained DPO, which needs every part, beside plain DPO."""
+    folder = tmp_path_factory.mktemp("runs") / "constrained"
+    return folder, run_copy(folder, "--loss", "constrained,dpo")
 
 
 def test_the_summary_has_every_figure_and_is_the_last_printed_line(finished: tuple[Path, str]) -> None:

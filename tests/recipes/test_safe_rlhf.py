@@ -22,6 +22,7 @@ import torch
 
 import poise
 from poise.checksums import read_sealed
+from poise.cli import main
 from poise.data.rollouts import read_comparison
 from poise.errors import ConfigError, DataError, RunError
 from poise.files import read_json, read_jsonl_tolerant, to_jsonable
@@ -58,14 +59,26 @@ def quick(folder: Path, **arguments: Any) -> Finished:
     return Finished(folder, printed.getvalue())
 
 
+def run_copy(folder: Path, *words: str) -> str:
+    """A quick run of a copy of the recipe in another folder; what it printed."""
+    mine, printed = str(folder.with_name("mine.py")), StringIO()
+    with redirect_stdout(printed):
+        for command in (["copy", "safe-rlhf", mine], ["run", mine, "--quick", *words, "--folder", str(folder)]):
+            with pytest.raises(SystemExit) as stop:
+                main(command)
+            assert not stop.value.code
+    return printed.getvalue()
+
+
 def without_clocks(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in CLOCKS}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """One unbroken quick run, shared by the tests that only look at it."""
-    return quick(tmp_path_factory.mktemp("runs") / "unbroken")
+    """One unbroken quick run of a copy, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    return Finished(folder, run_copy(folder))
 
 
 SEVERAL = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusal@benign <= 0.05")

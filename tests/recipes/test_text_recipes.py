@@ -51,6 +51,14 @@ def test_its_page_has_every_arm_and_a_verdict_on_every_claim(quick):
     assert all(f"![{plot['title']}](" in page for plot in found["plots"])
 
 
+def test_an_area_under_a_curve_has_an_interval_over_the_rows_that_it_was_measured_on(quick):
+    name, run = quick
+    estimates = read_json(run / "results.json")["estimates"].values()
+    areas = [each for arm in estimates for metric, each in arm.items() if "_auc" in metric]
+    assert bool(areas) == (name == "ra-rlhf")
+    assert all(each["low"] < each["value"] < each["high"] and each["method"].startswith("AUC") for each in areas)
+
+
 def test_a_stopped_run_goes_on_with_the_next_update(tmp_path, monkeypatch):
     step_at, steps = on_policy.OnPolicyTrainer.step_at, []
 

@@ -62,7 +62,7 @@ METRICS = (
         for place, where in _PLACES.items()
         for reader, who in _READERS.items()
         for metric in (
-            Metric(name=f"{reader}_auc{place}", label=f"AUC of {who}, {where}", table=_CLASSIFIERS),
+            Metric(name=f"{reader}_auc{place}", label=f"AUC of {who}, {where}", over="facts", table=_CLASSIFIERS),
             Metric(
                 name=f"{reader}_accuracy{place}", label="accuracy", unit="share", over="prompts", table=_CLASSIFIERS
             ),
@@ -93,7 +93,7 @@ def continuation_trial(
     difficulty = list(classifiers.judge.value([prompt.text for prompt in prompts]))
     is_hard = hardest(difficulty, HARD)
     rewards = [rollout.scores.values["reward"] for rollout in rollouts]
-    aucs = {name: each.value for name, each in classifiers.validation_metrics.items() if "_auc" in name}
+    aucs = {name: each for name, each in classifiers.validation_metrics.items() if "_auc" in name}
     hits = {
         name: {str(i): float(hit) for i, hit in enumerate(every)} for name, every in classifiers.validation_hits.items()
     }
@@ -107,8 +107,8 @@ def continuation_trial(
             "distinct_2": distinct_estimate([each.text for each in said], 2).value,
             "tokens": float(np.mean([len(each.token_ids) for each in said])),
             "kl": sequence_kl(policy, rollouts, 1.0).value,
-            **(aucs if reports_classifiers else {}),
         },
+        facts=aucs if reports_classifiers else {},
         by_prompt=_by_prompt(rollouts, is_hard) | (hits if reports_classifiers else {}),
         curves={
             "hardest share": [100 * share for share in SHARES],
