@@ -88,7 +88,7 @@ SEVERAL = ("cost <= -0.2", "rate(cost) <= 0.02", "cvar0.5(cost) <= 0.5", "refusa
 def from_the_base(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Reinforcement alone, without demonstrations before it, under several limits."""
     folder = tmp_path_factory.mktemp("runs") / "from-the-base"
-    return quick(folder, limit=SEVERAL, algorithm="dr-grpo", warmstart_steps=0, average=0.0)
+    return quick(folder, limit=SEVERAL, algorithm="dr-grpo", warmstart_steps=0, average=0.0, validate_every=0)
 
 
 ALONE = {"arms": ("lagrangian",)}
@@ -204,11 +204,15 @@ def test_the_policy_loads_for_use(finished: Finished) -> None:
     assert any(bool(parameter.any()) for name, parameter in policy.parameters().items() if "lora_B" in name)
 
 
-def test_the_kept_policy_is_the_average_of_the_weights_and_another_setting_keeps_a_single_one(
-    finished: Finished, from_the_base: Finished
+def test_the_kept_policy_is_chosen_on_prompts_that_nothing_but_the_judge_learns_from(
+    finished: Finished, of_mean_cost: Finished, from_the_base: Finished
 ) -> None:
-    assert stage_result(finished.folder / MAIN / "policy-1")["kept"] == "average"
-    assert stage_result(from_the_base.folder / MAIN / "policy-1")["kept"] != "average"
+    kept = stage_result(finished.folder / MAIN / "policy-1")
+    assert kept["kept"] == "best on validation"
+    assert [each["limit"] for each in kept["validation"]["limits"]] == ["cost_rate_may_harm", "refusal_harmless"]
+    of_mean = stage_result(of_mean_cost.folder / MAIN / "policy-1")["validation"]["limits"]
+    assert [each["at_most"] for each in of_mean] == [-0.5]  # the limit, not what training holds
+    assert stage_result(from_the_base.folder / MAIN / "policy-1")["kept"] in ("last", "best feasible")
 
 
 def test_resuming_a_finished_run_redoes_nothing(finished: Finished) -> None:

@@ -86,8 +86,8 @@ NOTES = (
     "Stages: the base model; the SFT start, fine-tuned on demonstrations; the policy, which starts from it and is held "
     "to it. A difference is paired with the start of the same stage: the SFT start's with the base, a policy's with "
     "the SFT start.",
-    "The kept policy is the average of the weights over updates; without one it is the last, or the one with the "
-    "highest recent reward among those that met every limit.",
+    "The kept policy is an average of the weights over updates: the best one that meets every limit on prompts that "
+    "neither policy nor signal learn from, or the one that misses them least.",
 )
 CURVES = ("step", "reward", "cost", "multiplier", "kl", "sequence_kl", "entropy", "response_tokens", "logprob_gap")
 

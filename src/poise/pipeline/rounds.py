@@ -12,14 +12,15 @@ from poise.files import to_jsonable
 from poise.models.policy import Policy
 from poise.pipeline.alignment import FILLED, align
 from poise.pipeline.limits import scorers_of, under_limits
-from poise.pipeline.safety import Material, calibrations_of, held_limits
+from poise.pipeline.safety import Material, calibrations_of, held_limits, known_prompts
 from poise.pipeline.scores import TrainedScoreModel
 from poise.plan.work import current_planner
 from poise.rollout.native import NativeEngine
 from poise.run import Run
-from poise.train.limit_text import LimitText
+from poise.train.limit_text import LimitText, group_named
 from poise.train.objectives import Objective
 from poise.train.sharding import shard_engine
+from poise.train.validation import Validation
 from poise.types import Annotator, Dataset, Engine, Prompt, Sampling
 
 ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
@@ -69,6 +70,7 @@ def align_in_rounds(
     rounds: int = 1,
     annotators: Sequence[Annotator] = ANNOTATORS,
     seed: int = 0,
+    validate_every: int = 0,
     **options: Any,
 ) -> TrainedScoreModel:
     """Reinforcement learning in rounds of feedback; returns the training signal of the last.
@@ -76,8 +78,10 @@ def align_in_rounds(
     Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
     current policy to the next round's prompts, and reward and cost model learn anew with what they said.
 
-    objective  a fresh one for each round, or the limits under which the reward is maximised
-    options    further arguments of `align`
+    objective       a fresh one for each round, or the limits under which the reward is maximised
+    validate_every  updates between checks of these limits on the judge's prompts, which neither policy nor signal learn
+                    from; the policy that is kept is chosen there. 0: it is not
+    options         further arguments of `align`
     """
     prompts, gathered = material.train_prompts, list[Dataset]()
     limits = () if callable(objective) else tuple(objective)
@@ -88,6 +92,7 @@ def align_in_rounds(
         if limits:
             limits = held_limits(limits, signal)
             run.record_reading("limits", [each.record() for each in limits])
+            options["validate"] = validation_of(limits, signal, material, every=validate_every)
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
         align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
@@ -96,3 +101,18 @@ def align_in_rounds(
             drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
             gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
     return signal
+
+
+def validation_of(
+    limits: Sequence[LimitText], signal: TrainedScoreModel, material: Material, *, every: int
+) -> Validation | None:
+    """Checks of the limits, without a margin, on prompts that neither policy nor signal learn from.
+
+    None where none are wanted, or a limit speaks of prompts of which there are none.
+    """
+    prompts = known_prompts(material.splits["judge"]) if "judge" in material.splits else ()
+    groups = [group_named(each.group) for each in limits if each.group]
+    if not every or not prompts or not all(any(map(group.contains, prompts)) for group in groups):
+        return None
+    meant = under_limits([replace(each, margin=0.0) for each in limits], calibrations_of(signal.model)).limits
+    return Validation(prompts=prompts, every=every, limits=meant)

@@ -60,6 +60,7 @@ def safe_rlhf(
     temperature: float = 0.7,
     lr: float = 4e-4,
     average: float = 0.9,
+    validate_every: int = 10,
     kl_coef: float = 0.03,
     kl_per_token: bool = False,
     engine: str = "native",
@@ -88,6 +89,8 @@ def safe_rlhf(
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         average: how much of the average of the weights stays in each update; the average is the policy. 0: no average.
+        validate_every: updates between checks of the limits on prompts that nothing but the judge learns from; the
+            policy that is kept is the best one there that meets them. 0: it is the last average.
         kl_coef: weight of the KL penalty to the SFT start, per nat.
         kl_per_token: charge it in the loss, as a mean over tokens: the sum over a response favours short answers.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
@@ -97,7 +100,7 @@ def safe_rlhf(
         locals(),
         at_least_one=("rounds", "steps", "samples_per_step", "response_tokens"),
         above_zero=("temperature", "lr"),
-        not_negative=("supervised_steps", "warmstart_steps", "ptx_coef", "kl_coef", "margin"),
+        not_negative=("supervised_steps", "warmstart_steps", "ptx_coef", "kl_coef", "margin", "validate_every"),
     )
     limits, fine_tuned = read_limits(limit, margin=margin), supervised_steps + warmstart_steps > 0
     require_served(engine, fine_tuned=fine_tuned)
@@ -127,7 +130,8 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         longest = begun.judged["sampling"].max_tokens
         signal = align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=begun.sampling,
-            seed=seed, algorithm=given.record, samples_per_step=given.samples_per_step, engine=given.engine,
+            seed=seed, validate_every=given.validate_every, algorithm=given.record,
+            samples_per_step=given.samples_per_step, engine=given.engine,
             optimisation=OptimizerSettings(
                 lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef, average=given.averaged
             ),
