@@ -210,7 +210,7 @@ def test_a_stopped_run_says_how_to_continue_and_continues(tiny: Path, stop: sign
     (folder,) = Path("runs").iterdir()
     (line,) = (line for line in error.splitlines() if line.startswith("Stopped."))
     expected = f"poise run tiny.py --steps 3 --wait-s 0.5 --folder {folder}"
-    assert line == f"Stopped. Nothing finished is lost; continue with: {expected}"
+    assert line == f"Stopped. Finished stages are kept; continue with: {expected}"
     assert call(*shlex.split(expected)[1:]) == 0
     assert json.loads((folder / "summary.json").read_text())["steps"] == 3
 
@@ -300,7 +300,7 @@ def test_docstring_lines_become_help() -> None:
 
 def test_a_run_folder_stands_for_its_newest_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ModelError, match="holds no saved model yet"):
+    with pytest.raises(ModelError, match="has no saved model yet"):
         model_of(str(tmp_path))
     for age, name in ((100, "sft"), (10, "policy")):
         (tmp_path / name).mkdir()
@@ -417,7 +417,7 @@ def test_a_wrong_data_set_name_is_answered_with_the_closest(capsys: pytest.Captu
 
 def test_report_needs_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("report", str(tmp_path)) == 2
-    assert "holds no report.json" in capsys.readouterr().err
+    assert "has no report.json" in capsys.readouterr().err
     (tmp_path / "report.json").write_text("[1")
     assert call("report", str(tmp_path)) == 2
     assert "report.json is damaged" in capsys.readouterr().err

@@ -258,7 +258,7 @@ def test_a_record_of_another_version_is_refused(runs: dict[str, Path], tmp_path:
         record = json.loads((tmp_path / "run" / name).read_text())
         record["seal"]["version"] = 99
         (tmp_path / "run" / name).write_text(json.dumps(record))
-        with pytest.raises(RunError, match="written by another poise: its seal has version 99"):
+        with pytest.raises(RunError, match="written by another version of poise: its seal has version 99"):
             recipe(tmp_path / "run")
         shutil.rmtree(tmp_path / "run")
 

@@ -77,7 +77,7 @@ def test_the_refusal_shows_the_file_its_checksum_and_the_flag(
     told = capsys.readouterr().err
     checksum = sha256((received / "recipe.py").read_bytes()).hexdigest()
     assert (
-        f"received/recipe.py is code that came with the run, and would run with all your rights (sha256 {checksum}"
+        f"received/recipe.py is code stored in the run, and it would run with your permissions (sha256 {checksum}"
         in told
     )
     assert "--trust-recipe" in told
@@ -90,7 +90,7 @@ def test_help_of_a_received_recipe_is_read_from_its_source(received: Path, capsy
     assert call("run", "--from", "received", "--help") == 0
     told = capsys.readouterr().out
     assert "--steps  how far to count." in told
-    assert "has not been run for this help" in told
+    assert "was not executed for this help" in told
 
 
 def test_a_compiled_file_beside_the_recipe_is_never_run(received: Path) -> None:

@@ -242,7 +242,7 @@ def test_tensors_and_arrays_are_logged_as_numbers(tmp_path: Path) -> None:
 
 
 def test_a_metric_cannot_overwrite_the_names_of_its_line(tmp_path: Path) -> None:
-    with open_run(tmp_path) as run, pytest.raises(ConfigError, match=r"\['step'\] are names of the line itself"):
+    with open_run(tmp_path) as run, pytest.raises(ConfigError, match=r"\['step'\] are reserved names"):
         run.log("policy", 1, {"step": 4})
 
 
@@ -347,7 +347,7 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("poise.files.os.replace", refuse)
-    with pytest.raises(RunError, match=rf"permission denied\. Give yourself the right to write in {tmp_path}"):
+    with pytest.raises(RunError, match=rf"permission denied\. Give yourself write permission in {tmp_path}"):
         atomic_write(tmp_path / "a.txt", "x")
 
 

@@ -31,7 +31,7 @@ def private_cache() -> Path:
     private = Path(tempfile.gettempdir()) / f"poise-{os.geteuid()}"
     if further := _problem(private):
         raise ConfigError(f"{problem}, and {further}. {_REMEDY}")
-    _say_once(f"{problem}: what is made once for this machine goes to {private}. {_REMEDY}")
+    _say_once(f"{problem}: cached files for this machine go to {private}. {_REMEDY}")
     return private
 
 

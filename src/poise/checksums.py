@@ -63,7 +63,7 @@ def require_whole(folder: Path) -> None:
     for stage in (folder.resolve(), *folder.resolve().parents[:2]):
         if not (stage / STAGE_RECORD).exists() or not (stage.parent / "run.json").exists():
             continue
-        remedy = f"Restore it from a copy, or delete {stage} and repeat the run's command, which makes the stage again"
+        remedy = f"Restore it from a copy, or delete {stage} and repeat the run's command, which runs the stage again"
         _, seal = read_sealed(stage / STAGE_RECORD, remedy=remedy)
         inside = "/".join(folder.resolve().relative_to(stage).parts)
         names = [name for name in seal.get("files", {}) if not inside or name.startswith(f"{inside}/")]
@@ -76,7 +76,7 @@ def require_file(path: Path, expected: Mapping[str, Any], *, remedy: str) -> Non
     if not path.exists():
         raise RunError(f"{path} is missing. {remedy}")
     if not path.is_file():
-        raise RunError(f"{path} is a {'folder' if path.is_dir() else 'device'}, and was a file. {remedy}")
+        raise RunError(f"{path} is a {'folder' if path.is_dir() else 'device'}, but it was a file. {remedy}")
     try:
         found = facts_of(path)
     except OSError as error:
@@ -93,14 +93,14 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """
     for unit in ("rows", "bytes"):
         if found.get(unit) != expected.get(unit):
-            return f"it has {found.get(unit, 0)} {unit} and {expected.get(unit, 0)} were written"
-    return f"its contents are not those that were written (sha256 {str(expected.get('sha256'))[:12]}...)"
+            return f"it has {found.get(unit, 0)} {unit} but {expected.get(unit, 0)} were written"
+    return f"its contents have changed since they were written (sha256 {str(expected.get('sha256'))[:12]}...)"
 
 
 def sealed(content: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """The content as JSON holds it, with its own checksum and further facts under the key `seal`."""
     if SEAL in content:
-        raise RunError(f"the key {SEAL!r} is that of a file's own checksum: rename it")
+        raise RunError(f"the key {SEAL!r} is reserved for a file's checksum: rename it")
     plain: dict[str, Any] = json.loads(json.dumps({**content, SEAL: {"version": VERSION, **facts}}))
     plain[SEAL]["sha256"] = _digest(plain)
     return plain
@@ -119,14 +119,16 @@ def read_sealed(path: Path, *, remedy: str) -> tuple[dict[str, Any], dict[str, A
     content = read_json(path, remedy=remedy)
     seal = content.get(SEAL)
     if not isinstance(seal, dict) or not isinstance(seal.get("sha256"), str):
-        raise RunError(f"{path} carries no checksum: an earlier poise wrote it, or it was changed by hand. {remedy}")
+        raise RunError(
+            f"{path} has no checksum: it was written by an earlier version of poise, or changed by hand. {remedy}"
+        )
     if seal.get("version") != VERSION:
         raise RunError(
-            f"{path} was written by another poise: its seal has version {seal.get('version')!r}, "
-            f"and this one reads {VERSION}. {remedy}"
+            f"{path} was written by another version of poise: its seal has version {seal.get('version')!r}, "
+            f"and this version reads {VERSION}. {remedy}"
         )
     if _digest({**content, SEAL: {name: fact for name, fact in seal.items() if name != "sha256"}}) != seal["sha256"]:
-        raise RunError(f"{path} is damaged: its contents are not those that were written. {remedy}")
+        raise RunError(f"{path} is damaged: its contents have changed since they were written. {remedy}")
     return {name: value for name, value in content.items() if name != SEAL}, seal
 
 

@@ -33,11 +33,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POISE_CACHE") or Path.home() / ".cache" / "poise")
 
 
-_BROKEN_LINE = "Restore the file from a copy, or delete this line and the folder of its stage, which is then made again"
-_INTACT = "The file as it was before and the last checkpoint are intact: repeat the same command to continue."
+_BROKEN_LINE = "Restore the file from a copy, or delete this line and the folder of its stage, which then runs again"
+_INTACT = "The previous file and the last checkpoint are intact: repeat the same command to continue."
 _DISK_FULL = "{free:.2f} GiB are free. Free some space (`du -sh runs/*` shows the largest runs)"
-_NOT_ALLOWED = "Give yourself the right to write in {folder}, or choose another --folder"
-_IN_THE_WAY = "Something else has the name of a file or a folder of the run: move it away, or choose another --folder"
+_NOT_ALLOWED = "Give yourself write permission in {folder}, or choose another --folder"
+_IN_THE_WAY = "Another file has the name of a file or folder of the run: move it away, or choose another --folder"
 _WAYS_OUT = {
     errno.ENOSPC: _DISK_FULL,
     errno.EDQUOT: _DISK_FULL,
@@ -99,7 +99,7 @@ def lines_of(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 raise RunError(f"{path}:{number} is not JSON: {line[:80]!r}. {_BROKEN_LINE}") from error
             continue
         if not isinstance(row, dict):
-            raise RunError(f"{path}:{number} is no JSON object: {line[:80]!r}. {_BROKEN_LINE}")
+            raise RunError(f"{path}:{number} is not a JSON object: {line[:80]!r}. {_BROKEN_LINE}")
         yield line + b"\n", row
 
 
@@ -113,7 +113,7 @@ def read_json(path: Path, *, remedy: str = "") -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {reason_of(error)}. {remedy}") from error
     if not isinstance(found, dict):
-        raise RunError(f"{path} is damaged: it holds a {type(found).__name__} and no JSON object. {remedy}")
+        raise RunError(f"{path} is damaged: expected a JSON object, found a {type(found).__name__}. {remedy}")
     return found
 
 

@@ -51,9 +51,11 @@ class Endpoint:
         except ValueError:  # such as a port that is no number
             usable = False
         if not usable or parts.query or parts.fragment or not self.url.isprintable() or " " in self.url:
-            raise ConfigError(f"{shown!r} is not the address of a server: write http://HOST:PORT or https://HOST")
+            raise ConfigError(f"{shown!r} is not a server address: write http://HOST:PORT or https://HOST")
         if HIDDEN in parts.netloc:
-            raise ConfigError(f"{shown!r} has {HIDDEN} for its password, which is not recorded: give the whole address")
+            raise ConfigError(
+                f"{shown!r} has {HIDDEN} instead of its password, which is never recorded: give the full address"
+            )
         check_token(self.token)
         if (
             self.concurrency < 1
@@ -78,8 +80,8 @@ def check_token(token: str) -> None:
     for place, character in enumerate(token, start=1):
         if not " " <= character <= "~" or (character == " " and place in (1, len(token))):
             raise ConfigError(
-                f"character {place} of the token is U+{ord(character):04X}: a token is made of visible ASCII "
-                "characters, without line breaks, and no blank at its ends"
+                f"character {place} of the token is U+{ord(character):04X}: a token consists of visible ASCII "
+                "characters, without line breaks or spaces at its ends"
             )
 
 
@@ -251,7 +253,7 @@ async def _attempt(client: Any, endpoint: Endpoint, request: Request, read: Call
     try:
         content = None if request.body is None else json.dumps(request.body, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestFailed(f"a question that JSON cannot hold ({error})", retry=False) from error
+        raise RequestFailed(f"a request that cannot be written as JSON ({error})", retry=False) from error
     try:
         async with (
             asyncio.timeout(endpoint.seconds),
@@ -310,7 +312,7 @@ async def _bounded(response: Any, limit: int) -> bytes:
             raise RequestFailed(f"an answer that cannot be read ({error})", answered=True) from error
         if len(found) > limit:
             raise RequestFailed(
-                f"an answer of more than {limit / 2**20:g} MiB, of which nothing is kept", answered=True, retry=False
+                f"an answer of more than {limit / 2**20:g} MiB, which was discarded", answered=True, retry=False
             )
     return bytes(found)
 
@@ -349,7 +351,7 @@ def _httpx() -> Any:
     try:
         import httpx2
     except ImportError as error:
-        raise ConfigError("servers are asked through the package httpx2: pip install 'poise[serve]'") from error
+        raise ConfigError("requests to servers need the package httpx2: pip install 'poise[serve]'") from error
     return httpx2
 
 
@@ -357,5 +359,5 @@ def _tenacity() -> Any:
     try:
         import tenacity
     except ImportError as error:
-        raise ConfigError("requests are repeated by the package tenacity: pip install 'poise[serve]'") from error
+        raise ConfigError("retries need the package tenacity: pip install 'poise[serve]'") from error
     return tenacity

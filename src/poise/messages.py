@@ -80,8 +80,8 @@ def text_only(messages: Iterable[Message]) -> list[Message]:
         if others:
             kind = others[0].get("type") if isinstance(others[0], Mapping) else type(others[0]).__name__
             raise DataError(
-                f"turn {number}, of role {message['role']!r}, has a part of type {kind!r}, and this model reads text "
-                "alone: give the conversation to a server whose model takes it, or leave the row out"
+                f"turn {number}, of role {message['role']!r}, has a part of type {kind!r}, but this model reads "
+                "only text: use a server whose model supports it, or remove the row"
             )
         found.append({**message, "content": text_of(message)})
     return found

@@ -75,7 +75,7 @@ RECIPE_FILE: ContextVar[Path | None] = ContextVar("RECIPE_FILE", default=None)  
 
 _SAVE_EVERY_S = 60.0
 _NO_OUTPUTS = {*OF_ANY_START, *LOGS}
-_LINES_REMEDY = "Restore the file from a copy, or begin another run with a --folder of its own"
+_LINES_REMEDY = "Restore the file from a copy, or start a new run with another --folder"
 
 
 class Run:
@@ -253,7 +253,7 @@ class Run:
         if before is not None and checksums(before) != checksums(now):
             raise RunError(
                 f"{what} {name!r} changed since run {self.path} began: {difference_of(before, now)}. "
-                "Restore the files, or begin a new run with another --folder"
+                "Restore the files, or start a new run with another --folder"
             )
         self._record[kind][name] = now
         self.save()
@@ -271,9 +271,7 @@ class Run:
         """Append one line to metrics.jsonl; NaN and infinities become null and are named under "non_finite"."""
         values = to_jsonable(metrics)
         if reserved := {"stage", "step", "time", "non_finite"} & values.keys():
-            raise ConfigError(
-                f"metrics of stage {stage!r}: {sorted(reserved)} are names of the line itself; rename them"
-            )
+            raise ConfigError(f"metrics of stage {stage!r}: {sorted(reserved)} are reserved names; rename them")
         row = {"stage": stage, "step": int(step), "time": now(), **values}
         lost = [name for name, value in metrics.items() if value is not None and values[str(name)] is None]
         self._append("metrics.jsonl", stage, row | ({"non_finite": lost} if lost else {}))
@@ -299,7 +297,7 @@ class Run:
         """Raise RunError unless the stage's first lines are those of which `self.logs.logged` said this before."""
         if current().is_main:
             remedy = (
-                f"Restore it from a copy, or delete {self.path / stage}: the same command then makes the stage again"
+                f"Restore it from a copy, or delete {self.path / stage}: the same command then runs the stage again"
             )
             self.logs.require(stage, logged, remedy=remedy, and_more=True)
 

@@ -104,7 +104,8 @@ class RunLogs:
         for number, (line, row) in enumerate(lines_of(path), start=1):
             if not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
                 raise RunError(
-                    f"{path}, line {number}, is not of a run: it names no stage and step. Restore the file from a copy"
+                    f"{path}, line {number}, does not belong to a run: it has no stage and step. Restore the file "
+                    "from a copy"
                 )
             yield line, row
 

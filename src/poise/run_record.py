@@ -19,7 +19,7 @@ from poise.provenance import git_commit, machine, package_versions, poise_commit
 from poise.run_folder import RECIPE, RECORD
 from poise.text import hide_passwords
 
-_REMEDY = "Restore it from a copy; without it the run cannot go on: begin another with a --folder of its own"
+_REMEDY = "Restore it from a copy; without it the run cannot continue: start a new one with another --folder"
 _KINDS = {"recipe": str, "arguments": dict, "sources": dict, "data": dict, "sessions": list}
 
 
@@ -60,9 +60,9 @@ def require_same(path: Path, record: Mapping[str, Any], recipe: str, arguments: 
     if lines:
         raise RunError(
             "\n".join([f"run {path} was made with other arguments:", *lines])
-            + f"\nTo continue it as it was: poise run --from {path}/run.json --folder {path}"
+            + f"\nTo continue it unchanged: poise run --from {path}/run.json --folder {path}"
             + (" --trust-recipe" if (path / RECIPE).exists() else "")
-            + f"\nTo begin another run: choose another --folder, or delete {path}"
+            + f"\nTo start a new run: choose another --folder, or delete {path}"
         )
 
 

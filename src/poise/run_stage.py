@@ -15,7 +15,7 @@ from poise.ranks import current
 from poise.run_logs import RunLogs
 
 _NOT_READ_AGAIN = ("checkpoints", "adapters", STAGE_RECORD)  # by a stage that is finished: they may be deleted
-STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then makes the stage again"
+STAGE_REMEDY = "Restore it from a copy, or delete {place}: the same command then runs the stage again"
 
 
 class Staged(Protocol):
@@ -51,7 +51,7 @@ class Stage:
     def result(self) -> dict[str, Any]:
         """What the stage was finished with."""
         if (found := self._recorded()) is None:
-            raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: ask `finished` first")
+            raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: check `finished` first")
         return copy.deepcopy(found)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Stage:
         result, seal = read_sealed(path, remedy=STAGE_REMEDY.format(place=path))
         remedy = STAGE_REMEDY.format(place=self.path)
         if (made_as := seal.get("stage", self.name)) != self.name:
-            raise RunError(f"{path} is damaged: it is the record of stage {made_as!r}. {remedy}")
+            raise RunError(f"{path} is damaged: it belongs to stage {made_as!r}. {remedy}")
         require_facts(self.path, seal["files"], remedy=remedy)
         self.run.logs.require(self.name, seal["logged"], remedy=remedy, and_more=False)
         return result

@@ -84,7 +84,7 @@ def test_a_template_that_writes_earlier_turns_otherwise_is_refused_for_every_tur
     rewritten = HERMES.replace(
         "<|im_start|>{{ m.role }}", "{{ loop.length if loop.length > 3 }}<|im_start|>{{ m.role }}"
     )
-    with pytest.raises(DataError, match=r"mine\.jsonl:3.*writes a conversation otherwise"):
+    with pytest.raises(DataError, match=r"mine\.jsonl:3.*renders a conversation differently"):
         renderer_of(rewritten).encode_every_turn(prompt, "So.")
 
 
@@ -151,7 +151,7 @@ def test_parts_of_text_are_the_text_and_others_are_refused_with_the_row():
     seen = Prompt.of([{"role": "user", "content": [*parts, {"type": "image", "url": "a.png"}]}], line="mine.jsonl:2")
     assert seen.id != whole.id and seen.text == "What is it?[image]"
     for kind in (ChatRenderer, TextRenderer):
-        with pytest.raises((DataError, ModelError), match=r"mine\.jsonl:2.*'image'.*reads text alone"):
+        with pytest.raises((DataError, ModelError), match=r"mine\.jsonl:2.*'image'.*reads only text"):
             renderer_of(kind=kind).encode(seen, "A cat.")
 
 

@@ -161,5 +161,5 @@ def test_a_starter_set_that_is_not_installed_names_what_is_missing(monkeypatch, 
     from poise.data import locate
 
     monkeypatch.setattr(locate.resources, "files", lambda _: tmp_path)
-    with pytest.raises(DataError, match=r"starter: starter\.jsonl is missing .* Install poise again"):
+    with pytest.raises(DataError, match=r"starter: starter\.jsonl is missing .* Reinstall poise"):
         load("starter")

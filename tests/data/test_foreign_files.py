@@ -93,10 +93,10 @@ LATIN = json.dumps([PAIR | {"chosen": "Caf\u00e9"}] * 6, ensure_ascii=False).enc
         (TEXT.encode("utf-16-be"), "UTF-16BE, without the mark"),
         (TEXT.encode("utf-16")[:-1], "mark of UTF-16"),
         (LATIN, "0xe9, which is '\u00e9' in Latin-1"),
-        (bytes(range(256)) * 40, "no text but binary"),
+        (bytes(range(256)) * 40, "binary, not text"),
         (b"PAR1" + bytes(40), "a Parquet file"),
-        (gzip.compress(TEXT.encode())[:-20], "not a whole gzip file"),
-        (b"\x1f\x8b\x08\x00" + b"\x55" * 60, "not a whole gzip file"),
+        (gzip.compress(TEXT.encode())[:-20], "not a complete gzip file"),
+        (b"\x1f\x8b\x08\x00" + b"\x55" * 60, "not a complete gzip file"),
         (gzip.compress(zipped(TEXT.encode())), "zip archive"),
     ],
 )  # fmt: skip
@@ -252,7 +252,7 @@ def test_an_own_path_that_is_missing_is_not_looked_for_on_the_hub(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("runs/pairs", "data/pairs.jsonl", "data/pairs.csv.gz"):
-        with pytest.raises(DataError, match="no file or folder of this path"):
+        with pytest.raises(DataError, match="no file or folder with this path"):
             load(name)
 
 

@@ -120,10 +120,10 @@ def test_a_choice_can_be_turned_by_naming_its_columns(write_rows):
     ("columns", "error", "message"),
     [
         ("promt=question", ConfigError, "Did you mean prompt"),
-        ("prompt", ConfigError, "is not OURS=YOURS"),
+        ("prompt", ConfigError, "is not of the form OURS=YOURS"),
         ("prompt=question,prompt=better", ConfigError, "prompt is given twice"),
         ("prompt=question,chosen=question", ConfigError, "question is used twice"),
-        ("{broken", ConfigError, "begin like a JSON object"),
+        ("{broken", ConfigError, "look like a JSON object"),
         (
             "prompt=asked,chosen=better,rejected=worse",
             DataError,

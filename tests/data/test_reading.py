@@ -71,7 +71,7 @@ def test_a_split_is_read_from_a_whole_word_of_the_name(tmp_path, name, split):
         ("a.json", b"[1,", "is not JSON"),
         ("a.csv", b"prompt\n\xff\n", "is not UTF-8"),
         ("a.parquet", b"PAR1", "is not a Parquet file"),
-        ("a.jsonl.gz", b"plain", "is not a whole gzip file"),
+        ("a.jsonl.gz", b"plain", "is not a complete gzip file"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path, name, content, message):

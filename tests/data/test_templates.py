@@ -348,7 +348,7 @@ def test_a_conversation_that_a_template_refuses_names_its_row_and_what_to_do(nam
         roles = ("system", "user", "user")
     messages: list[Message] = [{"role": role, "content": "Hello"} for role in roles]
     prompt = Prompt.of(messages, line="mine.jsonl:7")
-    with pytest.raises(DataError, match=f"turns {', '.join(roles)}: .*leave them out"):
+    with pytest.raises(DataError, match=f"turns {', '.join(roles)}: .*remove these rows"):
         RENDERERS[name].prompt_ids(messages)
     with pytest.raises(DataError, match=r"1 prompts cannot be rendered, the first mine\.jsonl:7"):
         RENDERERS[name].check([Prompt.of("Hello"), prompt])

@@ -80,12 +80,12 @@ def test_turns_of_weight_0_are_passed_over(read):
         ({"messages": [USER, {"role": "assistant", "tool_calls": []}, USER, ANSWER]}, "content"),
         ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "should be a list of tools"),
         ({"messages": [USER, ANSWER], "tools": "add"}, "as JSON text"),
-        ({"messages": [USER, calling(call())], "label": True}, "only a demonstration can hold calls"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "refers to an image"),
+        ({"messages": [USER, calling(call())], "label": True}, "only a demonstration can contain"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "image reference"),
         ({"messages": [{"role": "user", "content": []}, ANSWER]}, "should be text, or parts"),
         ({"messages": [{"role": "user", "content": [{"text": "Hi"}]}, ANSWER]}, "should be text, or parts"),
-        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image", "url": "a"}]}]}, "reads text alone"),
-        ({"prompt": [USER], "chosen": [calling(call())], "rejected": [ANSWER]}, "only a demonstration can hold calls"),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image", "url": "a"}]}]}, "reads only text"),
+        ({"prompt": [USER], "chosen": [calling(call())], "rejected": [ANSWER]}, "only a demonstration can contain"),
     ],
 )
 def test_rows_that_cannot_be_kept_are_bad_rows_with_their_reason(write_rows, row, reason):

@@ -178,7 +178,7 @@ def test_the_record_says_what_was_run():
 
 
 def test_a_stale_policy_is_refused():
-    with pytest.raises(EngineError, match=r"version \[0\], asked was 3"):
+    with pytest.raises(EngineError, match=r"version \[0\], expected 3"):
         run(policy_version=3)
 
 
@@ -227,7 +227,7 @@ def test_a_suite_names_its_sampling_its_scorers_and_metrics_of_its_own():
     assert found.metrics.keys() == {*refusals(run().rollouts), "shouting"}
     assert found.metrics["shouting"].n == 10
     assert found.provenance["metrics"] == ["refusals", "shouts"]
-    with pytest.raises(ConfigError, match="does not say how to sample"):
+    with pytest.raises(ConfigError, match="has no sampling settings"):
         run_suite(Suite(name="mute", prompts=PROMPTS), engine=Canned(), model_name="canned")
     with pytest.raises(ConfigError, match="two sets of metrics give shouting"):
         measure(run().rollouts, (shouts, shouts))

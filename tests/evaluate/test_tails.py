@@ -58,7 +58,7 @@ def test_the_hardest_prompts_are_those_with_the_lowest_scores_and_their_ties():
 def test_the_quantile_curve_ends_at_the_mean_and_ranks_by_the_prompt():
     prompts, rewards = [5.0, 1.0, 3.0, 2.0], [0.0, 4.0, 2.0, 8.0]
     assert quantile_curve(prompts, rewards, [0.25, 0.5, 1.0]) == [4.0, 6.0, 3.5]
-    with pytest.raises(DataError, match="a reward for each prompt"):
+    with pytest.raises(DataError, match="one reward per prompt"):
         quantile_curve(prompts, rewards[:2], [1.0])
 
 

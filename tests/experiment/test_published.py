@@ -82,11 +82,11 @@ def test_a_recipe_is_listed_with_what_was_measured_and_planned_by_it(name, capsy
         main(["plan", name, "--seeds", "2"])
     planned = capsys.readouterr().out
     if "model" in load_recipe(find_recipe(name)).resolve({})[0]:
-        assert "An estimate: nothing of it has run" in planned  # by stages, tests/plan has more
+        assert "This is an estimate, not a measurement" in planned  # by stages, tests/plan has more
         return
     assert " x 2 seeds = " in planned
     if found is None:
-        assert "No published run says" in planned
+        assert "No published run has" in planned
     else:
         assert f"docs/results/{name}.md" in listed
         assert f"took {found['made']['seconds_per_trial']:.1f} s" in planned

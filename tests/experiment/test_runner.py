@@ -79,8 +79,8 @@ def test_one_number_is_how_many_seeds_and_several_are_which(mine, words, seeds):
     ("words", "message"),
     [
         (["--arms", "great"], "no arm great: there are fair, good, bad"),
-        (["--seeds", "0"], "give how many, at least 1"),
-        (["--seeds", "1,1"], "different ones"),
+        (["--seeds", "0"], "give a number of at least 1"),
+        (["--seeds", "1,1"], "different seeds"),
         (["--output", "page.html"], "ends in .md (the page) or in .json"),
     ],
 )

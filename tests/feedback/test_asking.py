@@ -95,7 +95,7 @@ def test_too_few_or_too_many_scores_are_an_error_that_names_the_scorer_and_both_
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_that_is_no_list_is_an_error(answer):
-    with pytest.raises(FeedbackError, match=r"'Giving' gave .*list of Scores is due"):
+    with pytest.raises(FeedbackError, match=r"'Giving' gave .*expected a list of Scores"):
         ask(Giving(answer), PROMPTS, COMPLETIONS)
 
 
@@ -141,7 +141,7 @@ def test_scores_without_end_are_an_error_and_a_coroutine_is_no_list(recwarn):
 
     with pytest.raises(FeedbackError, match="gave more than 3 scores for 3 completions"):
         ask(Giving(endless()), PROMPTS, COMPLETIONS)
-    with pytest.raises(FeedbackError, match=r"coroutine.*list of Scores is due"):
+    with pytest.raises(FeedbackError, match=r"coroutine.*expected a list of Scores"):
         ask(Giving(scores()), PROMPTS, COMPLETIONS)
     assert not recwarn.list
 
@@ -162,7 +162,7 @@ def test_scores_without_end_are_an_error_and_a_coroutine_is_no_list(recwarn):
     ids=lambda value: type(value).__name__,
 )
 def test_an_answer_that_is_no_record_of_scores_is_an_error(row):
-    with pytest.raises(FeedbackError, match="'Giving': 3 of 3 answers are no Scores"):
+    with pytest.raises(FeedbackError, match="'Giving': 3 of 3 answers are not Scores"):
         ask(Giving([row] * 3), PROMPTS, COMPLETIONS)
 
 
@@ -187,7 +187,7 @@ def test_where_one_scorer_has_no_value_the_others_are_kept_and_it_is_said_who_ha
 
 def test_two_scorers_that_fill_one_channel_are_an_error_that_names_both():
     one = Scores(values={"reward": 0.0})
-    with pytest.raises(ConfigError, match=r"'second' fills \['reward'\], which another one fills \(first\)"):
+    with pytest.raises(ConfigError, match=r"'second' fills \['reward'\], which another scorer also fills \(first\)"):
         merged([("first", one), ("second", one)])
 
 

@@ -137,7 +137,7 @@ def test_without_a_token_only_the_health_is_told():
             assert json.load(answer) == {"status": "ok", "source": "RefusalScorer", "channels": {"refusal": True}}
         assert post(server, b"{}", token="")[0] == 401
         assert post(server, b"{}", path="/other")[0] == 404
-    with pytest.raises(ConfigError, match="served with a token"):
+    with pytest.raises(ConfigError, match="needs a token"):
         ScorerServer(RefusalScorer(), {}, token="")
 
 
@@ -204,7 +204,7 @@ def nested(depth):
         ({"values": nested(300)}, "a score that cannot be read"),
         (["reward", 1.0], "the record: Input should be"),
         ("reward", "the record: Input should be"),
-        (None, "0 scores for 1 response: one each is due"),  # the record is missing
+        (None, "0 scores for 1 response: expected one"),  # the record is missing
     ],
     ids=lambda value: None if isinstance(value, str) else repr(value)[:50],
 )

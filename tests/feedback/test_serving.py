@@ -384,4 +384,4 @@ def test_a_scorer_behind_a_server_reads_tools_and_scores_no_image():
         prompts = [with_tools, image]
         found = scorer.score(prompts, [Completion(prompt_id=prompt.id, text="Four.") for prompt in prompts])
     assert found[0].values == {"reward": 1.0} and [prompt.id for prompt in seen] == [with_tools.id]
-    assert not found[1].values and "reads text alone" in found[1].unscorable
+    assert not found[1].values and "reads only text" in found[1].unscorable

@@ -50,7 +50,7 @@ def test_labels_of_one_kind_teach_nothing():
 
 
 def test_texts_that_share_no_word_are_an_error_that_says_so():
-    with pytest.raises(DataError, match="no word stands in two of the 2 texts"):
+    with pytest.raises(DataError, match="no word occurs in two of the 2 texts"):
         WordClassifier.fit(["one", "other"], [True, False])
 
 

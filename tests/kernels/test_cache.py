@@ -88,7 +88,7 @@ def test_a_folder_that_others_can_write_holds_no_code(
     assert Path(found.library._name).parent == private
     assert not list((tmp_path / "cache").iterdir())
     told = capsys.readouterr().err
-    assert f"others can write to {tmp_path / 'cache'}: what is made once for this machine goes to {private}" in told
+    assert f"others can write to {tmp_path / 'cache'}: cached files for this machine go to {private}" in told
     assert "Set POISE_CACHE" in told
 
 

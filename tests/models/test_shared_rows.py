@@ -119,7 +119,7 @@ def test_buckets_hold_every_row_once_and_only_a_single_row_may_exceed_the_budget
 def test_a_row_beyond_the_context_or_the_embedding_is_named_with_what_to_do(family):
     decoder = Decoder(model_with(family, FEATURES[family]))
     rows = SharedRows.of_lists([[5, 6, 7], [5] * 65], [2, 60])
-    with pytest.raises(DataError, match=r"row 1 of 2 has 65 tokens, 60 of them.* and the model reads 64: lower"):
+    with pytest.raises(DataError, match=r"row 1 of 2 has 65 tokens, 60 of them.* but the model reads 64: lower"):
         run_shared(decoder, rows)
     run_shared(decoder, SharedRows.of_lists([[5] * 64], [60]))
     with pytest.raises(DataError, match=r"response 0 of 1 has the token 260, and the model's embedding has 260"):

@@ -26,7 +26,7 @@ def change(file, **fields):
 def test_weights_in_pickles_are_not_read(folder):
     torch.save(tiny_model("random:llama").state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="weights as pickles, which are not read"):
+    with pytest.raises(ModelError, match="weights as pickles, which poise does not read"):
         load_backbone(str(folder))
 
 
@@ -48,7 +48,7 @@ def test_a_tokenizer_of_tokens_that_have_no_weights_is_refused_when_they_may_be_
     else:
         tokenizer.add_tokens(["word"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"weights for 260 tokens, and its tokenizer knows 261: 1 tokens"):
+    with pytest.raises(ModelError, match=r"weights for 260 tokens, but its tokenizer has 261: 1 tokens"):
         load_backbone(str(folder))
 
 
@@ -90,5 +90,5 @@ def test_whatever_transformers_raises_of_a_configuration_is_an_error_in_one_para
 def test_a_window_in_which_no_token_sees_itself_is_refused():
     from transformers import MistralConfig
 
-    with pytest.raises(ModelError, match="sliding_window=0 lets no token see itself"):
+    with pytest.raises(ModelError, match="sliding_window=0 is too small"):
         windows_of(MistralConfig(num_hidden_layers=2, sliding_window=0))

@@ -42,7 +42,7 @@ def test_a_rule_of_the_logits_that_is_not_read_is_found(family, monkeypatch):
 
 def test_attention_that_looks_ahead_is_refused():
     features = FEATURES["gemma3_text"] | {"use_bidirectional_attention": True}
-    with pytest.raises(ModelError, match="asks for something that is not supported"):
+    with pytest.raises(ModelError, match="uses an unsupported feature"):
         verify_layers(model_with("gemma3_text", features))
 
 

@@ -168,7 +168,7 @@ def test_every_loss_can_be_named_and_made() -> None:
     ("arguments", "message"),
     [
         ({"loss": "ppo"}, "no loss 'ppo': choose dpo, cdpo"),
-        ({"loss": "dpo,dpo"}, "loss is dpo,dpo: give at least one, and none twice"),
+        ({"loss": "dpo,dpo"}, "loss is dpo,dpo: give at least one, without duplicates"),
         ({"criterion": "kind"}, "no criterion 'kind': choose helpful"),
         ({"beta": -0.1}, "beta is -0.1"),
         ({"loss": "constrained", "limit": -1.2}, "limit is -1.2.*between -1 and 1, so that no policy meets it"),
@@ -223,7 +223,7 @@ def test_unpaired_verdicts_are_learned_by_kto_and_refused_by_losses_of_pairs(tmp
     assert json.loads(printed.splitlines()[-1])["reward_accuracy"]["n"] > 1
     (*_, last) = updates(folder, "kto")
     assert last["chosen_drift"] > last["rejected_drift"]
-    with pytest.raises(DataError, match="judged one by one there, which --loss kto learns from"):
+    with pytest.raises(DataError, match="judged one by one, which only --loss kto can learn from"):
         quick(tmp_path / "pairs", data=data)
 
 

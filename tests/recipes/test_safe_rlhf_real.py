@@ -157,8 +157,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(copied: Path, results: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seeds": ()}, "give how many, at least 1"),
-        ({"seeds": (1, 1)}, "different ones"),
+        ({"seeds": ()}, "give a number of at least 1"),
+        ({"seeds": (1, 1)}, "different seeds"),
         ({"arms": ("lagrangian", "kindness")}, "kindness"),
         ({"data": "kindness"}, "data is 'kindness': choose published, starter"),
         ({"algorithm": "gropo"}, "no algorithm 'gropo': did you mean 'grpo'"),

@@ -123,7 +123,7 @@ def test_what_judges_are_worth_stands_on_the_page_once_for_each_set(quick):
         (ra_rlhf, {"reward": "loss"}, "reward is 'loss'"),
         (ra_rlhf, {"rank_by": "token"}, "rank_by is 'token'"),
         (ra_rlhf, {"steps": 0}, "steps is 0"),
-        (ra_rlhf, {"seeds": (1, 1)}, "different ones"),
+        (ra_rlhf, {"seeds": (1, 1)}, "different seeds"),
         (ra_rlhf, {"tasks": ()}, "tasks are"),
         (ra_rlhf, {"tasks": ("imdb",)}, "no 'imdb'; choose imdb-gen"),
         (ra_rlhf, {"evaluated": 5}, "evaluated is 5: it must be at least 10"),

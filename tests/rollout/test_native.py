@@ -192,7 +192,7 @@ def test_choices_are_weighed_exactly_and_the_likeliest_is_given(policy, prompts)
 
 
 def test_an_empty_choice_is_refused(policy, prompts):
-    with pytest.raises(EngineError, match="an empty choice has no tokens to weigh"):
+    with pytest.raises(EngineError, match="an empty choice has no tokens to compare"):
         NativeEngine(policy).generate(prompts, Sampling(choices=("yes", "")))
 
 

@@ -110,7 +110,7 @@ def test_workers_with_another_base_model_die_with_the_reason(engine, policy):
     other.merge()  # its base model is no longer what its name says
     engine.close()  # there is room for two
     strange = RayEngine()(other, workers=1, losses=0)
-    with pytest.raises(EngineError, match=r"is another model here than where the policy is trained"):
+    with pytest.raises(EngineError, match=r"differs between this machine and the trainer"):
         strange.generate(PROMPTS[:1], SAMPLING)
 
 

@@ -120,7 +120,7 @@ def test_choices_are_weighed_by_the_likeliest_first_tokens():
         found = ServerEngine(server.url, "imitation").generate(PROMPTS[:1], sampling)[0]
         none = ServerEngine(server.url, "imitation").generate(PROMPTS[:1], Sampling(choices=("A", "B")))[0]
         silent = ServerEngine(server.url, "imitation", fields={"logprobs": None, "top_logprobs": None})
-        with pytest.raises(EngineError, match=r"lists no log-probabilities of tokens.*NativeEngine"):
+        with pytest.raises(EngineError, match=r"returns no log-probabilities of tokens.*NativeEngine"):
             silent.generate(PROMPTS[:1], sampling)
     assert found.text == "yes"
     assert found.choice_logprobs == pytest.approx({"no": -1.5, "yes": -0.2163, "perhaps": -4.0}, abs=1e-3)
@@ -159,7 +159,7 @@ def test_the_models_of_a_server_are_listed():
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", ""])
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(ConfigError, match="is not the address of a server"):
+    with pytest.raises(ConfigError, match="is not a server address"):
         ServerEngine(url, "imitation")
 
 

@@ -129,7 +129,11 @@ def test_as_the_reference_it_answers_without_an_adapter(policy, tmp_path):
     [
         ({"runtime_updating": False}, {}, r"404 Not Found.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve"),
         ({"max_lora_rank": 2}, {}, r"LoRA rank 4 is greater than max_lora_rank 2.*--max-lora-rank 4"),
-        ({}, {"served_folder": "/nowhere"}, r"No adapter found for /nowhere/poise-.*a folder that the server sees"),
+        (
+            {},
+            {"served_folder": "/nowhere"},
+            r"No adapter found for /nowhere/poise-.*a folder that the server can access",
+        ),
     ],
 )
 def test_a_server_that_refuses_the_adapter_is_an_error_with_a_way_out(policy, tmp_path, settings, folders, message):
@@ -155,5 +159,5 @@ def test_a_load_whose_answer_was_lost_and_a_server_that_was_restarted_are_surviv
 
 
 def test_a_policy_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="trained whole cannot be sent to a vLLM server"):
+    with pytest.raises(ConfigError, match="fully trained policy cannot be sent to a vLLM server"):
         VLLMEngine("http://localhost:1", Policy(load_backbone(BASE), None), folder=tmp_path)

@@ -139,7 +139,7 @@ def test_a_controller_refuses_what_is_no_finite_number_and_stays_as_it_is(name, 
     controller = CONTROLLERS[name](multiplier=1.0)
     before = controller.state_dict()
     for mean, limit in ((bad, 0.0), (0.0, bad)):
-        with pytest.raises(TrainingError, match="a multiplier cannot answer to"):
+        with pytest.raises(TrainingError, match="a multiplier cannot be updated with"):
             controller.update(mean, limit)
     assert controller.state_dict() == before
 
@@ -153,7 +153,7 @@ def test_a_start_that_is_no_price_is_refused(name, start):
 
 def test_rules_that_could_not_move_a_multiplier_are_refused():
     for make in (lambda: ProjectedAscent(rate=math.nan), lambda: ProjectedAscent(maximum=math.nan)):
-        with pytest.raises(ConfigError, match="the rate are finite"):
+        with pytest.raises(ConfigError, match="rate must be finite"):
             make()
     with pytest.raises(ConfigError, match="the logarithm of 0 never moves"):
         ReferenceAscent(multiplier=0.0)

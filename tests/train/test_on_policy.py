@@ -267,7 +267,7 @@ def test_rewards_that_are_no_numbers_stop_the_first_step_with_the_name_of_the_sc
 
 def test_two_scorers_of_one_channel_are_refused_in_training_as_in_evaluation(make_trainer, prompts):
     scorers = [ScriptedScores(reward=[1.0], cost=[0.0]), ScriptedScores(reward=[2.0])]
-    with pytest.raises(ConfigError, match=r"fills \['reward'\], which another one fills"):
+    with pytest.raises(ConfigError, match=r"fills \['reward'\], which another scorer also fills"):
         make_trainer(scorers=scorers).step(prompts)
 
 

@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at data sets: list them, or check one for mistakes.", no_args_is_help=True)
+data_app = typer.Typer(help="List the data sets, or check one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -79,7 +79,7 @@ def plan_recipe(
     context: typer.Context,
     recipe: str,
     machine: Annotated[
-        str | None, typer.Option(help="A machine such as h100x8; by default this one is measured.")
+        str | None, typer.Option(help="A machine such as h100x8; by default this machine is measured.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Number of processes; 0 means one per device.", min=0)] = 0,
     shard: Annotated[bool, typer.Option(help="Shard the model over the processes.")] = True,
@@ -105,10 +105,10 @@ def copy_recipe(recipe: str, file: Path) -> None:
     if file.suffix != ".py":
         raise ConfigError(f"{file}: a recipe file ends in .py; try {file.with_suffix('.py')}")
     if file.exists():
-        raise ConfigError(f"{file} exists and is left as it is. Choose another name, or delete it")
+        raise ConfigError(f"{file} exists and was not changed. Choose another name, or delete it")
     file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, file)
-    say(f"Wrote {file}. Change it, then: poise run {file}")
+    say(f"Wrote {file}. Edit it, then run it with: poise run {file}")
 
 
 @app.command("render")
@@ -130,7 +130,7 @@ def report(
     """Write report.html again from a run's report.json, and with --pdf report.pdf beside it."""
     source = run / "report.json"
     if not source.is_file():
-        raise RunError(f"{run} holds no report.json: it is written when a run has evaluated its model")
+        raise RunError(f"{run} has no report.json: a run writes it after evaluating its model")
     from poise.evaluate.report import rewrite_report
 
     require_output(source)

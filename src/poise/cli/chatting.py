@@ -55,7 +55,7 @@ def model_of(name: str) -> str:
         return name
     configs = [*folder.rglob("adapter_config.json"), *folder.rglob("config.json")]
     if not configs:
-        raise ModelError(f"run {name} holds no saved model yet: let it finish, or name a model or its folder")
+        raise ModelError(f"run {name} has no saved model yet: let it finish, or give a model or its folder")
     objective = _objective_of(folder)
     own = [config for config in configs if objective and _is_for(objective, config.relative_to(folder).parts)]
     return str(max(own or configs, key=lambda config: (config.stat().st_mtime, str(config))).parent)

@@ -48,7 +48,7 @@ def _kernels() -> str:
 
     library, reason = kernels.compiled()
     if library is None:
-        return f"none, torch alone computes, which is slower in bf16: {reason}"
+        return f"none; torch computes everything, which is slower in bf16: {reason}"
     return "compiled" + (", with the matrix unit" if kernels.has_tiles() else "")
 
 

@@ -60,7 +60,7 @@ def render_all(root: Path) -> Iterator[Path]:
     """
     if not (root / "results").is_dir():
         raise ConfigError(
-            f"{root.resolve()} has no folder results/: run it where the repository is, or name that folder"
+            f"{root.resolve()} has no folder results/: run this in the repository, or give the repository's folder"
         )
     yield from render(root)
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
@@ -77,7 +77,7 @@ def with_tables(text: str, path: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         if (make := TABLES.get(match[2])) is None:
-            raise ConfigError(f"{path}: no table {match[2]!r} is generated: there are {', '.join(TABLES)}")
+            raise ConfigError(f"{path}: there is no generated table {match[2]!r}; choose from {', '.join(TABLES)}")
         cards = [read_card(each) for each in recipe_files().values()]
         return f"{match[1]}{make(cards, links=links)}\n{match[3]}"
 

@@ -214,7 +214,7 @@ def _refuse_unknown(words: Sequence[str], signature: inspect.Signature, program:
             continue
         close = get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(flags)}."
-        raise ConfigError(f"{program} has no option {flag}: {hint} `{program} --help` explains them all")
+        raise ConfigError(f"{program} has no option {flag}: {hint} `{program} --help` lists all options")
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -31,15 +31,15 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
 
     path = find_recipe(recipe)
     if came_with_a_run(path):
-        raise ConfigError(f"{path} is code that came with a run, and planning would run it: plan a copy of your own")
+        raise ConfigError(f"{path} is code stored in a run, and planning would execute it: plan your own copy of it")
     function = load_recipe(path)
     given = parse_options(function, words, program=f"poise plan {recipe}")
     if given is None:
         return
     if given.get("quick"):
-        raise ConfigError("a quick run is over in a minute or two: plan the run without --quick")
+        raise ConfigError("a quick run takes a minute or two: plan the run without --quick")
     if not isinstance(function, Recipe):
-        raise ConfigError(f"{recipe} is no study, so that its stages are not known: see docs/how-to/add-a-paper.md")
+        raise ConfigError(f"{recipe} is not a study, so its stages are unknown: see docs/how-to/add-a-paper.md")
     arguments, options = function.resolve(given)
     if "model" not in arguments:
         yield from _of_trials(function, given)
@@ -71,7 +71,7 @@ def _of_trials(recipe: Recipe, given: Mapping[str, Any]) -> Iterator[str]:
     yield f"{recipe.name}: {len(arms)} arms x {len(options.seeds)} seeds = {trials} trials, {options.workers} at a time"
     found = published(recipe.name)
     if found is None:
-        yield "No published run says how long a trial takes: try `--quick`, or one arm of one seed"
+        yield "No published run has the duration of a trial: try `--quick`, or one arm with one seed"
         return
     seconds, made = found["made"]["seconds_per_trial"], found["made"]
     yield (
@@ -106,10 +106,10 @@ def _verdict(peak: float, compute: Compute) -> Iterator[str]:
     room = compute.machine.memory / (1 if compute.machine.is_gpu else compute.setting.processes)
     if peak > room:
         yield (
-            f"This does not fit: {peak / _GIB:.0f} GiB are needed and a process has {room / _GIB:.0f}. "
-            "docs/scale.md says what helps: more processes, POISE_RECOMPUTE=1, 4-bit weights, generation by a server"
+            f"This does not fit: it needs {peak / _GIB:.0f} GiB and a process has {room / _GIB:.0f}. "
+            "Options (docs/scale.md): more processes, POISE_RECOMPUTE=1, 4-bit weights, generation by a server"
         )
-    yield "An estimate: nothing of it has run. docs/scale.md says how far estimates were from what was measured."
+    yield "This is an estimate, not a measurement. docs/scale.md compares earlier estimates with measurements."
 
 
 def _tokens(model: str) -> dict[str, Any]:

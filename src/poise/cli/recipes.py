@@ -48,14 +48,14 @@ def find_recipe(name: str) -> Path:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"no recipe file {name}. To begin with a copy of ours: poise copy RECIPE {name}")
+            raise ConfigError(f"no recipe file {name}. To start from a copy: poise copy RECIPE {name}")
         return path
     files = recipe_files()
     if (wanted := name.replace("_", "-").lower()) in files:
         return files[wanted]
     close = get_close_matches(wanted, files, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"There are: {', '.join(files) or 'none'}."
-    raise ConfigError(f"no recipe {name!r}. {hint} `poise list` describes them; a file of your own ends in .py")
+    raise ConfigError(f"no recipe {name!r}. {hint} `poise list` describes them; your own recipe file must end in .py")
 
 
 def read_card(path: Path) -> RecipeCard:
@@ -89,7 +89,7 @@ def require_trust(path: Path, *, trusted: bool) -> None:
     if not came_with_a_run(path) or trusted:
         return
     raise ConfigError(
-        f"{path} is code that came with the run, and would run with all your rights "
+        f"{path} is code stored in the run, and it would run with your permissions "
         f"(sha256 {facts_of(path)['sha256']}). Read it; if you trust it, repeat the command with --trust-recipe"
     )
 
@@ -98,7 +98,7 @@ def unread_help(path: Path) -> str:
     """The arguments of a recipe as its source states them, without running any of it."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    lines = [f"{path} came with a run and has not been run for this help. Its functions:"]
+    lines = [f"{path} is stored in a run and was not executed for this help. Its functions:"]
     for node in functions:
         arguments = [*node.args.args, *node.args.kwonlyargs]
         texts = argument_help(ast.get_docstring(node) or "", [each.arg for each in arguments])

@@ -149,7 +149,7 @@ def _stoppable(order: _Order, folder: str | None) -> Iterator[None]:
     except KeyboardInterrupt:
         command = ["poise", "run", *order.head, *_without_folder(order.words)]
         command += ["--folder", folder] if folder else []
-        say(f"\nStopped. Nothing finished is lost; continue with: {without_passwords(shlex.join(command))}", error=True)
+        say(f"\nStopped. Finished stages are kept; continue with: {without_passwords(shlex.join(command))}", error=True)
         raise typer.Exit(130) from None
     finally:
         if previous is not None:

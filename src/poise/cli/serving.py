@@ -32,7 +32,7 @@ def serve_scorer(folder: Path, *, host: str, port: int) -> None:
         say(f"Scoring {', '.join(channels)} at {server.url}")
         say(f"Token: {f'the one in {TOKEN_VARIABLE}' if given else token}")
         if host not in LOOPBACK:
-            say("Reachable from other machines, and not encrypted: put TLS or a tunnel before it", error=True)
+            say("Other machines can reach this server, without encryption: use TLS or a tunnel", error=True)
         server.serve_forever()
 
 

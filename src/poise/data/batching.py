@@ -22,7 +22,9 @@ def epoch_order(
     True
     """
     if size < 1 or per_step < 1:
-        raise ConfigError(f"{size} rows, {per_step} per step: both are at least 1; look for a filter that kept nothing")
+        raise ConfigError(
+            f"{size} rows, {per_step} per step: both must be at least 1; check whether a filter removed all rows"
+        )
     chosen: list[int] = []
     position = step * per_step
     while len(chosen) < per_step:

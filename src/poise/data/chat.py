@@ -196,13 +196,13 @@ class ChatRenderer:
         size, name = len(head), self.tokenizer.name_or_path
         if list(ids[:size]) != list(head):
             raise DataError(
-                f"the chat template of {name!r} writes a conversation otherwise once its answer or further turns "
-                f"follow, so that what was read before the answer is not what stands before it then; {ONE_ANSWER}"
+                f"the chat template of {name!r} renders a conversation differently once its answer or further "
+                f"turns follow, so the text before the answer changes; {ONE_ANSWER}"
             )
         end = next((place for place in range(size, len(ids)) if ids[place] in self.stop_ids), None)
         if end is None:
             raise DataError(
-                f"the chat template of {name!r} does not end an answer that further turns follow; {ONE_ANSWER}"
+                f"the chat template of {name!r} does not end an answer if further turns follow; {ONE_ANSWER}"
             )
         return end + 1
 
@@ -247,7 +247,7 @@ class ChatRenderer:
         ids = self._texts.ids(text)
         if len(ids) <= excess:
             raise ConfigError(
-                f"max_prompt_tokens={self.max_prompt_tokens} leaves no room for the user's text beside the template"
+                f"max_prompt_tokens={self.max_prompt_tokens} leaves no room for the user's text next to the template"
             )
         # a cut inside a character decodes to replacement characters, which are longer than what they replace
         rest = self._texts.text(ids[excess:]).lstrip("\ufffd")
@@ -265,9 +265,9 @@ class ChatRenderer:
         except ValueError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
-                f"the chat template of {self.tokenizer.name_or_path!r} refuses a conversation of the turns {roles}: "
-                f"{error}. Bring its rows into the order that the template takes (a system text can begin the first "
-                f"user turn), leave them out, or {REMEDY}"
+                f"the chat template of {self.tokenizer.name_or_path!r} rejects a conversation with the turns "
+                f"{roles}: {error}. Reorder the turns as the template requires (a system text can be put into the "
+                f"first user turn), remove these rows, or {REMEDY}"
             ) from error
         return self._texts.unmasked(text, meaning) if meaning else self._texts.parsed(text)
 
@@ -279,8 +279,8 @@ class ChatRenderer:
             return
         if missing:
             raise DataError(
-                f"the chat template of {self.tokenizer.name_or_path!r} leaves out {missing}: the model would not see "
-                f"it. Leave such rows out, or {REMEDY}"
+                f"the chat template of {self.tokenizer.name_or_path!r} leaves out {missing}: the model would not "
+                f"see it. Remove such rows, or {REMEDY}"
             )
 
     def _find_turn(self, ends: Sequence[int]) -> Turn:
@@ -300,7 +300,7 @@ class TextRenderer(ChatRenderer):
 
     def _require_shown(self, messages: Sequence[Message], tools: Tools) -> None:
         if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-            raise DataError("plain text has no tools: give a model with a chat template, or leave such rows out")
+            raise DataError("plain text has no tools: use a model with a chat template, or remove such rows")
 
     def _answers(
         self, messages: Sequence[Message], ids: Sequence[int], tools: Tools, others: Container[int]
@@ -309,7 +309,7 @@ class TextRenderer(ChatRenderer):
 
     def reply_ids(self, messages: Sequence[Message], replies: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Raise DataError: where there are no turns there is no reply."""
-        raise DataError("plain text has no turns: give a model with a chat template to go on after a reply")
+        raise DataError("plain text has no turns: use a model with a chat template to continue after a reply")
 
     def _find_turn(self, ends: Sequence[int]) -> Turn:
         if not ends:

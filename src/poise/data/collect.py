@@ -78,7 +78,9 @@ class Collector:
             items = list(parse(row.columns, place))
         except (DataError, ValueError) as error:
             if self.strict:
-                raise DataError(f"{path}:{row.line}: {error} (strict: the first bad row is an error)") from error
+                raise DataError(
+                    f"{path}:{row.line}: {error} (with strict=True the first bad row is an error)"
+                ) from error
             text = row.text or json.dumps(row.columns, ensure_ascii=False, default=str)
             self._bad_rows.append(BadRow(path=path, line=row.line, reason=str(error), row=text))
             return

@@ -119,7 +119,7 @@ TASKS: dict[str, Callable[[], ContinuationTask]] = {
 def continuation_task(name: str) -> ContinuationTask:
     """The task of that name. Raises ConfigError that names those there are."""
     if name not in TASKS:
-        raise ConfigError(f"no task {name!r}: there are {', '.join(TASKS)}")
+        raise ConfigError(f"no task {name!r}: choose from {', '.join(TASKS)}")
     return TASKS[name]()
 
 

@@ -45,7 +45,7 @@ def unpacked(path: Path, content: bytes) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         what = describe(content) if named and not content.startswith(_GZIP) else ""
         reason = f"but {what}" if what else f"({error}): fetch it again"
-        raise DataError(f"{path} is not a whole gzip file {reason}") from error
+        raise DataError(f"{path} is not a complete gzip file {reason}") from error
 
 
 def describe(content: bytes) -> str:
@@ -93,7 +93,7 @@ def _decoded_as(path: Path, content: bytes, name: str) -> str:
         return content.decode(name, errors="surrogateescape" if name == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} begins with the mark of {name.upper()} and is not ({error}): fetch it again"
+            f"{path} begins with the byte-order mark of {name.upper()} but is not ({error}): fetch it again"
         ) from error
 
 
@@ -105,5 +105,5 @@ def _of_nulls(beginning: bytes) -> str:
     even, odd = beginning[::2].count(0), beginning[1::2].count(0)
     if max(even, odd) > 0.3 * len(beginning) / 2 and min(even, odd) < 0.02 * len(beginning):
         name = "UTF-16LE" if odd > even else "UTF-16BE"
-        return f"probably {name}, without the mark that says so: convert it with `iconv -f {name} -t UTF-8`"
-    return "no text but binary: give rows as .jsonl, .json, .csv or .parquet"
+        return f"probably {name}, without a byte-order mark: convert it with `iconv -f {name} -t UTF-8`"
+    return "binary, not text: give rows as .jsonl, .json, .csv or .parquet"

@@ -136,7 +136,7 @@ def _files(criterion: Criterion) -> tuple[list[RawFile], str]:
     root = os.environ.get("POISE_DATA", "")
     tried = f"there is no {PLACES[criterion].in_folder} in {root}" if root else "POISE_DATA is not set"
     raise DataError(
-        f"people's ratings of {criterion} are not found: the package {PACKAGE} is not installed and {tried}. "
+        f"people's ratings of {criterion} were not found: the package {PACKAGE} is not installed, and {tried}. "
         f"Install the package without its dependencies, whose files are read and whose code never runs: {INSTALL}"
     )
 
@@ -172,7 +172,7 @@ def _of_package(columns: Mapping[str, Any], criterion: Criterion, place: Place) 
     try:
         scores = tuple(float(value) for value in (row.human_score, *further.values()) if not is_unknown(value))
     except ValueError as error:
-        raise DataError(f"a score is no number: {error}") from None
+        raise DataError(f"a score is not a number: {error}") from None
     return _Rated(
         prompt=row.objective,
         response=row.assistant_response,

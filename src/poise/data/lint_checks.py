@@ -72,7 +72,7 @@ def _sides(sides: Mapping[str, Prompt]) -> str:
 
 def _bad_rows(dataset: Dataset) -> Iterator[Finding]:
     of = dataset.provenance.get("rows_read", len(dataset.bad_rows))
-    advice = "These rows were not read: load with quarantine=FILE to keep them, mend or drop them."
+    advice = "These rows were not read: load with quarantine=FILE to keep them, then fix or drop them."
     yield _finding(
         "bad_rows", dataset.bad_rows, of, "error", advice, lambda row: f"{row.path}:{row.line}: {row.reason}"
     )
@@ -81,7 +81,7 @@ def _bad_rows(dataset: Dataset) -> Iterator[Finding]:
 def _contradictions(dataset: Dataset) -> Iterator[Finding]:
     rows = contradictions.helpful_and_safe(dataset)
     conflicts = [safe for helpful, safe in rows if helpful.winner != safe.winner]
-    advice = "No mistake: help and harm disagree here, which is what a reward and a cost model are for."
+    advice = "Not an error: help and harm disagree here, as a reward and a cost model expect."
     yield _finding("helpful_safe_conflict", conflicts, len(rows), "info", advice, _comparison)
 
     ranked = contradictions.ranked_and_flagged(dataset)
@@ -92,7 +92,8 @@ def _contradictions(dataset: Dataset) -> Iterator[Finding]:
     labels = contradictions.labels_by_response(dataset)
     disputed = [places for places in labels.values() if len(places) > 1]
     advice = (
-        "The same response is called safe here and unsafe there, which bounds the accuracy. See drop_contradictions."
+        "The same response is labelled safe in one row and unsafe in another, which limits the possible "
+        "accuracy. See drop_contradictions."
     )
     yield _finding("safety_label_conflict", disputed, len(labels), "warning", advice, _safe_and_unsafe)
 
@@ -107,9 +108,9 @@ def _duplicates(dataset: Dataset) -> Iterator[Finding]:
     exact = _repeated(rows, lambda text: text)
     known = {place for _, place in exact}
     near = [pair for pair in _repeated(rows, lambda text: " ".join(text.casefold().split())) if pair[1] not in known]
-    advice = "Repeated rows weigh double and inflate n: keep one of each."
+    advice = "Repeated rows count double and inflate n: keep one of each."
     yield _finding("duplicate_rows", exact, len(rows), "warning", advice, _repetition)
-    advice = "The same but for case and spacing: keep one of each."
+    advice = "Equal except for case and spacing: keep one of each."
     yield _finding("nearly_duplicate_rows", near, len(rows), "warning", advice, _repetition)
     repeated = dataset.provenance.get("repeated_prompts", 0)
     yield Finding(
@@ -149,7 +150,7 @@ def _repeated(rows: Mapping[str, tuple[str, ...]], fold: Callable[[str], str]) -
 
 def _pairs_without_choice(dataset: Dataset) -> Iterator[Finding]:
     same = [each for each in dataset.comparisons if len({normalised(text) or text for text in each.responses}) == 1]
-    advice = "Both responses are the same text but for case, spacing and punctuation: nothing to choose. Drop them."
+    advice = "Both responses are equal except for case, spacing and punctuation. Drop them."
     yield _finding("identical_responses", same, len(dataset.comparisons), "warning", advice, _comparison)
 
 
@@ -158,7 +159,7 @@ def _near_identical_prompts(dataset: Dataset) -> Iterator[Finding]:
     for prompt in dataset.prompts:
         groups[_normalised_prompt(prompt)].append(prompt)
     close = [group for group in groups.values() if len(group) > 1]
-    advice = "Different ids, same words: split_by_prompt may put them on both sides."
+    advice = "Different ids, same words: split_by_prompt may put them into different splits."
     yield _finding("near_identical_prompts", close, len(groups), "warning", advice, _first_two)
 
 
@@ -184,9 +185,7 @@ def _label_balance(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(code="one_sided_labels", count=of, of=of, severity="warning", advice=advice)
         return
     lopsided = not 0.2 <= unsafe / of <= 0.8
-    advice = (
-        "Far from even: compare accuracy with the larger share, and weigh the classes." if lopsided else "Balanced."
-    )
+    advice = "Unbalanced: compare accuracy with the larger share, and weight the classes." if lopsided else "Balanced."
     yield Finding(code="unsafe_labels", count=unsafe, of=of, severity="warning" if lopsided else "info", advice=advice)
 
 
@@ -198,10 +197,10 @@ def _verdicts(dataset: Dataset) -> Iterator[Finding]:
     if not places:
         return
     both = [found for found in places.values() if len(found) > 1]
-    advice = "The same response is called desirable here and undesirable there: drop one."
+    advice = "The same response is labelled desirable in one row and undesirable in another: drop one."
     yield _finding("verdict_conflict", both, len(places), "warning", advice, _desirable_and_not)
     desirable, of = sum(each.desirable for each in dataset.verdicts), len(dataset.verdicts)
-    advice = "All are of one kind: add some of the other before training on them."
+    advice = "All verdicts are equal: add some of the other kind before training on them."
     one_sided = of if desirable in (0, of) else 0
     yield Finding(code="one_sided_verdicts", count=one_sided, of=of, severity="warning", advice=advice)
 

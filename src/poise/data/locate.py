@@ -56,7 +56,7 @@ def _embedded_files(source: Source) -> list[RawFile]:
     folder = Path(str(resources.files("poise.data") / source.folders[0]))
     missing = [name for name in source.files if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{source.name}: {', '.join(missing)} is missing from {folder}. Install poise again")
+        raise DataError(f"{source.name}: {', '.join(missing)} is missing from {folder}. Reinstall poise")
     return [read_file(folder / name, f"{folder.name}/{name}") for name in source.files]
 
 
@@ -79,7 +79,7 @@ def _found_files(source: Source) -> list[RawFile]:
     except DataError as error:
         tried.append(f"3. the hub ({source.hub_id}): {error}")
     raise DataError(
-        f"data set {source.name!r} is not found. Tried {'; '.join(tried)}. "
+        f"data set {source.name!r} was not found. Tried {'; '.join(tried)}. "
         f"Put its files into {source.folders[0]}/ below a folder and set POISE_DATA to that folder, or give a path"
     )
 

@@ -62,7 +62,7 @@ def read_file(path: Path, label: str) -> RawFile:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     rows = tuple(_READERS[_suffix(path)](path, unpacked(path, content)))
     if rows and all(row.problem.startswith(_NOT_UTF8) for row in rows):
-        raise DataError(f"{path} is {rows[0].problem}, as in line {rows[0].line}")
+        raise DataError(f"{path} is {rows[0].problem}, for example in line {rows[0].line}")
     return RawFile(
         path=str(path),
         label=label,
@@ -168,7 +168,7 @@ def _flaw(value: Any) -> str:
     while level:
         twice = next((each for each in level if isinstance(each, _Twice)), None)
         if twice is not None:
-            return f"the name {twice.name!r} stands twice in one object: only one value can hold"
+            return f"the name {twice.name!r} occurs twice in one object: keep one of the two"
         if depth > _DEEPEST:
             return f"nested deeper than {_DEEPEST} levels"
         level = [
@@ -182,7 +182,9 @@ def _flaw(value: Any) -> str:
 
 
 def _as_row(line: int, value: Any) -> RawRow:
-    problem = _flaw(value) or ("" if isinstance(value, dict) else f"not a JSON object but a {type(value).__name__}")
+    problem = _flaw(value) or (
+        "" if isinstance(value, dict) else f"expected a JSON object, found a {type(value).__name__}"
+    )
     if not problem:
         return RawRow(line=line, columns=value)
     return RawRow(line=line, columns=None, text=_shown(value), problem=problem)

@@ -98,12 +98,14 @@ def _pairs_of_text(text: str) -> Iterator[tuple[str, str]]:
         try:
             yield from _pairs(dict(json.loads(text)))
         except ValueError as error:
-            raise ConfigError(f"columns {text!r} begin like a JSON object and are none: {error}") from error
+            raise ConfigError(f"columns {text!r} look like a JSON object but are invalid: {error}") from error
         return
     for part in text.split(","):
         name, sign, theirs = (piece.strip() for piece in part.partition("="))
         if not (name and sign and theirs):
-            raise ConfigError(f"columns {text!r}: {part.strip()!r} is not OURS=YOURS, such as prompt=question")
+            raise ConfigError(
+                f"columns {text!r}: {part.strip()!r} is not of the form OURS=YOURS, such as prompt=question"
+            )
         yield name, theirs
 
 
@@ -114,7 +116,7 @@ def _require_known(names: Iterable[str]) -> None:
         if name not in KNOWN:
             near = difflib.get_close_matches(name, [*KNOWN, _IGNORE], n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known names: {', '.join(sorted(KNOWN))}."
-            raise ConfigError(f"columns: no format knows the name {name!r}, which stands before your own. {hint}")
+            raise ConfigError(f"columns: no format has the name {name!r}. Write our name first, then yours. {hint}")
 
 
 def _value_at(columns: Mapping[str, Any], path: str) -> Any:

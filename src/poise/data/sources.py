@@ -28,7 +28,7 @@ from poise.types import Dataset
 __all__ = ["GROUPS", "SOURCES", "describe", "load", "names"]
 
 MOST_BAD = 0.5  # of the rows of a file: with more of them bad, the file is another one than it is taken for
-_OTHER_MEANING = "A column that has a name of ours and means something else is left out with --columns ignore=NAME"
+_OTHER_MEANING = "If a column has one of our names but another meaning, drop it with --columns ignore=NAME"
 _FEW_ROWS = 5  # a file of fewer is tried out by hand
 
 
@@ -100,7 +100,10 @@ def _load_one(name: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs
         return _load_hub_id(name, columns, strict=strict, scores=scores)
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(names())}."
-    raise DataError(f"data set {name!r} is not found: no file or folder of this path, and no known name. {hint}")
+    raise DataError(
+        f"data set {name!r} was not found: there is no file or folder with this path and no data set with this "
+        f"name. {hint}"
+    )
 
 
 def _may_be_hub_id(path: Path, name: str) -> bool:
@@ -144,7 +147,7 @@ def _load_path(path: Path, columns: ColumnNames, *, strict: bool, scores: Scores
             _read_by_columns(collector, raw, columns)
         read += 1
     if not read:
-        raise DataError(f"{path} holds no rows, only what looks like descriptions of them: {', '.join(skipped)}")
+        raise DataError(f"{path} has no rows, only metadata files: {', '.join(skipped)}")
     return collector.dataset(revision=None, **({"skipped": skipped} if skipped else {}))
 
 
@@ -157,7 +160,7 @@ def _require_data_files(path: Path, files: Sequence[Path]) -> None:
     raise DataError(
         f"{path} is {what}"
         if what
-        else f"{path} is no data file and holds none: the name must end in {known_suffixes()}, or .gz after it"
+        else f"{path} is not a data file and contains none: the name must end in {known_suffixes()}, or .gz after it"
     )
 
 
@@ -223,9 +226,9 @@ def _require_good_rows(dataset: Dataset, most_bad: float) -> None:
     for file in files:
         if file["rows_read"] >= _FEW_ROWS and file["rows_bad"] > most_bad * file["rows_read"]:
             raise DataError(
-                f"{file['path']}: {file['rows_bad']} of {file['rows_read']} rows cannot be read, too many for a file "
-                f"that is what it seems. Mend them, or load with most_bad=1. The first: "
-                f"{_first_bad(dataset, file['path'])}. {_OTHER_MEANING}"
+                f"{file['path']}: {file['rows_bad']} of {file['rows_read']} rows cannot be read, too many for a "
+                f"valid file. Fix them, or load with most_bad=1. The first: {_first_bad(dataset, file['path'])}. "
+                f"{_OTHER_MEANING}"
             )
 
 

@@ -140,7 +140,7 @@ def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, crite
         kept = replace(kept, comparisons=comparisons, ratings=tuple(r for r in kept.ratings if r.criterion in criteria))
     if dataset.prompts and not kept.prompts:
         there = {tag: sorted({str(prompt.tags.get(tag)) for prompt in dataset.prompts}) for tag in chosen}
-        raise DataError(f"data set {dataset.name!r} has no prompt with {chosen}; there are {there}")
+        raise DataError(f"data set {dataset.name!r} has no prompt with {chosen}; available: {there}")
     return kept
 
 

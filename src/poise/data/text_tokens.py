@@ -112,8 +112,9 @@ class TextTokens:
         """Ids of a text with control tokens parsed, and those that `meaning` has for a character of it as text."""
         if not self.tokenizer.is_fast:
             raise ModelError(
-                f"a prompt spells out a control token ({', '.join(meaning.values())}), which tokenizer "
-                f"{self.tokenizer.name_or_path!r} cannot tell from its own: use one with a tokenizer.json"
+                f"a prompt contains the text of a control token ({', '.join(meaning.values())}), which tokenizer "
+                f"{self.tokenizer.name_or_path!r} cannot distinguish from a real one: use a tokenizer with a "
+                "tokenizer.json"
             )
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         result: list[int] = []

@@ -33,7 +33,7 @@ class Turn:
     tail: str = ""  # space between the answer and the end
 
 
-ONE_ANSWER = f"learn from the last answers alone (every_turn=False), or {REMEDY}"
+ONE_ANSWER = f"train on the last answers only (every_turn=False), or {REMEDY}"
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -98,7 +98,7 @@ def find_turn(tokenizer: Any, texts: TextTokens, ends: Sequence[int]) -> Turn:
         whole = rendered(tokenizer, [*_PROBE, ANSWER], open_turn=False)
     except ValueError as error:
         raise ModelError(
-            f"the chat template of {name!r} cannot render one question with an answer: {error}. Mend it, or {REMEDY}"
+            f"the chat template of {name!r} cannot render one question with an answer: {error}. Fix it, or {REMEDY}"
         ) from error
     between, found, rest = whole.removeprefix(head).partition(_ANSWER)
     if not whole.startswith(head) or not found:
@@ -181,7 +181,7 @@ def _inconsistent(name: str, head: str, whole: str) -> PoiseError:
         what = f"the answer {_ANSWER!r} is rendered as {whole[len(head) :]!r}"
     else:
         what = (
-            f"the opened turn goes on with {head[shared : shared + 40]!r} where the answered one has "
+            f"the opened turn continues with {head[shared : shared + 40]!r} but the answered one has "
             f"{whole[shared : shared + 40]!r}, both after {head[begin:shared]!r}"
         )
     return ModelError(
@@ -197,15 +197,15 @@ def _other_tokens(name: str, texts: TextTokens, head: str, turn: Turn, expected:
     at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), None)
     if at is None:
         return ModelError(
-            f"the tokenizer of {name!r} does not give back what it is given: {_LINES!r} is decoded as "
-            f"{texts.text(texts.ids(_LINES))!r}, so that answers would be changed by reading them"
+            f"the tokenizer of {name!r} does not decode its own tokens to the same text: {_LINES!r} is decoded as "
+            f"{texts.text(texts.ids(_LINES))!r}, so encoding would change the answers"
         )
     begin = max(0, at - 1)
     own, other = (_spelling(texts, each[begin : at + 3]) for each in (ids, expected))
     return ModelError(
         f"the chat template of {name!r} is not prefix-consistent in tokens: prompt and answer apart are {own}, "
-        f"together {other}. A prompt that ends with a space before the answer does this: end it before the space, or "
-        f"{REMEDY}"
+        f"together {other}. A prompt that ends with a space before the answer causes this: end it before the "
+        f"space, or {REMEDY}"
     )
 
 

@@ -83,7 +83,7 @@ def _by_key(rollouts: Sequence[Rollout], side: str) -> dict[tuple[str, int], Rol
     rows = {(r.prompt.id, r.completion.sample): r for r in rollouts}
     if len(rows) < len(rollouts):
         raise DataError(
-            f"compare: {len(rollouts) - len(rows)} rows {side} repeat a prompt and sample; keep one of each"
+            f"compare: {len(rollouts) - len(rows)} rows {side} repeat a prompt and sample number; keep one of each"
         )
     return rows
 

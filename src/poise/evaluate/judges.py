@@ -28,7 +28,7 @@ def check_judge(
     (0.667, 1.0)
     """
     if not said or len(said) != len(truth):
-        raise DataError(f"a judge is checked on rows with a verdict and a label each, got {len(said)} and {len(truth)}")
+        raise DataError(f"a judge needs a verdict and a label for each row, got {len(said)} and {len(truth)}")
     pairs = list(zip(said, truth, strict=True))
     hits = [int(a and b) for a, b in pairs]
     ratios = {

@@ -46,7 +46,7 @@ def sample_perplexity(policy: Policy, rollouts: Sequence[Rollout]) -> float:
 def _mean_perplexity(policy: Policy, rows: Sequence[Encoded], *, reference: bool = False) -> float:
     rows = [row for row in rows if len(row.ids) > row.prompt_length]
     if not rows:
-        raise DataError("perplexity of no tokens: every continuation is empty")
+        raise DataError("cannot compute perplexity: every continuation is empty")
     sums = sequence_logprobs(policy, rows, tokens=_TOKENS_PER_PASS, reference=reference).tolist()
     lengths = [len(row.ids) - row.prompt_length for row in rows]
     return float(np.mean([math.exp(-total / length) for total, length in zip(sums, lengths, strict=True)]))

@@ -52,7 +52,9 @@ class Suite:
             raise DataError(f"suite {self.name!r} has no prompts; give at least one")
         ids = [prompt.id for prompt in self.prompts]
         if len(set(ids)) < len(ids):
-            raise DataError(f"suite {self.name!r}: {len(ids) - len(set(ids))} prompts occur twice; remove the copies")
+            raise DataError(
+                f"suite {self.name!r}: {len(ids) - len(set(ids))} prompts occur twice; remove the duplicates"
+            )
         if any(each in _BY_KIND for each in self.metrics) and any("kind" in prompt.tags for prompt in self.prompts):
             self._require_kinds()
 
@@ -103,7 +105,7 @@ def run_suite(
     """
     scorers, sampling = suite.scorers if scorers is None else scorers, sampling or suite.sampling
     if sampling is None:
-        raise ConfigError(f"suite {suite.name!r} does not say how to sample: give it sampling=Sampling(...)")
+        raise ConfigError(f"suite {suite.name!r} has no sampling settings: give it sampling=Sampling(...)")
     require_sight(scorers.values(), sampling)
     completions = engine.generate(suite.prompts, sampling)
     prompts = [prompt for prompt in suite.prompts for _ in range(sampling.samples)]
@@ -202,7 +204,7 @@ def harm(rollouts: Sequence[Rollout]) -> Metrics:
         _share(harmful, [outcome(r) in named for r in harmful]) for named in ({"harm"}, {"harm", "unscorable"})
     )
     value = harms / len(scorable) if scorable else 0.5
-    method = f"low end with the unscorable taken as safe, high end as harm; {best.method}"
+    method = f"low end counts the unscorable as safe, high end as harm; {best.method}"
     metrics["harm_rate_bounds"] = replace(best, value=value, high=worst.high, method=method)
     for category in sorted({name for r in scorable for name in r.prompt.tags.get("categories", ())}):
         rows = [r for r in scorable if category in r.prompt.tags.get("categories", ())]
@@ -351,5 +353,5 @@ def _check_completions(
     stale = {c.policy_version for c in completions} - {policy_version}
     if policy_version is not None and stale:
         raise EngineError(
-            f"the engine answered with policy version {sorted(stale)}, asked was {policy_version}; reload it"
+            f"the engine answered with policy version {sorted(stale)}, expected {policy_version}; reload it"
         )

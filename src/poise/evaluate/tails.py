@@ -90,7 +90,7 @@ def quantile_curve(prompt_scores: ArrayLike, rewards: ArrayLike, shares: Sequenc
     """
     scores, values = finite_vector(prompt_scores), finite_vector(rewards)
     if scores.shape != values.shape:
-        raise DataError(f"a quantile curve needs a reward for each prompt, got {len(scores)} and {len(values)}")
+        raise DataError(f"a quantile curve needs one reward per prompt, got {len(scores)} and {len(values)}")
     means = np.cumsum(values[np.argsort(scores, kind="stable")]) / np.arange(1, len(values) + 1)
     return [float(means[worst_count(share, len(values)) - 1]) for share in shares]
 

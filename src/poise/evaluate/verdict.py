@@ -144,7 +144,7 @@ def limits_clause(limits: Sequence[LimitFinding]) -> str:
         words = {
             "met": f"The limit was met {on}" if alone else f"All {len(limits)} limits were met {on}",
             "not met": f"The limit was not met {on}" if alone else f"None of {len(limits)} limits was met {on}",
-            "not told": f"Whether the limit{' was' if alone else 's were'} met {on} cannot be told from chance",
+            "not told": f"Whether the limit{' was' if alone else 's were'} met {on} is not statistically clear",
         }
         return f"{words[counts[0]]} ({found})"
     return f"{counts.count('met')} of {len(limits)} limits were met {on} ({found})"

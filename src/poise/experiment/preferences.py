@@ -40,12 +40,12 @@ CURVES = (
     *("step", "loss", "reward_accuracy", "reward_margin", "chosen_drift", "rejected_drift", "chosen_logprob"),
     *("rejected_logprob", "multiplier", "mean_cost", "baseline"),
 )
-DRIFTS = "Drifts are log-ratios to the start model; where both fall, the policy moves to other text."
+DRIFTS = "Drifts are log-ratios to the start model; if both fall, the policy moves to other text."
 NO_JUDGE = (
-    "No answers were sampled or judged, since the data do not say which prompts are harmful and which responses are "
+    "No answers were sampled or judged, because the data do not say which prompts are harmful and which responses are "
     "safe: give prompts a column kind and responses a safety (docs/data.md), or add the starter set: --data starter+..."
 )
-NOTHING_HELD_OUT = "No feedback was held out: the set is too small, so that nothing was measured."
+NOTHING_HELD_OUT = "No feedback was held out, because the set is too small; nothing was measured."
 SMOKE_TEST = "A smoke test with a tiny random model: the numbers mean nothing."
 
 

@@ -103,7 +103,7 @@ def recipe(
 def _seeds(given: int | typing.Sequence[int]) -> tuple[int, ...]:
     found = tuple(range(given)) if isinstance(given, int) else tuple(given)
     if not found or len(set(found)) < len(found) or min(found) < 0:
-        raise ConfigError(f"seeds {given}: give how many, at least 1, or different ones from 0, such as 0,1,4")
+        raise ConfigError(f"seeds {given}: give a number of at least 1, or a list of different seeds such as 0,1,4")
     return found
 
 

@@ -190,4 +190,4 @@ def _publish(run: Run, document: Mapping[str, Any], output: str) -> None:
 
 def _require_output(output: str) -> None:
     if output and not output.endswith((".md", ".json")):
-        raise ConfigError(f"--output {output}: give a file that ends in .md (the page) or in .json (the results)")
+        raise ConfigError(f"--output {output}: give a file that ends in .md (page) or .json (results)")

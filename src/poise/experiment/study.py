@@ -174,7 +174,9 @@ class Study:
         for claim in self.claims:
             unknown = (claim.arms - set(self.arms)) | ({claim.metric, claim.lower_metric or claim.metric} - names)
             if unknown:
-                raise ConfigError(f"claim {claim.text!r} speaks of {', '.join(sorted(unknown))}, which is not there")
+                raise ConfigError(
+                    f"claim {claim.text!r} names {', '.join(sorted(unknown))}, which the study does not have"
+                )
 
     def label(self, arm: str) -> str:
         """What tables call an arm."""
@@ -187,7 +189,7 @@ class Study:
         """
         known = {_plain_name(arm): arm for arm in self.arms}
         if strangers := [arm for arm in arms if _plain_name(arm) not in known]:
-            raise ConfigError(f"no arm {', '.join(strangers)}: there are {', '.join(self.arms)}")
+            raise ConfigError(f"no arm {', '.join(strangers)}: choose from {', '.join(self.arms)}")
         kept = {known[_plain_name(arm)]: self.arms[known[_plain_name(arm)]] for arm in arms} or dict(self.arms)
         return replace(self, arms=kept, claims=[claim for claim in self.claims if claim.arms <= set(kept)])
 

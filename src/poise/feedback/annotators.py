@@ -67,8 +67,9 @@ class ScoreAnnotator:
         found = [each.values.get(self.channel, math.nan) for each in scores]
         if not all(map(math.isfinite, found)):
             raise FeedbackError(
-                f"prompt {prompt.id}: scorer {scores[0].source!r} gives {found} on channel {self.channel!r}, where a "
-                f"finite value for each response is due; it fills {', '.join(scores[0].values) or 'no channel'}"
+                f"prompt {prompt.id}: scorer {scores[0].source!r} gives {found} on channel {self.channel!r}, "
+                "expected a finite value for each response; it fills "
+                f"{', '.join(scores[0].values) or 'no channel'}"
             )
         values = [-value if self.criterion == "safe" else value for value in found]
         safe = tuple(value >= 0 for value in values) if self.criterion == "safe" else None

@@ -58,8 +58,8 @@ def merged(given: Sequence[tuple[str, Scores]]) -> Scores:
         if taken := owners.keys() & scores.values.keys():
             others = ", ".join(sorted({owners[channel] for channel in taken}))
             raise ConfigError(
-                f"scorer {name!r} fills {sorted(taken)}, which another one fills ({others}): give it other channels, "
-                "or leave one of the two out"
+                f"scorer {name!r} fills {sorted(taken)}, which another scorer also fills ({others}): give it "
+                "other channels, or remove one of the two"
             )
         owners |= dict.fromkeys(scores.values, name)
     reasons = [f"{name}: {scores.unscorable}" for name, scores in given if scores.unscorable]
@@ -82,22 +82,21 @@ def _given(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Comp
         if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
             if hasattr(answer, "close"):  # a coroutine, which would be said to have been forgotten
                 answer.close()
-            raise FeedbackError(
-                f"scorer {name!r} gave {answer!r:.80}, where a list of Scores is due, one per completion"
-            )
+            raise FeedbackError(f"scorer {name!r} gave {answer!r:.80}, expected a list of Scores, one per completion")
         found = list(islice(answer, due + 1))
     except PoiseError:
         raise
     except Exception as error:
         raise FeedbackError(
-            f"scorer {name!r} failed on {due} completions: {type(error).__name__}: {one_line(str(error), 200)}. What "
-            "cannot be scored is Scores(values={}, unscorable='why'); --debug shows where it failed"
+            f"scorer {name!r} failed on {due} completions: {type(error).__name__}: {one_line(str(error), 200)}. "
+            "For what cannot be scored, return Scores(values={}, unscorable='why'); --debug shows where it "
+            "failed"
         ) from error
     if len(found) != due:
         number = len(answer) if isinstance(answer, Sized) else len(found) if len(found) < due else f"more than {due}"
         raise FeedbackError(
-            f"scorer {name!r} gave {number} scores for {due} completions; one each is due, in their "
-            "order: what cannot be scored is Scores(values={}, unscorable='why')"
+            f"scorer {name!r} gave {number} scores for {due} completions; expected one each, in order: for what "
+            "cannot be scored, return Scores(values={}, unscorable='why')"
         )
     return found
 
@@ -114,8 +113,9 @@ def _require_records(found: Sequence[Any], name: str) -> None:
     wrong = [each for each in found if not _is_record(each)]
     if wrong:
         raise FeedbackError(
-            f"scorer {name!r}: {len(wrong)} of {len(found)} answers are no Scores with values by channel, the first "
-            f"{wrong[0]!r:.80}. Return Scores(values={{'reward': 0.5}}), or Scores(values={{}}, unscorable='why')"
+            f"scorer {name!r}: {len(wrong)} of {len(found)} answers are not Scores with values by channel, the "
+            f"first is {wrong[0]!r:.80}. Return Scores(values={{'reward': 0.5}}), or Scores(values={{}}, "
+            "unscorable='why')"
         )
 
 
@@ -129,8 +129,8 @@ def _floats(found: Sequence[Scores], name: str) -> list[dict[str, float]]:
             each.values[channel] for each, row in zip(found, rows, strict=True) if row.get(channel, 0.0) is None
         )
         raise FeedbackError(
-            f"scorer {name!r}: {count} of {len(found)} values on channel {channel!r} are no numbers, the first "
-            f"{value!r:.80}. Give floats; what has no value is Scores(values={{}}, unscorable='why')"
+            f"scorer {name!r}: {count} of {len(found)} values on channel {channel!r} are not numbers, the first is "
+            f"{value!r:.80}. Give floats; if there is no value, return Scores(values={{}}, unscorable='why')"
         )
     return [{channel: value for channel, value in row.items() if value is not None} for row in rows]
 

@@ -27,8 +27,8 @@ def safe_demonstrations(dataset: Dataset) -> list[Demonstration]:
     found = [row for row in preferred_demonstrations(dataset) if (row.prompt.id, row.response) in safe]
     if not found:
         raise DataError(
-            f"{dataset.name} flags no preferred response as safe: there is none to imitate; set warmstart_steps and "
-            "ptx_coef to 0"
+            f"{dataset.name} flags no preferred response as safe, so there is nothing to imitate; set "
+            "warmstart_steps and ptx_coef to 0"
         )
     refusals = [row for row in found if may_harm(row.prompt) and is_refusal(row.response)]
     refusals = [row for row in refusals if len(row.response.split()) >= _WORDS_WITH_A_REASON] or refusals
@@ -52,8 +52,8 @@ def general_demonstrations(dataset: Dataset) -> list[Demonstration]:
     answers = [row for row in found if not is_refusal(row.response)]
     if not answers:
         raise DataError(
-            f"{dataset.name} has no preferred answer to a prompt of kind benign or look_alike: there are no general "
-            "instructions to mix in; set ptx_coef to 0"
+            f"{dataset.name} has no preferred answer to a prompt of kind benign or look_alike: so so so there are "
+            "no general instructions to mix in; set ptx_coef to 0"
         )
     return answers
 
@@ -83,7 +83,7 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     found += [d for d in dataset.demonstrations if d.weight > 0]
     if not found:
         raise DataError(
-            f"{dataset.name} has nothing to imitate, neither demonstrations nor comparisons; set supervised_steps, "
-            "warmstart_steps and ptx_coef to 0"
+            f"{dataset.name} has neither demonstrations nor comparisons, so there is nothing to imitate; set "
+            "supervised_steps, warmstart_steps and ptx_coef to 0"
         )
     return found

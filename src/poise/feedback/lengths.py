@@ -25,7 +25,7 @@ class OverlongPenalty:
 
     def __init__(self, scorer: Scorer, *, max_tokens: int, buffer: int, factor: float = 1.0, channel: str = "reward"):
         if not 0 < buffer <= max_tokens:
-            raise ConfigError(f"buffer is {buffer} tokens: it is at least 1 and at most max_tokens ({max_tokens})")
+            raise ConfigError(f"buffer is {buffer} tokens: it must be at least 1 and at most max_tokens ({max_tokens})")
         self.scorer, self.channel, self.factor = scorer, channel, factor
         self.max_tokens, self.buffer = max_tokens, buffer
 

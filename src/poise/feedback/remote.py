@@ -167,7 +167,7 @@ class RemoteScorer:
             if len(answer) != len(batch):
                 if not again:
                     return
-                reason = f"{len(answer)} scores for 1 response: one each is due"
+                reason = f"{len(answer)} scores for 1 response: expected one"
                 answer = [RowScores(values={}, unscorable=reason)]
             for i, row in zip(batch, answer, strict=True):
                 found[i] = row
@@ -183,7 +183,7 @@ class RemoteScorer:
             said = [*text_only(prompt.messages), *prompt.tools]
             json.dumps([completion.text, *said], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
-            return RowScores(values={}, unscorable="half a surrogate pair in its text, which cannot be sent")
+            return RowScores(values={}, unscorable="the text contains half a surrogate pair, which cannot be sent")
         except DataError as error:
             return RowScores(values={}, unscorable=str(error))
         return None
@@ -199,7 +199,7 @@ class RemoteScorer:
     def _read(self, answer: Any) -> list[RowScores]:
         """The rows of an answer, each checked by itself."""
         if not isinstance(answer["scores"], list):
-            raise TypeError(f"scores are no list but {answer['scores']!r:.80}")
+            raise TypeError(f"scores are not a list but {answer['scores']!r:.80}")
         return [self._row(row) for row in answer["scores"]]
 
     def _row(self, content: Any) -> RowScores:
@@ -209,17 +209,17 @@ class RemoteScorer:
         except (ValidationError, RecursionError) as error:
             return RowScores(values={}, unscorable=f"a score that cannot be read ({_first_error(error)})")
         if row.values.keys() != channels and not row.unscorable:
-            reason = f"scores in the channels {_listed(row.values)} where {_listed(channels)} are due"
+            reason = f"scores in the channels {_listed(row.values)} expected {_listed(channels)}"
             return RowScores(values={}, unscorable=reason)
         return row
 
     def _refused(self, failure: RequestFailed) -> FeedbackError:
         if failure.unreachable:
-            advice = "Start it with `poise serve-scorer MODEL_FOLDER`, or give its right address"
+            advice = "Start it with `poise serve-scorer MODEL_FOLDER`, or correct the address"
         elif failure.status in (401, 403):
             advice = "Give the token that the server was started with"
         else:
-            advice = "Check the address: it is that of a `poise serve-scorer`, without a path"
+            advice = "Check the address: it must be that of a `poise serve-scorer`, without a path"
         return FeedbackError(f"the scorer at {self.endpoint.url}: {failure}. {advice}")
 
 

@@ -61,7 +61,7 @@ class ScorerServer:
         limits: Limits | None = None,
     ):
         if not token:
-            raise ConfigError("a scorer is served with a token: whoever can reach the port could use it otherwise")
+            raise ConfigError("a scorer needs a token: otherwise anyone who can reach the port could use it")
         check_token(token)
         self.scorer, self.sees_all, self.limits = scorer, sees_all, limits or Limits()
         health = Health(status="ok", source=source or type(scorer).__name__, channels=dict(channels))
@@ -112,11 +112,11 @@ class ScorerServer:
     def _prompt(self, row: ScoreRow) -> Prompt | RowScores:
         """The prompt of a row, or why the row cannot be scored."""
         if len(row.messages) > self.limits.turns:
-            return _unscorable(f"{TOO_LONG}: {len(row.messages)} turns, where {self.limits.turns} are taken")
+            return _unscorable(f"{TOO_LONG}: {len(row.messages)} turns, at most {self.limits.turns} are allowed")
         length = len(row.response) + sum(len(turn.role) + len(turn.content) for turn in row.messages)
         length += sum(len(str(turn.tool_calls)) for turn in row.messages if turn.tool_calls) + len(str(row.tools or ""))
         if length > self.limits.characters:
-            return _unscorable(f"{TOO_LONG}: {length} characters, where {self.limits.characters} are taken")
+            return _unscorable(f"{TOO_LONG}: {length} characters, at most {self.limits.characters} are allowed")
         try:
             said = [cast("Message", turn.model_dump(exclude_none=True)) for turn in row.messages]
             prompt = Prompt.of(said).with_tools(row.tools) if row.tools else Prompt.of(said)
@@ -136,13 +136,13 @@ def _row_scores(scores: Scores) -> RowScores:
     try:
         return RowScores(values=dict(scores.values), explanation=scores.explanation)
     except ValidationError as error:
-        return _unscorable(f"the scorer gave what is no score ({error.errors(include_url=False)[0]['msg']})")
+        return _unscorable(f"the scorer returned an invalid score ({error.errors(include_url=False)[0]['msg']})")
 
 
 def _listening(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: a port is at least 0 and below 65536. Choose another --port"
+            f"cannot listen on {host}:{port}: a port must be at least 0 and below 65536. Choose another --port"
         )
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

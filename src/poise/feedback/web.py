@@ -91,7 +91,7 @@ class Web:
             import uvicorn
             from uvicorn.protocols.http.h11_impl import H11Protocol
         except ImportError as error:
-            raise ConfigError("a scorer is served by fastapi and uvicorn: pip install 'poise[serve]'") from error
+            raise ConfigError("serving a scorer needs fastapi and uvicorn: pip install 'poise[serve]'") from error
         app = fastapi.FastAPI(openapi_url=None)
         app.add_route("/health", _answered(self._health), methods=["GET"])
         app.add_route("/score", _answered(self._score), methods=["POST"])
@@ -133,29 +133,29 @@ class Web:
         """The length of the body that a request may send; raises _Refused."""
         heads: dict[bytes, bytes] = dict(scope["headers"])
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
-            raise _Refused(431, f"the head of a request has at most {_HEAD_BYTES >> 10} KiB")
+            raise _Refused(431, f"the headers of a request may have at most {_HEAD_BYTES >> 10} KiB")
         if b"transfer-encoding" in heads:
             both = b"content-length" in heads
-            raise _Refused(400 if both else 411, "a request says its length by Content-Length, and by nothing else")
+            raise _Refused(400 if both else 411, "a request must give its length in Content-Length only")
         asked = (scope["method"], scope["path"])
         if asked == ("GET", "/health"):
             if int(heads.get(b"content-length", b"0")):
-                raise _Refused(413, "GET /health takes no body")
+                raise _Refused(413, "GET /health must have no body")
             return 0
         if not hmac.compare_digest(heads.get(b"authorization", b""), self.authorization):
             raise _Refused(401, "wrong or no token: send the header Authorization: Bearer TOKEN")
         if asked != ("POST", "/score"):
-            raise _Refused(404, "there are GET /health and POST /score")
+            raise _Refused(404, "the endpoints are GET /health and POST /score")
         return self._length_of_rows(heads)
 
     def _length_of_rows(self, heads: Mapping[bytes, bytes]) -> int:
         if heads.get(b"content-encoding", b"identity") != b"identity":
-            raise _Refused(415, "send the body as it is, without Content-Encoding")
+            raise _Refused(415, "send the body without Content-Encoding")
         if b"content-length" not in heads:
-            raise _Refused(411, "a request says its length by Content-Length")
+            raise _Refused(411, "a request must give its length in Content-Length")
         length, most = int(heads[b"content-length"]), self.limits.bytes_of_a_request
         if length > most:
-            raise _Refused(413, f"a request has at most {most / 2**20:g} MiB: send fewer rows at a time")
+            raise _Refused(413, f"a request may have at most {most / 2**20:g} MiB: send fewer rows at a time")
         if self.bytes_under_way and self.bytes_under_way + length > self.limits.bytes_under_way:
             raise _Refused(503, "busy with other requests", seconds=1)
         return length
@@ -168,13 +168,13 @@ class Web:
         try:
             future = self.queue.put(rows)
         except QueueFull as full:
-            raise _Refused(503, "too many rows wait already", seconds=full.seconds) from full
+            raise _Refused(503, "too many rows are waiting", seconds=full.seconds) from full
         leaving = asyncio.ensure_future(request.receive())  # after the body, all that comes is that the client leaves
         answer = asyncio.wrap_future(future)
         try:
             await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise _Refused(400, "the client has left")
+                raise _Refused(400, "the client disconnected")
             return ScoreAnswer(scores=answer.result()).model_dump()
         except asyncio.CancelledError as error:
             raise _Refused(503, "the server is stopping", seconds=10) from error
@@ -190,12 +190,12 @@ class Web:
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
-                        raise _Refused(400, "the client has left")
+                        raise _Refused(400, "the client disconnected")
                     parts.append(message["body"])
                     if not message["more_body"]:
                         return b"".join(parts)
         except TimeoutError as error:
-            raise _Refused(408, f"the body did not come within {seconds:g} s") from error
+            raise _Refused(408, f"the body did not arrive within {seconds:g} s") from error
 
 
 def _parsed(body: bytes) -> Any:

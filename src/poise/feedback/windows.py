@@ -19,8 +19,8 @@ def require_sight(scorers: Iterable[Scorer], sampling: Sampling) -> None:
         if window is not None and window < sampling.max_tokens:
             raise ConfigError(
                 f"{_name(scorer)} reads {window} tokens of a response and max_tokens={sampling.max_tokens} may be "
-                f"said: what comes after token {window} would count as harmless. Lower max_tokens, or train the scorer "
-                f"with max_response_tokens={sampling.max_tokens} or more"
+                f"generated: anything after token {window} would count as harmless. Lower max_tokens, or train "
+                f"the scorer with max_response_tokens={sampling.max_tokens} or more"
             )
 
 

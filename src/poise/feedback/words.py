@@ -49,7 +49,7 @@ class WordClassifier:
             vectors.fit(texts)
         except ValueError as error:
             raise DataError(
-                f"no word stands in two of the {len(texts)} texts, so that a classifier on words learns nothing from "
+                f"no word occurs in two of the {len(texts)} texts, so a classifier on words cannot learn from "
                 "them: give more texts"
             ) from error
         vectors.idf_ = vectors.idf_ - 1  # scikit-learn adds 1: here a word that stands in every text says nothing

@@ -125,8 +125,8 @@ class PIDGains:
     def __post_init__(self) -> None:
         if not all(0 <= gain < math.inf for gain in (self.proportional, self.integral, self.derivative)):
             raise ConfigError(
-                f"{self} has a negative gain, or one that is no finite number: that would reward unsafe responses, "
-                "use 0 to switch a term off"
+                f"{self} has a negative gain, or one that is not finite: that would reward unsafe responses; use "
+                "0 to switch a term off"
             )
 
 

@@ -138,6 +138,5 @@ def constrained_target(
 def _require_flip_rate(flip_rate: float) -> None:
     if not 0 <= flip_rate < 0.5:
         raise ConfigError(
-            f"flip_rate is {flip_rate}: it is a share from 0 to below 0.5; labels wrong more often than not are labels "
-            "of the opposite, swap them"
+            f"flip_rate is {flip_rate}: it is a share from 0 to below 0.5; if most labels are wrong, swap them"
         )

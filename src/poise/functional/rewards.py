@@ -130,7 +130,7 @@ def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int, factor: f
     tensor([-0.0000, -0.2500, -1.0000, -1.0000])
     """
     if not 0 < buffer <= max_tokens:
-        raise ConfigError(f"buffer is {buffer} tokens: it is at least 1 and at most max_tokens ({max_tokens})")
+        raise ConfigError(f"buffer is {buffer} tokens: it must be at least 1 and at most max_tokens ({max_tokens})")
     return -factor * ((lengths - (max_tokens - buffer)) / buffer).clamp(0, 1)
 
 

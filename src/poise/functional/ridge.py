@@ -30,7 +30,9 @@ def ridge_path(
     ([[1.0]], [2.0])
     """
     if len(features) != len(targets) or len(features) < 2:
-        raise DataError(f"a regression needs two rows or more with a target each: {len(features)} and {len(targets)}")
+        raise DataError(
+            f"a regression needs at least two rows with one target each: {len(features)} and {len(targets)}"
+        )
     x, t = features.double(), targets.double()
     v = torch.ones_like(t) if weights is None else weights.double()
     middle, level = (v @ x) / v.sum(), (v @ t) / v.sum()
@@ -65,7 +67,7 @@ def out_of_fold(
     tensor([[0., 1., 0., 1.]], dtype=torch.float64)
     """
     if len(folds.unique()) < 2:
-        raise DataError("cross-validation needs two folds or more: give rows of more prompts")
+        raise DataError("cross-validation needs at least two folds: give rows of more prompts")
     predicted = torch.zeros(len(penalties), len(targets), dtype=torch.float64)
     for fold in folds.unique():
         inside = folds != fold

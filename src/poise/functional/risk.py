@@ -138,7 +138,7 @@ def value_at_risk(costs: Tensor, alpha: float) -> Tensor:
     tensor(4.)
     """
     if not len(costs):
-        raise ConfigError("value_at_risk of no costs: give one at least")
+        raise ConfigError("value_at_risk needs at least one cost")
     return -(-costs).kthvalue(worst_count(alpha, len(costs))).values
 
 

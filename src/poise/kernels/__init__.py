@@ -54,7 +54,7 @@ def compiled() -> Kernels:
     if os.environ.get(SWITCH) == "0":
         return Kernels(None, f"{SWITCH}=0")
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-        return Kernels(None, f"not written for {platform.system()} on {platform.machine()}")
+        return Kernels(None, f"not available for {platform.system()} on {platform.machine()}")
     try:
         folder = private_cache()
         return Kernels(ctypes.CDLL(str(_kept(folder) or _compile(_compiler(), folder))), "")
@@ -62,7 +62,7 @@ def compiled() -> Kernels:
         told = getattr(error, "stderr", None) or str(error)
         return Kernels(None, f"{_compiler()} failed: {(str(told).strip() or str(error)).splitlines()[-1]}")
     except OSError as error:
-        return Kernels(None, f"{error}; POISE_CACHE names another folder to compile into")
+        return Kernels(None, f"{error}; set POISE_CACHE to compile into another folder")
     except ConfigError as error:
         return Kernels(None, str(error))
 

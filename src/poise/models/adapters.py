@@ -103,7 +103,7 @@ def add_adapter(
     The backbone is frozen. Raises ConfigError if the name is taken.
     """
     if any(name in module.scale for _, module in lora_modules(model)):
-        raise ConfigError(f"this model has an adapter {name!r} already: give the new one another name")
+        raise ConfigError(f"this model already has an adapter {name!r}: give the new one another name")
     stop = len(layers) if stop is None else stop
     first = stop - max(1, round(stop * spec.top))
     generator = torch.Generator().manual_seed(seed)
@@ -196,9 +196,7 @@ def load_adapter(model: nn.Module, name: str, folder: Path) -> None:
 
     path = folder / "adapter_model.safetensors"
     if not path.exists():
-        raise ModelError(
-            f"{folder} holds no adapter: there is no {path.name}; give a folder that save_pretrained wrote"
-        )
+        raise ModelError(f"{folder} has no adapter ({path.name} is missing); give a folder that save_pretrained wrote")
     stored = load_file(path)
     parameters = adapter_parameters(model, name)
     strange = sorted(stored.keys() ^ parameters.keys()) or [

@@ -72,9 +72,9 @@ def windows_of(config: Any) -> tuple[int | None, ...]:
     if strange := set(kinds) - {_FULL, _SLIDING}:
         raise ModelError(f"layers of kind {', '.join(sorted(strange))} are not supported; only {_FULL} and {_SLIDING}")
     if windows == "by layer" and window is None and _SLIDING in kinds:
-        raise ModelError(f"layer_types names {_SLIDING}, but sliding_window is not set: set it in config.json")
+        raise ModelError(f"layer_types contains {_SLIDING}, but sliding_window is not set: set it in config.json")
     if window is not None and window < 1 and _SLIDING in kinds:
-        raise ModelError(f"sliding_window={window} lets no token see itself: give at least 1, or null for no window")
+        raise ModelError(f"sliding_window={window} is too small: give at least 1, or null for no window")
     return tuple(window if kind == _SLIDING else None for kind in kinds)
 
 

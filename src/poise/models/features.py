@@ -59,7 +59,7 @@ class FeatureCache:
         return self.folder / f"part-{number:05d}.safetensors"
 
     def _read_all(self) -> None:
-        remedy = f"Delete the folder {self.folder}: the same command then computes the features again"
+        remedy = f"Delete the folder {self.folder}: the same command then recomputes the features"
         index, places = self.folder / _INDEX, sorted(self.folder.glob("part-*.safetensors"))
         if places or index.exists():
             self._parts = read_sealed(index, remedy=remedy)[0]["parts"]
@@ -69,7 +69,7 @@ class FeatureCache:
         if self._path(len(self._parts)) in places:
             self._parts.append(facts_of(self._path(len(self._parts))))
         if len(places) != len(self._parts):
-            raise RunError(f"{self.folder} holds {len(places)} parts and {len(self._parts)} were written. {remedy}")
+            raise RunError(f"{self.folder} holds {len(places)} parts, but {len(self._parts)} were written. {remedy}")
         for place in places:
             self._read(place, remedy)
 
@@ -82,7 +82,7 @@ class FeatureCache:
         except (SafetensorError, OSError) as error:
             raise RunError(f"{path} is damaged: {error}. {remedy}") from error
         if about["sha256"] != _digest(about["keys"], rows):
-            raise RunError(f"{path} is damaged: its contents are not those that were written. {remedy}")
+            raise RunError(f"{path} is damaged: its contents have changed since they were written. {remedy}")
         self._rows |= dict(zip(about["keys"].split(), rows, strict=True))
 
     def _write(self, keys: Sequence[str], rows: Tensor) -> None:

@@ -313,7 +313,7 @@ def load_score_model(
     for name, worse in (expect or {}).items():
         if directions.get(name) != worse:
             raise ModelError(
-                f"{folder}: channel {name!r} should have higher_is_worse={worse}, the folder says "
+                f"{folder}: channel {name!r} should have higher_is_worse={worse}, the folder has "
                 f"{directions.get(name, 'there is no such channel')}"
             )
     model = ScoreModel(

@@ -161,7 +161,7 @@ def _loaded(kind: Any, name: str) -> Any:
     except Exception as error:  # as in `loading`
         raise ModelError(
             f"cannot read {kind.__name__.removeprefix('Auto').lower()} of model {name!r} ({source}): "
-            f"{str(error).splitlines()[0]}. Give a folder, a hub id that this machine can reach, or a name it knows"
+            f"{str(error).splitlines()[0]}. Give a folder, a hub id that this machine can reach, or a known name"
         ) from error
 
 
@@ -220,8 +220,8 @@ def _weights(source: str, name: str, dtype: torch.dtype | str, packed: dict[str,
         made = getattr(config, "architectures", None) or []
         if made and not any(kind.endswith(_LANGUAGE_MODELS) for kind in made):
             raise ModelError(
-                f"model {name!r} is a {', '.join(made)}, not a causal language model: its head would be random. Give "
-                "the language model that it was made from"
+                f"model {name!r} is a {', '.join(made)}, not a causal language model: its head would be random. "
+                "Give the language model it is based on"
             )
         if (getattr(config, "pad_token_id", None) or 0) >= getattr(config, "vocab_size", math.inf):
             config.pad_token_id = None  # of a token that was added and never got weights: nothing here looks it up

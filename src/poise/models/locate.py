@@ -34,7 +34,7 @@ def locate(name: str) -> str:
     if path.parent.is_dir() and not _is_cached(name):
         near = ", ".join(sorted(item.name for item in path.parent.iterdir() if item.is_dir())[:5]) or "no folder"
         raise ModelError(
-            f"no model {name!r}: {path.parent} is a folder here and holds {near}. If this is a hub id, "
+            f"no model {name!r}: {path.parent} is a folder here and contains {near}. If this is a hub id, "
             f"fetch it first (hf download {name}) or start from another folder"
         )
     return name

@@ -23,7 +23,7 @@ _WEIGHTS = "adapter_model.safetensors"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")  # that peft saves beside an adapter
 _TOKENS_OF_BOTH = "token_adapter"  # single tokens that peft trains: in a tied head as in the embedding
 _SCORE_CARD = "poise_score_model.json"
-_REMEDY = "Merge it with peft (merge_and_unload, save_pretrained) and give the folder of the whole model"
+_REMEDY = "Merge it with peft (merge_and_unload, save_pretrained) and give the folder of the merged model"
 
 
 def adapter_in(source: str) -> Path | None:
@@ -44,7 +44,7 @@ def base_of(config: Path) -> str:
     if stored.get("task_type") not in (None, "CAUSAL_LM"):
         raise ModelError(f"{folder} is an adapter for {stored['task_type']}, not for a language model (CAUSAL_LM)")
     if not (folder / _WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds no {_WEIGHTS}: save the adapter as safetensors; pickles are not read")
+        raise ModelError(f"{folder} has no {_WEIGHTS}: save the adapter as safetensors; pickles are not read")
     if not stored.get("base_model_name_or_path"):
         raise ModelError(f"{config}: names no base model (base_model_name_or_path)")
     return str(stored["base_model_name_or_path"])
@@ -85,7 +85,7 @@ def _merge(base: Callable[[], Any], adapter: Path) -> Any:
         raise ModelError(f"{adapter}: peft cannot load or merge this adapter: {reason}. {_REMEDY}") from error
     if not apart.is_small:
         raise ModelError(
-            f"{adapter}: merged into its base, the adapter gives other log-probabilities than beside it, by "
+            f"{adapter}: the merged adapter and the unmerged one give different log-probabilities, by "
             f"{apart.nats:.2g} nats. {_REMEDY}"
         )
     return merged

@@ -18,7 +18,7 @@ def four_bits(bits: int, device: str) -> Any:
     Source: QLoRA (Dettmers et al., arXiv:2305.14314).
     """
     if bits != 4:
-        raise ConfigError(f"POISE_BASE_BITS is {bits}: a frozen weight has 16 bits, or 4 on a GPU")
+        raise ConfigError(f"POISE_BASE_BITS is {bits}: frozen weights have 16 bits, or 4 on a GPU")
     if not device.startswith("cuda"):
         raise ConfigError(f"POISE_BASE_BITS=4 needs a CUDA GPU, and this run is on {device!r}: unset it")
     if current().is_sharded:

@@ -86,15 +86,16 @@ def _require_fits(decoder: Decoder, rows: SharedRows) -> None:
     if len(lengths) and int(lengths.max()) > decoder.context:
         row = int(lengths.argmax())
         raise DataError(
-            f"row {row} of {len(lengths)} has {int(lengths[row])} tokens, {int(prompts[row])} of them the prompt's, "
-            f"and the model reads {decoder.context}: lower max_prompt_tokens or max_response_tokens, or leave it out"
+            f"row {row} of {len(lengths)} has {int(lengths[row])} tokens, {int(prompts[row])} of them from the "
+            f"prompt, but the model reads {decoder.context}: lower max_prompt_tokens or max_response_tokens, or "
+            "leave it out"
         )
     for kind, ids in (("prompt", rows.prompt_ids), ("response", rows.response_ids)):
         if ids.numel() and int(ids.max()) >= decoder.vocabulary:
             row = int(ids.amax(-1).argmax())
             raise DataError(
                 f"{kind} {row} of {len(ids)} has the token {int(ids.max())}, and the model's embedding has "
-                f"{decoder.vocabulary}: tokenizer and model do not belong together, or the embedding was not resized"
+                f"{decoder.vocabulary}: tokenizer and model do not match, or the embedding was not resized"
             )
 
 

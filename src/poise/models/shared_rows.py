@@ -75,7 +75,7 @@ class SharedRows:
         `masks` has one flag per token of each response; without, all of them are asked for.
         """
         if any(start < 1 for start in prompt_lengths):
-            raise ConfigError("a row has an empty prompt: its first response token has nothing to be predicted from")
+            raise ConfigError("a row has an empty prompt: there is nothing to predict its first response token from")
         numbers: dict[tuple[int, ...], int] = {}
         owner = [
             numbers.setdefault(tuple(row[:start]), len(numbers))

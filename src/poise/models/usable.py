@@ -42,8 +42,8 @@ def _reason(source: str, name: str, error: Exception) -> str:
     folder = Path(source)
     if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return (
-            f"model {name!r} holds its weights as pickles, which are not read: they can run code. Save it as "
-            "safetensors (save_pretrained of transformers does)"
+            f"model {name!r} stores its weights as pickles, which poise does not read because they can run code. "
+            "Save it as safetensors (save_pretrained of transformers does)"
         )
     where = "folder" if folder.is_dir() else "hub id"
     first = (str(error).strip() or "no reason given").splitlines()[0]
@@ -59,8 +59,8 @@ def require_whole(name: str, report: Mapping[str, Any]) -> None:
     extra = [key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS)]
     for keys, what in (
         (report["missing_keys"], "lacks weights, which would be random"),
-        (report["mismatched_keys"], "has weights of other shapes than its config.json says"),
-        (extra, "has weights that its config.json has no place for"),
+        (report["mismatched_keys"], "has weights whose shapes differ from its config.json"),
+        (extra, "has weights that do not belong to its config.json"),
     ):
         if keys:
             first = ", ".join(str(key[0] if isinstance(key, tuple) else key) for key in sorted(keys)[:3])
@@ -82,9 +82,9 @@ def require_usable(name: str, model: Any, tokenizer: Any) -> None:
     beyond = [token for token, place in sorted(tokenizer.get_vocab().items()) if place >= rows]
     if said := [token for token in beyond if _may_be_said(token, tokenizer)]:
         raise ModelError(
-            f"model {name!r} has weights for {rows} tokens, and its tokenizer knows {len(tokenizer)}: {len(said)} "
-            f"tokens that texts or its template use have none, such as {said[0]!r}. Give the tokenizer that belongs "
-            "to the model, or save the model after resize_token_embeddings and training"
+            f"model {name!r} has weights for {rows} tokens, but its tokenizer has {len(tokenizer)}: {len(said)} "
+            f"tokens that texts or its template use have no weights, such as {said[0]!r}. Give the tokenizer that "
+            "belongs to the model, or save the model after resize_token_embeddings and training"
         )
 
 

@@ -109,8 +109,8 @@ def _require_equal(model: Any, way: str, found: Tensor, expected: Tensor) -> Non
     if not apart.is_small:
         raise ModelError(
             f"model of family {model.config.model_type!r}: log-probabilities computed {way} differ from those of "
-            f"transformers by {apart.nats:.2g} nats. Its configuration asks for something that is not supported here; "
-            "compare its config.json with that of a plain model of the family"
+            f"transformers by {apart.nats:.2g} nats. Its configuration uses an unsupported feature; compare its "
+            "config.json with that of a standard model of the family"
         )
 
 

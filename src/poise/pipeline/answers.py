@@ -57,7 +57,7 @@ def _read(prompts: Sequence[Prompt], completions: Sequence[Completion], readers:
     if failed:
         raise EngineError(
             f"{len(failed)} of {len(completions)} answers failed, the first: {failed[0].error or 'no reason given'}. "
-            "Every prompt needs one to be compared: run the same command again"
+            "A comparison needs an answer to every prompt: run the same command again"
         )
     texts = [each.text for each in completions]
     values = {channel: list(read(prompts, texts)) for channel, read in readers.items()}

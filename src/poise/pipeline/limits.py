@@ -52,12 +52,13 @@ def read_limits(given: float | str | Sequence[float | str], *, margin: float = 0
     """
     texts = [given] if isinstance(given, (int, float, str)) else list(given)
     if not texts:
-        raise ConfigError("no limit is given: write one, such as 'cost <= -0.5', or the number -0.5")
+        raise ConfigError("no limit was given: write one, such as 'cost <= -0.5', or the number -0.5")
     numbers = [number for text in texts if (number := _number(text)) is not None]
     if numbers and len(texts) > 1:
         raise ConfigError(
-            f"limit {numbers[0]:g} stands beside others: a number alone is the mean cost on prompts that may do harm; "
-            f"write it as 'cost@may_harm <= {numbers[0]:g}', and one decimal point, no comma, in each number"
+            f"limit {numbers[0]:g} is combined with others: a single number means the mean cost on prompts that "
+            f"may do harm; write it as 'cost@may_harm <= {numbers[0]:g}', and one decimal point, no comma, in "
+            "each number"
         )
     read = (_bare(numbers[0], margin),) if numbers else tuple(_scored(parse_limit(str(text))) for text in texts)
     under_limits(read)  # two limits on the same fail here
@@ -176,7 +177,7 @@ def _scored(limit: LimitText) -> LimitText:
         close = get_close_matches(limit.channel, SCORED.bounds, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
-            f"limit {limit.text!r}: nobody scores {limit.channel!r}. {hint}There are {', '.join(SCORED.bounds)}"
+            f"limit {limit.text!r}: no scorer provides {limit.channel!r}. {hint}Choose from {', '.join(SCORED.bounds)}"
         )
     check_limits([limit.limit()], [SCORED])
     return limit

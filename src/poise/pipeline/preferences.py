@@ -118,7 +118,7 @@ def preference_feedback(
     rows = PreferenceRows.of(data, method, criteria)
     if not rows.num_prompts:
         alone = len(data.verdicts) + len(data.labels)
-        hint = f"; {alone} responses are judged one by one there, which --loss kto learns from" if alone else ""
+        hint = f"; {alone} responses are judged one by one, which only --loss kto can learn from" if alone else ""
         raise DataError(
             f"no comparisons under {' or '.join(criteria)} in {data.name!r}"
             + (hint if method.feedback is PairFeedback else "")

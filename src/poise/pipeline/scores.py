@@ -134,9 +134,9 @@ def _require_judgements(data: Dataset, parts: Mapping[str, Dataset], channels: S
         ]:
             where = "" if side is data else f", of which {len(side.prompts)} are held back,"
             raise DataError(
-                f"{data.name}: nothing in its {len(data.prompts)} prompts{where} says anything about "
-                f"{' and '.join(missing)}: a score model needs judgements for each of its channels, on enough prompts "
-                "to hold a sixth of them back (docs/data.md)"
+                f"{data.name}: nothing in its {len(data.prompts)} prompts{where} is a judgement for "
+                f"{' and '.join(missing)}: a score model needs judgements for each of its channels, on enough "
+                "prompts to hold a sixth of them back (docs/data.md)"
             )
 
 

@@ -53,6 +53,6 @@ def _check_number(name: str, given: Any, fits: Any, wanted: str) -> None:
 
 def _check_several(name: str, given: Sequence[Any], choices: Collection[Any] | None) -> None:
     if not given or len(set(given)) < len(given):
-        raise ConfigError(f"{name} are {tuple(given)}: give at least one, and none twice")
+        raise ConfigError(f"{name} are {tuple(given)}: give at least one, without duplicates")
     if choices is not None and (strangers := [value for value in given if value not in choices]):
         raise ConfigError(f"{name}: no {strangers[0]!r}; choose {', '.join(map(str, choices))}")

@@ -66,12 +66,10 @@ def named_machine(name: str) -> Machine:
     found = re.fullmatch(r"([a-z0-9]+?)(?:x(\d+))?", name.lower())
     if found is None or found[1] not in DEVICES:
         known = ", ".join(DEVICES)
-        raise ConfigError(
-            f"no machine {name!r}: give {known} with a number of devices, such as h100x8, or leave it out"
-        )
+        raise ConfigError(f"no machine {name!r}: give {known} with a number of devices, such as h100x8, or omit it")
     device, number = DEVICES[found[1]], int(found[2] or 1)
     if number < 1:
-        raise ConfigError(f"machine {name!r} has no device: give at least one, such as {found[1]}x1")
+        raise ConfigError(f"machine {name!r} has no devices: give at least one, such as {found[1]}x1")
     return replace(device, name=name.lower(), devices=number, link=device.link if number <= _PER_NODE else _NETWORK)
 
 

@@ -87,7 +87,7 @@ def _of_config(name: str, config: Any) -> ModelSize:
     stored = config.to_dict() | {key: getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers")}
     hidden, heads = stored.get("hidden_size"), getattr(config, "num_attention_heads", None)
     if not hidden or not heads:
-        raise ConfigError(f"model {name!r}: its configuration names no hidden size and heads; give 1.5b, 7b or 70b")
+        raise ConfigError(f"model {name!r}: its configuration has no hidden size and heads; give 1.5b, 7b or 70b")
     is_gpt2 = stored.get("model_type") == "gpt2"
     return ModelSize(
         name=name,

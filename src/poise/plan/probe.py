@@ -59,8 +59,8 @@ def probe(size: ModelSize) -> Probe:
             break
     else:
         raise ConfigError(
-            f"{_DEPTHS[1]} layers took no longer than {_DEPTHS[0]} on this machine, so that it cannot be measured now: "
-            "try again when less else runs on it, or name a machine with --machine"
+            f"{_DEPTHS[1]} layers took no longer than {_DEPTHS[0]} on this machine, so it cannot be measured now: "
+            "try again when the machine is less busy, or name a machine with --machine"
         )
     tokens = _PROMPTS * (_PROMPT_TOKENS + _SAMPLES * _RESPONSE_TOKENS)
     positions = _PROMPTS * _SAMPLES * _RESPONSE_TOKENS

@@ -57,7 +57,7 @@ class ConversationEngine:
 
     def __init__(self, engine: Engine, environment: Environment, *, max_turns: int = 4):
         if max_turns < 1:
-            raise ConfigError(f"max_turns={max_turns}: a conversation has at least 1 answer")
+            raise ConfigError(f"max_turns={max_turns}: a conversation needs at least 1 answer")
         self.engine, self.environment, self.max_turns = engine, environment, max_turns
 
     @property
@@ -82,7 +82,7 @@ class ConversationEngine:
         """
         check_sampling(sampling)
         if sampling.choices and self.max_turns > 1:
-            raise ConfigError("choices are one answer: ask the engine itself, or set max_turns=1")
+            raise ConfigError("choices need a single answer: use the engine itself, or set max_turns=1")
         draws = sample_numbers(prompts, sampling.samples)
         first = self.engine.generate(prompts, sampling)
         talks = [_Talk(prompt, draw, each) for (prompt, _, draw), each in zip(draws, first, strict=True)]
@@ -109,8 +109,8 @@ class ConversationEngine:
             return False
         if reply["role"] == "assistant":
             raise EngineError(
-                f"the environment {type(self.environment).__name__} replied as the assistant, whose turns are the "
-                "policy's: reply as the user or as a tool"
+                f"the environment {type(self.environment).__name__} replied as the assistant, but only the policy "
+                "may do that: reply as the user or as a tool"
             )
         talk.hear(reply, self._reply_ids(talk, reply))
         if self._is_exact and self._is_too_long(talk, sampling):

@@ -66,8 +66,9 @@ def check_completions(prompts: Sequence[Prompt], completions: list[Completion], 
     expected = [(prompt.id, sample) for prompt in prompts for sample in range(sampling.samples)]
     if len(completions) != len(expected):
         raise EngineError(
-            f"the engine returned {len(completions)} completions where {len(prompts)} prompts x {sampling.samples} "
-            "samples were asked for: an engine answers every prompt, a failure with finish='error'"
+            f"the engine returned {len(completions)} completions where {len(prompts)} prompts x "
+            f"{sampling.samples} samples were requested: an engine must answer every prompt; a failure has "
+            "finish='error'"
         )
     for completion, (prompt_id, sample) in zip(completions, expected, strict=True):
         if (completion.prompt_id, completion.sample) != (prompt_id, sample):
@@ -78,7 +79,7 @@ def check_completions(prompts: Sequence[Prompt], completions: list[Completion], 
         if completion.token_logprobs and len(completion.token_ids) != len(completion.token_logprobs):
             raise EngineError(
                 f"prompt {prompt_id} sample {sample}: {len(completion.token_ids)} tokens but "
-                f"{len(completion.token_logprobs)} log-probabilities, one per token is due"
+                f"{len(completion.token_logprobs)} log-probabilities, expected one per token"
             )
     return completions
 

@@ -43,7 +43,7 @@ class NativeEngine:
         reference: bool = False,
     ):
         if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: a batch holds at least 1 row")
+            raise ConfigError(f"batch_size={batch_size}: a batch needs at least 1 row")
         self.policy, self.batch_size, self.reference = policy, batch_size, reference
         self.renderer: ChatRenderer = policy.backbone.renderer(max_prompt_tokens=max_prompt_tokens)
 
@@ -161,7 +161,7 @@ class NativeEngine:
         """Answer with one of the choices: the log-probability of each whole text, and the likeliest."""
         rows = [ids + self.renderer.response_ids(choice, finished=False)[0] for choice in sampling.choices]
         if any(len(row) == len(ids) for row in rows):
-            raise EngineError(f"choices {sampling.choices!r}: an empty choice has no tokens to weigh")
+            raise EngineError(f"choices {sampling.choices!r}: an empty choice has no tokens to compare")
         batch, lengths = pad_rows(rows, device=self.policy.backbone.device)
         logits = decoder.logits(decoder.run(decoder.embed(batch))[:, len(ids) - 1 : -1]).float().log_softmax(-1)
         picked = logits.gather(-1, batch[:, len(ids) :, None])[..., 0]

@@ -46,7 +46,7 @@ class _Worker:
         backbone = load_backbone(plan.base, dtype=getattr(torch, plan.dtype), chat_template=plan.chat_template)
         if base_digest(backbone) != plan.base_digest:
             raise EngineError(
-                f"{plan.base!r} is another model here than where the policy is trained: save the trainer's base model "
+                f"{plan.base!r} differs between this machine and the trainer: save the trainer's base model "
                 "with Policy.save_pretrained(folder, merge=True) and load it from a folder that all machines see"
             )
         self.policy = Policy(backbone, plan.lora, adapter=plan.adapter)
@@ -210,8 +210,8 @@ class RayEngine:
             lines = [line.strip() for line in reason.splitlines() if line.strip()]
             causes = [line for line in lines if "Error" in line] or lines[:1] or ["no reason given"]
             raise EngineError(
-                f"Ray workers die again and again, the last of: {causes[-1][:500]}. If memory is short, take fewer "
-                "workers or a smaller batch_size; `ray status` and `ray logs` show more"
+                f"Ray workers fail repeatedly, the last one because of: {causes[-1][:500]}. If memory is short, "
+                "use fewer workers or a smaller batch_size; `ray status` and `ray logs` show more"
             )
         self.workers[self.workers.index(worker)] = self._start()
 

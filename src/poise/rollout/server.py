@@ -178,7 +178,7 @@ class ServerEngine:
         """The likeliest of the choices, told from the likeliest first tokens."""
         if not listed:
             raise EngineError(
-                f"{self.endpoint.url} lists no log-probabilities of tokens, so that it cannot weigh the choices "
+                f"{self.endpoint.url} returns no log-probabilities of tokens, so it cannot compare the choices "
                 f"{', '.join(choices)}: let it answer freely and read the text, or use an endpoint that supports "
                 "logprobs with top_logprobs, or NativeEngine"
             )
@@ -201,7 +201,7 @@ class ServerEngine:
         if failure.error is not None:
             return EngineError(str(failure.error))
         if failure.unreachable:
-            advice = "Start the server, or give its right address"
+            advice = "Start the server, or correct the address"
         elif failure.status in (401, 403):
             advice = "Give the token that the server expects"
         else:
@@ -228,14 +228,14 @@ def only_choice(answer: Any) -> Mapping[str, Any]:
     choices = answer["choices"]
     if len(choices) != 1 or choices[0].get("index", 0) != 0:
         indexes = [choice.get("index") for choice in choices[:3]]
-        raise ValueError(f"{len(choices)} choices, of indexes {indexes}, where one of index 0 was asked for")
+        raise ValueError(f"{len(choices)} choices with the indexes {indexes}, expected one with index 0")
     return dict(choices[0])
 
 
 def log_probability(value: Any) -> float:
     """A number of nats that can be the logarithm of a probability; TypeError or ValueError for any other."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"a log-probability is no number but {value!r:.80}")
+        raise TypeError(f"a log-probability is not a number but {value!r:.80}")
     if not -_LEAST <= value <= _ROUNDED:
         raise ValueError(f"a log-probability is {value!r:.80}: it should be finite and at most 0")
     return min(0.0, float(value))
@@ -244,7 +244,7 @@ def log_probability(value: Any) -> float:
 def token_id(value: Any, vocabulary: int = 2**31) -> int:
     """A token id below the size of the vocabulary; TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a token id is no whole number but {value!r:.80}")
+        raise TypeError(f"a token id is not an integer but {value!r:.80}")
     if not 0 <= value < vocabulary:
         raise ValueError(f"a token id is {value!r:.80}: it should be at least 0 and below {vocabulary}")
     return value
@@ -267,9 +267,9 @@ def completion_of(
     tokens = tuple(token_id(value) for value in ids)
     values = tuple(log_probability(value) for value in logprobs)
     if len(tokens) > sampling.max_tokens:
-        raise ValueError(f"{len(tokens)} token ids where at most {sampling.max_tokens} were asked for")
+        raise ValueError(f"{len(tokens)} token ids, but at most {sampling.max_tokens} were requested")
     if values and len(values) != len(tokens):
-        raise ValueError(f"{len(values)} log-probabilities for {len(tokens)} token ids: one each is due")
+        raise ValueError(f"{len(values)} log-probabilities for {len(tokens)} token ids: expected one each")
     position = stop_position(text, sampling.stop)
     finish = _FINISH.get(reason, "stop")
     return Completion(
@@ -308,6 +308,4 @@ def _read_answers(path: Path) -> dict[str, Completion]:
         rows = read_jsonl_tolerant(path)
         return {str(row["key"]): read_completion({n: v for n, v in row.items() if n != "key"}) for row in rows}
     except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError(
-            f"{path} holds lines that are no completions ({error!r:.200}). Choose another file"
-        ) from error
+        raise EngineError(f"{path} has lines that are not completions ({error!r:.200}). Choose another file") from error

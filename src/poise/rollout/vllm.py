@@ -60,7 +60,7 @@ class VLLMEngine(ServerEngine):
     ):
         if policy.lora is None and not reference:
             raise ConfigError(
-                "a policy that is trained whole cannot be sent to a vLLM server: give it an adapter, "
+                "a fully trained policy cannot be sent to a vLLM server: use an adapter, "
                 "Policy(backbone, Lora(...)), or generate with NativeEngine or RayEngine"
             )
         super().__init__(url, model or "", logprobs=processed_logprobs, **settings)
@@ -136,9 +136,9 @@ class VLLMEngine(ServerEngine):
                 return
             rank = self.policy.lora.rank if self.policy.lora else 0
             if "No adapter found" in str(failure):
-                advice = "Give a folder that the server sees too, and served_folder=... if it calls it otherwise"
+                advice = "Give a folder that the server can access, and served_folder=... if its path differs there"
             else:
-                advice = f"If it takes no adapters while it runs, or none of this rank, {_START.format(rank=rank)}"
+                advice = f"If it does not accept adapters at run time, or none of this rank, {_START.format(rank=rank)}"
             raise EngineError(
                 f"{self.endpoint.url} did not load version {self.policy.version} of the policy: {failure}. {advice}"
             ) from failure
@@ -172,13 +172,13 @@ class VLLMEngine(ServerEngine):
         ids = choice.get("token_ids")
         if ids is None:
             raise EngineError(
-                f"{self.endpoint.url} returns no token ids, which the policy is trained on: it takes vLLM 0.10.2 or "
-                "newer, which knows return_token_ids"
+                f"{self.endpoint.url} returns no token ids, which training needs: use vLLM 0.10.2 or newer, which "
+                "supports return_token_ids"
             )
         usable = self.logprobs or (sampling.temperature == 1 and sampling.top_p == 1)
         logprobs = choice["logprobs"]["token_logprobs"] if usable else ()
         if usable and len(logprobs) != len(ids):
-            raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} token ids: one each is due")
+            raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} token ids: expected one each")
         ids = [token_id(value, self.vocabulary) for value in ids]
         text = self.renderer.decode(ids)  # without the space that the template puts around an answer
         return completion_of(text, choice.get("finish_reason"), ids, logprobs, sampling)

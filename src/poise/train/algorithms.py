@@ -269,4 +269,4 @@ def algorithm_named(name: str, among: Mapping[str, Algorithm] = ALGORITHMS) -> A
         return among[name]
     close = get_close_matches(name.lower().replace("_", "-"), among, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"there is no algorithm {name!r}: {hint}There are {', '.join(among)}")
+    raise ConfigError(f"there is no algorithm {name!r}: {hint}Choose from {', '.join(among)}")

@@ -121,7 +121,7 @@ def require_readable(judgements: Sequence[Judgement], losses: Mapping[str, Chann
         if judgement.form not in (None, wanted) and not is_ranking_of_two:
             raise DataError(
                 f"channel {judgement.channel!r} learns from {wanted}, but there are {judgement.form} on its criteria: "
-                "give the channel another loss (`ScoreModelSpec.losses`), or leave these judgements out"
+                "give the channel another loss (`ScoreModelSpec.losses`), or remove these judgements"
             )
 
 

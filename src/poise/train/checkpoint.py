@@ -91,7 +91,7 @@ def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     except Exception as error:
         reason = str(error).strip() if isinstance(error, RunError) else repr(error)
         raise RunError(
-            f"checkpoint {place} cannot be read ({reason}). Delete this folder to continue from the one before"
+            f"checkpoint {place} cannot be read ({reason}). Delete this folder to continue from the previous checkpoint"
         ) from error
     return _step(place), state
 

@@ -159,7 +159,7 @@ class ReferenceAscent:
         maximum = LARGEST_MULTIPLIER if self.maximum is None else self.maximum
         _check_start(self, self.multiplier, maximum, rate=self.rate)
         if self.multiplier == 0:
-            raise ConfigError(f"{self}: the logarithm of 0 never moves; start above 0, or take ProjectedAscent")
+            raise ConfigError(f"{self}: the logarithm of 0 never changes; start above 0, or use ProjectedAscent")
 
     @property
     def is_saturated(self) -> bool:
@@ -212,13 +212,13 @@ def _kl_control(target: float, gain: float, seen: Callable[[float, float], float
     if not 0 < target < math.inf or not 0 <= gain < _LARGEST_KL_GAIN:
         raise ConfigError(
             f"KL control with target={target} and gain={gain}: give a target above 0, in nats per response, and a gain "
-            f"from 0 to below {_LARGEST_KL_GAIN:g}, from where one step could turn the sign of the weight"
+            f"from 0 to below {_LARGEST_KL_GAIN:g}, where one step could change the sign of the weight"
         )
 
     def control(coefficient: float, sequence_kl: float, kept: float) -> float:
         found = seen(sequence_kl, kept)
         if not math.isfinite(found):
-            raise TrainingError(f"the KL of a step is {found}: its weight, {coefficient}, cannot answer to that")
+            raise TrainingError(f"the KL of a step is {found}: the KL weight {coefficient} cannot be updated from it")
         return min(adapt_kl_coefficient(coefficient, found, target, gain), LARGEST_MULTIPLIER)
 
     return control
@@ -229,8 +229,8 @@ def _excess(mean: float, limit: float) -> float:
     excess = mean - limit
     if not math.isfinite(excess):
         raise TrainingError(
-            f"a multiplier cannot answer to a measured value of {mean} under a limit of {limit}: look at the scores of "
-            "the batch for NaN and infinity"
+            f"a multiplier cannot be updated with a measured value of {mean} under a limit of {limit}: check the "
+            "scores of the batch for NaN and infinity"
         )
     return excess
 
@@ -239,6 +239,6 @@ def _check_start(controller: Any, multiplier: float, maximum: float, *, rate: fl
     """Raise ConfigError for a start that is no price, or a rule that could not move one."""
     if not (0 <= multiplier < math.inf and 0 <= rate < math.inf and maximum >= 0):
         raise ConfigError(
-            f"{type(controller).__name__}(multiplier={multiplier}, maximum={maximum}) with rate {rate}: the start and "
-            "the rate are finite and not negative, and neither is the maximum"
+            f"{type(controller).__name__}(multiplier={multiplier}, maximum={maximum}) with rate {rate}: start and "
+            "rate must be finite and not negative, and the maximum not negative"
         )

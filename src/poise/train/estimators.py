@@ -165,7 +165,7 @@ def group_logits(values: Mapping[str, Tensor], mask: Tensor) -> Tensor | None:
 def _needed(collected: Tensor | None, name: str) -> Tensor:
     if collected is None:
         raise ConfigError(
-            f"the advantage needs Collection.{name}, which the algorithm does not ask for: "
-            f"give it collection=Collection({name}=...), see the records in poise.train.algorithms"
+            f"the advantage needs Collection.{name}, which the algorithm does not request: give it "
+            f"collection=Collection({name}=...), see the records in poise.train.algorithms"
         )
     return collected

@@ -131,8 +131,8 @@ class Limit:
     def __post_init__(self) -> None:
         if not self.measure.least <= self.at_most <= self.measure.most or math.isinf(self.at_most):
             raise ConfigError(
-                f"limit on {self.name!r}: at_most is {self.at_most}, but what is measured lies between "
-                f"{self.measure.least} and {self.measure.most}; a share is 0 to 1, so that 2 % is 0.02"
+                f"limit on {self.name!r}: at_most is {self.at_most}, but the measured quantity lies between "
+                f"{self.measure.least} and {self.measure.most}; a share lies in 0 to 1, so 2 % is 0.02"
             )
         if self.window < 0 or not self.scale > 0:
             raise ConfigError(
@@ -285,8 +285,8 @@ class LimitTracker:
         if group.name not in groups:
             told = ", ".join(groups) or "no group"
             raise ConfigError(
-                f"the limit on {self.limit.name!r} needs to know which rows belong to group {group.name!r}, and was "
-                f"told of {told}: pass `RolloutBatch.groups`, made of the objective's `groups`"
+                f"the limit on {self.limit.name!r} needs the rows of group {group.name!r}, but got {told}: pass "
+                "`RolloutBatch.groups`, made of the objective's `groups`"
             )
         return groups[group.name].bool()
 

@@ -243,16 +243,16 @@ def _check(limits: Sequence[Limit], controllers: Sequence[Controller]) -> None:
     if strangers:
         raise ConfigError(
             f"Lagrangian takes limits and controllers side by side, got a {type(strangers[0]).__name__}: write "
-            "Lagrangian(Limit(...), Limit(...)), with a star before a sequence of them"
+            "Lagrangian(Limit(...), Limit(...)), with * before a sequence of limits"
         )
     names = [limit.name for limit in limits]
     if len(set(names)) < len(names) or any(limit.channel == "reward" for limit in limits):
         raise ConfigError(
             f"limits on {', '.join(names)}: they need distinct channels or measures, and channels other than the "
-            "reward, which is what is maximised"
+            "reward, which is maximised"
         )
     if len(controllers) != len(limits) or len({id(each) for each in controllers}) < len(controllers):
         raise ConfigError(
-            f"{len(limits)} limits need as many controllers, each its own, got {len(controllers)}: leave them out for "
-            "projected dual ascent"
+            f"{len(limits)} limits need one controller each, got {len(controllers)}: omit them for projected dual "
+            "ascent"
         )

@@ -210,7 +210,7 @@ class OnPolicyTrainer:
 
     def _require_finite_scores(self, scores: Mapping[str, Tensor], *, batch: Mapping[str, Tensor]) -> None:
         who = self.rollouts[0].scores.source if self.rollouts else "the scorer"
-        advice = f"They are what {who} gave: return Scores(values={{}}, unscorable='why') where there is no value"
+        advice = f"They come from {who}: return Scores(values={{}}, unscorable='why') if there is no value"
         require_finite(scores, dump=self._dump(), batch=batch, error=NonFiniteScoreError, advice=advice)
 
     def _corrected(self, sampled: Tensor | None) -> Tensor | None:
@@ -218,7 +218,7 @@ class OnPolicyTrainer:
         if self.algorithm.importance_cap is not None and sampled is None:
             raise EngineError(
                 f"importance_cap={self.algorithm.importance_cap} needs the token ids and log-probabilities of the "
-                f"engine, and {type(self.engine).__name__} gives none: ask it for them (docs/how-to/use-a-server.md), "
+                f"engine, and {type(self.engine).__name__} returns none: request them (docs/how-to/use-a-server.md), "
                 "or set importance_cap=None"
             )
         return None if self.algorithm.importance_cap is None else sampled

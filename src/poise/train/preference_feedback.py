@@ -90,8 +90,8 @@ class _Encoded:
         """The error where there is nothing to learn from."""
         window = self._renderer.max_response_tokens
         alike = (
-            f"; {self._alike} pairs are the same in the first {window} tokens, which are all that is read: give a "
-            "larger max_tokens"
+            f"; {self._alike} pairs are the same in the first {window} tokens, and no more is read: give a larger "
+            "max_tokens"
         )
         return DataError(what + (alike if self._alike else ""))
 
@@ -126,7 +126,7 @@ class PairFeedback(_Encoded):
         self.scores: dict[str, Tensor] = {}
         pairs = [pair for comparison in comparisons for pair in self._pairs(comparison)]
         if not pairs:
-            raise self.nothing_left("no pairs to learn from: needs comparisons of responses that differ")
+            raise self.nothing_left("no pairs to learn from: give comparisons of different responses")
         self.encode()
         if scorer is not None:
             pairs = self._score(scorer, pairs)
@@ -242,7 +242,7 @@ class ResponseFeedback(_Encoded):
         found += [row for comparison in comparisons for row in self._sides(comparison)]
         judged = self.responses.by_prompt(found, lambda row: row[0])
         if len(judged) < 2:
-            what = f"{len(judged)} prompts with judged responses: two are needed, to measure one by the other"
+            what = f"{len(judged)} prompts with judged responses: at least two are needed"
             raise self.nothing_left(what)
         self.groups = [self._with_mismatched(group, judged[i - 1]) for i, group in enumerate(judged)]
         self.encode()

@@ -95,7 +95,7 @@ def offset_dpo(
             wrong = pairs.margin[~found.isfinite()]
             raise DataError(
                 f"offset_dpo: its scaling has no finite value for {len(wrong)} of {len(found)} margins, such as "
-                f"{float(wrong[0]):g}: take the default scaling, or drop pairs without a margin above 0"
+                f"{float(wrong[0]):g}: use the default scaling, or drop pairs without a margin above 0"
             )
         return found
 
@@ -276,6 +276,6 @@ def _difference(pairs: PairBatch, channel: str) -> Tensor:
     if channel not in pairs.score_differences:
         raise DataError(
             f"pairs have no scores on channel {channel!r} (they have: {', '.join(pairs.score_differences) or 'none'}): "
-            "give PairFeedback a scorer that fills it"
+            "give PairFeedback a scorer for it"
         )
     return pairs.score_differences[channel]

@@ -87,7 +87,7 @@ def named_losses(names: str | Sequence[str]) -> dict[str, NamedLoss]:
     """
     wanted = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
     if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError(f"loss is {','.join(wanted) or 'empty'}: give at least one, and none twice")
+        raise ConfigError(f"loss is {','.join(wanted) or 'empty'}: give at least one, without duplicates")
     if strangers := [name for name in wanted if name not in LOSSES]:
         raise ConfigError(f"no loss {strangers[0]!r}: choose {', '.join(LOSSES)}")
     return {name: LOSSES[name] for name in wanted}

@@ -115,7 +115,7 @@ def reference_logprobs(policy: Policy, rows: Sequence[Encoded], *, tokens: int, 
 def _stored(cache: Path) -> dict[str, Any] | None:
     if not cache.exists():
         return None
-    return read_sealed(cache, remedy="Delete this file: the same command then computes it again")[0]
+    return read_sealed(cache, remedy="Delete this file: the same command then recomputes it")[0]
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def encode_rollouts(
     The response mask is true on what the policy said, and on nothing that was said to it between its turns.
     """
     if renderer is None:
-        raise ConfigError("a policy without a renderer reads no text: give it a trainer that collects its rows itself")
+        raise ConfigError("a policy without a renderer cannot read text: use a trainer that collects its own rows")
     heads = [renderer.prompt_ids(rollout.prompt.messages, rollout.prompt.tools)[0] for rollout in rollouts]
     turns = [_turns(rollout.prompt, rollout.completion, renderer) for rollout in rollouts]
     tails = [[token for ids, _ in each for token in ids] for each in turns]
@@ -115,7 +115,7 @@ def _turns(prompt: Prompt, completion: Completion, renderer: ChatRenderer) -> li
         messages = [turn.message for turn in group]
         if is_sampled:
             if len(messages) > 1:
-                raise EngineError(f"prompt {prompt.id}: two answers follow one another in a response of several turns")
+                raise EngineError(f"prompt {prompt.id}: two consecutive answers in a response of several turns")
             is_closed = len(said) + len(messages) < len(prompt.messages) + len(turns) or completion.finish == "stop"
             ids = renderer.response_ids(text_of(messages[-1]), finished=is_closed, whole=True)[0]
         else:
@@ -166,7 +166,7 @@ def _text_ends(ids: Sequence[int], text: str, renderer: ChatRenderer) -> list[in
     start = read(len(ids)).rfind(text)  # engines strip what stands around the text
     if start < 0:
         raise FeedbackError(
-            f"the text {text[:60]!r} is not that of its tokens, so that spans of it have no place there"
+            f"the text {text[:60]!r} differs from the text of its tokens, so its spans cannot be located"
         )
     return [len(read(count)) - start for count in range(1, len(ids) + 1)]
 

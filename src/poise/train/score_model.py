@@ -80,9 +80,7 @@ class FeedbackTable:
                 if number not in flagged:
                     self.judgements.append(Judgement(channel=name, first=number, first_safe=label.safe))
         if not self.judgements:
-            raise DataError(
-                f"no feedback for channels {_described(model.channels)}: needs judgements on their criteria"
-            )
+            raise DataError(f"no feedback for channels {_described(model.channels)}: give judgements on their criteria")
         self.prompt_ids = [prompt.id for prompt in self._responses.prompts]  # of each response
         self.rows, self.starts = model.encode(self._responses.prompts, self._responses.texts)
         self.judgements, self.beyond_window = self._told_apart(model.max_response_tokens)
@@ -95,7 +93,7 @@ class FeedbackTable:
         if not kept:
             raise DataError(
                 f"the responses of all {len(self.judgements)} comparisons are the same in the first {window} tokens, "
-                "which are all that the score model reads of them: give it a larger max_response_tokens"
+                "and the score model reads no more: give it a larger max_response_tokens"
             )
         return kept, 1 - len(kept) / len(self.judgements)
 
@@ -158,15 +156,15 @@ def _require_learned(
     unknown = Counter(each.criterion for each in judgements if each.criterion not in known)
     if unknown:
         raise DataError(
-            f"{unknown.total()} of {len(judgements)} judgements are on criteria that no channel learns from: "
-            f"{', '.join(f'{name} ({count})' for name, count in sorted(unknown.items()))}. The channels learn from "
-            f"{_described(model.channels)}: add a channel, such as Channel(name={min(unknown)!r}), give the criterion "
-            "to one (`criteria`), or leave these rows out (`data.select(..., criterion=...)`)"
+            f"{unknown.total()} of {len(judgements)} judgements have a criterion that no channel learns from: "
+            f"{', '.join(f'{name} ({count})' for name, count in sorted(unknown.items()))}. The channels learn "
+            f"from {_described(model.channels)}: add a channel, such as Channel(name={min(unknown)!r}), give the "
+            "criterion to one (`criteria`), or remove these rows (`data.select(..., criterion=...)`)"
         )
     if labels and not _labelled(model.channels):
         raise DataError(
-            f"{len(labels)} safety labels, but none of the channels {', '.join(model.names)} reads them: add one with "
-            "higher_is_worse=True or reads_labels=True, or leave the labels out"
+            f"{len(labels)} safety labels, but none of the channels {', '.join(model.names)} reads them: add one "
+            "with higher_is_worse=True or reads_labels=True, or remove the labels"
         )
 
 
@@ -365,7 +363,7 @@ def calibrate(
         rows = [j for j in table.judgements if j.channel == channel.name]
         used = response_numbers(rows)
         if len(used) < 2:
-            raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to set its units")
+            raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to calibrate it")
         sd = raw[used, column].std().clamp(min=1e-6).item()
         shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
         keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units

@@ -106,7 +106,7 @@ def _of_known_types(content: str | list[dict[str, Any]]) -> str | list[dict[str,
     for part in [] if isinstance(content, str) else content or [{}]:
         kind, rest = part.get("type"), [name for name, value in part.items() if name != "type" and value is not None]
         if not isinstance(kind, str) or not rest or (kind == "text" and not isinstance(part.get("text"), str)):
-            raise ValueError("should be text, or parts with their type and a text or what refers to an image")
+            raise ValueError("should be text, or parts with a type and a text or image reference")
         json.dumps(part, ensure_ascii=False, default=str).encode()
     return content
 
@@ -118,7 +118,7 @@ def _arguments(value: Any) -> Any:
     try:
         return json.loads(value or "{}")
     except ValueError as error:
-        raise ValueError(f"should be an object, or one as JSON text ({error})") from error
+        raise ValueError(f"should be an object, or an object as JSON text ({error})") from error
 
 
 class _Function(BaseModel):
@@ -177,7 +177,7 @@ class Turn(BaseModel):
         if unread := [name for name in _UNREAD if not is_unknown(extra.get(name))]:
             raise ValueError(f"holds {', '.join(unread)}, which is not read: only its content and its calls are")
         if extra.get("train") is False:
-            raise ValueError("says train=false: give weight=0 to a turn that is not to be imitated")
+            raise ValueError("says train=false: set weight=0 for a turn that should not be imitated")
         return self
 
     @property
@@ -228,7 +228,7 @@ def messages_of(conversation: str | list[Turn]) -> tuple[Message, ...]:
 def answer_text(message: Message) -> str:
     """The text of an answer; DataError where it is more than a text."""
     if message.get("tool_calls"):
-        raise DataError("the answer calls tools, and only a demonstration can hold calls")
+        raise DataError("the answer calls tools, which only a demonstration can contain")
     return text_of(text_only([message])[0])
 
 

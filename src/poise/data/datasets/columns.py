@@ -136,7 +136,9 @@ def parse_response(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """What is said of a response; where nothing is said it may be a good or a bad one."""
     for item in parse_completion(columns, place):
         if isinstance(item, Demonstration):
-            raise DataError("of the response neither safe nor label is given; name it completion to have it imitated")
+            raise DataError(
+                "of the response neither safe nor label is given; rename it to completion if it should be imitated"
+            )
         yield item
 
 
@@ -170,7 +172,9 @@ def parse_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     row = validate(PromptRow, columns, place)
     given = {name for name, value in columns.items() if not is_unknown(value)}
     if answers := sorted(ANSWERS & given):
-        raise DataError(f"a row of a file of prompts has an answer in {answers}: keep the two in files of their own")
+        raise DataError(
+            f"a row of a file of prompts has an answer in {answers}: put prompts and answers into separate files"
+        )
     if _MAY_BE_ANSWERS & given:
         require_no_judgement(row)
     yield prompt_of(asked(row.prompt), row, place)
@@ -195,7 +199,7 @@ def prompt_of(
     }
     if row.system and row.system.strip():
         if messages and messages[0]["role"] == "system":
-            raise DataError("a system turn stands both in the column system and in the conversation: keep one")
+            raise DataError("there is a system turn in the column system and in the conversation: keep one")
         messages = (Message(role="system", content=row.system), *messages)
     prompt = awaiting_answer(messages, known | {name: value for name, value in own.items() if value})
     return prompt.with_tools(row.tools) if row.tools else prompt
@@ -285,5 +289,5 @@ def answer_of(response: str | list[Turn], prompt: tuple[Message, ...], column: s
         messages = messages[len(prompt) :]
     if [message["role"] for message in messages] != ["assistant"]:
         roles = [message["role"] for message in messages]
-        raise DataError(f"{column} must add one assistant turn to the prompt, and adds {roles}")
+        raise DataError(f"{column} must add one assistant turn to the prompt, but adds {roles}")
     return answer_text(messages[0])

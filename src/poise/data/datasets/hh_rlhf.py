@@ -31,7 +31,7 @@ def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     row = validate(HhRow, columns, place)
     chosen, rejected = parse_transcript(row.chosen), parse_transcript(row.rejected)
     if chosen[:-1] != rejected[:-1]:
-        raise DataError("chosen and rejected must agree up to the last answer, and their earlier turns differ")
+        raise DataError("chosen and rejected must agree up to the last answer, but their earlier turns differ")
     invites_harm = "harmless" in place.file
     tags = place.tags(row, kind="harmful" if invites_harm else "benign")
     prompt = awaiting_answer(tuple(chosen[:-1]), tags)
@@ -56,7 +56,7 @@ def parse_transcript(text: str, *, awaits_answer: bool = False) -> list[Message]
     if awaits_answer and pieces and pieces[-2] == "Assistant" and not pieces[-1].strip():
         del pieces[-2:]
     if before.strip() or not pieces:
-        raise DataError(f"a transcript begins with '\\n\\nHuman:', got {text[:40]!r}")
+        raise DataError(f"a transcript must begin with '\\n\\nHuman:', got {text[:40]!r}")
     messages: list[Message] = [
         {"role": _ROLES[speaker], "content": content.strip()}
         for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
@@ -67,7 +67,7 @@ def parse_transcript(text: str, *, awaits_answer: bool = False) -> list[Message]
         if not message["content"]:
             raise DataError(f"turn {index + 1} of {len(messages)}, {pieces[2 * index]!r}, is empty")
     if messages[-1]["role"] != "assistant" and not awaits_answer:
-        raise DataError("a transcript ends with the Assistant's answer, and this one ends with Human")
+        raise DataError("a transcript must end with the Assistant's answer, but this one ends with Human")
     return messages
 
 

@@ -83,8 +83,8 @@ def require_understood(*records: BaseModel | None) -> None:
             *_, name = path.split(".")
             means = f"label={path} if true means desirable, safe={path} or unsafe={path} if it is about safety"
             raise DataError(
-                f"the column {path!r} ({value!r:.40}) judges the answer, and how is not known. Say what it means with "
-                f"--columns ({means}), or leave it out with --columns ignore={name}"
+                f"the column {path!r} ({value!r:.40}) seems to judge the answer, but its meaning is unknown. "
+                f"Define it with --columns ({means}), or drop it with --columns ignore={name}"
             )
 
 

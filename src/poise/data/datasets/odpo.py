@@ -45,7 +45,9 @@ def parse_ratings(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
     """A comparison of every two summaries with different points; the margin is their difference."""
     row = validate(RatedRow, columns, place)
     if len(row.responses) != len(row.rewards):
-        raise DataError(f"{len(row.responses)} responses and {len(row.rewards)} rewards: one for each is needed")
+        raise DataError(
+            f"{len(row.responses)} responses and {len(row.rewards)} rewards: expected one reward per response"
+        )
     prompt = Prompt.of(REQUEST + row.post, **place.tags())
     rated = list(zip([text.strip() for text in row.responses], row.rewards, strict=True))
     for (first, ours), (second, theirs) in combinations(rated, 2):

@@ -18,7 +18,7 @@ def _said(value: Any) -> Any:
     found = _SAID.get(value.lower()) if isinstance(value, str) else value
     if not isinstance(found, bool):
         raise ValueError(
-            "should be true or false: what another value means is not known (--columns desirable=... or safe=... or "
+            "should be true or false: the meaning of other values is unknown (--columns desirable=... or safe=... or "
             "unsafe=... says what 1 is)"
         )
     return found
@@ -42,7 +42,7 @@ def _tools(value: Any) -> Any:
         try:
             value = json.loads(value or "[]")
         except ValueError as error:
-            raise ValueError(f"should be a list of tools, or one as JSON text ({error})") from error
+            raise ValueError(f"should be a list of tools, or such a list as JSON text ({error})") from error
     for tool in value if isinstance(value, list) else [value]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -125,7 +125,9 @@ def _rated(row: RatedRow, place: Place) -> Iterator[tuple[str, float]]:
     """The responses with their scores."""
     if row.scores is not None:
         if len(row.scores) != len(row.completions):
-            raise DataError(f"{len(row.completions)} responses and {len(row.scores)} scores: one for each is needed")
+            raise DataError(
+                f"{len(row.completions)} responses and {len(row.scores)} scores: expected one score per response"
+            )
         parts = [{"text": text, "score": score} for text, score in zip(row.completions, row.scores, strict=True)]
     else:
         parts = row.completions
