@@ -257,7 +257,7 @@ def test_a_copied_recipe_runs_under_its_new_name(
     assert call("copy", "tiny", "mine.py") == 0
     assert call("run", "mine.py", "--steps", "1", "--folder", "runs/mine") == 0
     assert call("copy", "tiny", "mine.py") == 2
-    assert "mine.py exists and is left as it is" in capsys.readouterr().err
+    assert "mine.py exists and was not changed" in capsys.readouterr().err
 
 
 def test_a_file_with_several_candidates_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

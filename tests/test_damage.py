@@ -214,7 +214,7 @@ def test_a_stage_in_the_place_of_another_is_an_error_that_names_both(
     first, second = ("policy", "evaluate") if other == "evaluate" else ("evaluate", "policy")
     shutil.rmtree(tmp_path / "run" / first)
     shutil.copytree(runs["finished"] / second, tmp_path / "run" / first)
-    with pytest.raises(RunError, match=f"{first}/stage.json is damaged: it is the record of stage '{second}'"):
+    with pytest.raises(RunError, match=f"{first}/stage.json is damaged: it belongs to stage '{second}'"):
         recipe(tmp_path / "run")
 
 
@@ -233,7 +233,7 @@ def test_rows_that_are_missing_are_counted(runs: dict[str, Path], tmp_path: Path
     shutil.copytree(runs["finished"], tmp_path / "run")
     path = tmp_path / "run" / "evaluate" / "rollouts.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
-    with pytest.raises(RunError, match=r"rollouts\.jsonl is damaged: it has 2 rows and 5 were written.*delete"):
+    with pytest.raises(RunError, match=r"rollouts\.jsonl is damaged: it has 2 rows but 5 were written.*delete"):
         recipe(tmp_path / "run")
 
 

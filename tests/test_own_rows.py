@@ -33,8 +33,8 @@ QUICK = (
             r"no prompt is left to evaluate on: of 1 prompts .*--data starter\+own\.jsonl",
         ),
         (lambda rows: [row | {"kind": None} for row in rows], "no test prompt says its kind"),
-        (lambda rows: rows[0::2], r"says anything about cost \(criterion safe\)"),
-        (lambda rows: rows[1::2], r"says anything about reward \(criterion helpful\)"),
+        (lambda rows: rows[0::2], r"is a judgement for cost \(criterion safe\)"),
+        (lambda rows: rows[1::2], r"is a judgement for reward \(criterion helpful\)"),
         (lambda rows: rows[:36], "of which 0 are held back"),
         (lambda rows: rows, ""),  # harmful prompts alone: nothing can be won, and the run ends all the same
     ],

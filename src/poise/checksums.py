@@ -89,7 +89,7 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """How a file or a stage's lines differ from what was written, in the unit that says most.
 
     >>> difference({"rows": 12, "sha256": "a"}, {"rows": 15, "sha256": "b"})
-    'it has 12 rows and 15 were written'
+    'it has 12 rows but 15 were written'
     """
     for unit in ("rows", "bytes"):
         if found.get(unit) != expected.get(unit):

@@ -86,7 +86,7 @@ def test_a_folder_without_data_files_says_which_endings_count(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match=r"the name must end in \.jsonl, \.json, \.csv, \.parquet"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"notes\.txt is no data file"):
+    with pytest.raises(DataError, match=r"notes\.txt is not a data file"):
         load(tmp_path / "notes.txt")
 
 
@@ -122,7 +122,7 @@ def test_a_file_of_bad_rows_alone_is_an_error_that_shows_the_first_three(tmp_pat
 
 
 def test_an_empty_file_is_an_error(write_rows):
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         load(write_rows("mine.jsonl", []))
 
 

@@ -89,8 +89,8 @@ LATIN = json.dumps([PAIR | {"chosen": "Caf\u00e9"}] * 6, ensure_ascii=False).enc
     ("content", "what"),
     [
         (zipped(TEXT.encode()), "zip archive"),
-        (TEXT.encode("utf-16-le"), "UTF-16LE, without the mark"),
-        (TEXT.encode("utf-16-be"), "UTF-16BE, without the mark"),
+        (TEXT.encode("utf-16-le"), "UTF-16LE, without a byte-order mark"),
+        (TEXT.encode("utf-16-be"), "UTF-16BE, without a byte-order mark"),
         (TEXT.encode("utf-16")[:-1], "mark of UTF-16"),
         (LATIN, "0xe9, which is '\u00e9' in Latin-1"),
         (bytes(range(256)) * 40, "binary, not text"),
@@ -141,7 +141,7 @@ def test_more_bad_rows_than_good_ones_are_an_error_unless_allowed(write_rows):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ('{"prompt": "p", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' stands twice"),
+        ('{"prompt": "p", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' occurs twice"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "x": ' + "[" * 200 + "]" * 200 + "}", "nested deeper"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "x": ' + "[" * 10**5 + "]" * 10**5 + "}", "not JSON"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1' + "0" * 400 + "}", "margin"),

@@ -37,7 +37,7 @@ def test_a_jsonl_row_keeps_its_line_when_others_are_blank_or_broken(tmp_path):
     rows = read_file(path, "a").rows
     assert [(row.line, row.columns is not None) for row in rows] == [(2, True), (3, False), (4, False), (5, False)]
     assert rows[1].text == '{"prompt": '
-    assert "not a JSON object but a list" in rows[2].problem
+    assert "expected a JSON object, found a list" in rows[2].problem
 
 
 def test_a_csv_row_keeps_the_line_on_which_it_begins(tmp_path):
@@ -100,5 +100,5 @@ def test_a_name_that_begins_with_a_tilde_is_a_path_or_not_found(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~mine.jsonl").write_text('{"prompt": "p"}')
     assert len(load("~mine.jsonl").prompts) == 1
-    with pytest.raises(DataError, match="is not found"):
+    with pytest.raises(DataError, match="was not found"):
         load("~nobody.here")

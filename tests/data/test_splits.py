@@ -87,7 +87,7 @@ def test_select_filters_all_rows_by_kind_and_split_and_comparisons_by_criterion(
 
 
 def test_a_selection_of_nothing_names_what_there_is():
-    with pytest.raises(DataError, match=r"no prompt with \{'kind': \['evil'\]\}; there are \{'kind': \['benign'\]\}"):
+    with pytest.raises(DataError, match=r"no prompt with \{'kind': \['evil'\]\}; available: \{'kind': \['benign'\]\}"):
         select(numbered(2, kind="benign"), kind="evil")
 
 

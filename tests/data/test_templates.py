@@ -323,7 +323,7 @@ def test_space_is_no_end_token_even_where_it_is_called_one(space: str):
         (
             "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
             "{% if add_generation_prompt %}<assistant><think>{% endif %}",
-            r"goes on with '<think>' where the answered one has 'Good day to you</s>'",
+            r"continues with '<think>' but the answered one has 'Good day to you</s>'",
         ),
         (
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"

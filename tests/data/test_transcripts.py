@@ -30,8 +30,8 @@ def test_a_speaker_named_inside_a_line_does_not_begin_a_turn():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Hello", "begins with"),
-        ("Note\n\nHuman: a\n\nAssistant: b", "begins with"),
+        ("Hello", "must begin with"),
+        ("Note\n\nHuman: a\n\nAssistant: b", "must begin with"),
         ("\n\nAssistant: b", "turn 1 is 'Assistant'"),
         ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", "turn 3 is 'Assistant'"),
         ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "ends with Human"),

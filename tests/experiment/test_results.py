@@ -109,7 +109,7 @@ def test_a_change_is_the_paired_difference_of_two_metrics_over_the_prompts_of_bo
     assert estimate.low < estimate.value < estimate.high
     assert "less" in found.estimates()["a"]
     assert not results((*metrics, change), a=[Trial(by_prompt={"harm": before})]).has("a", "less")
-    with pytest.raises(ConfigError, match="less, which is not there"):
+    with pytest.raises(ConfigError, match="less, which the study does not have"):
         results((*metrics, change), [Claim(text="", metric="less", higher="a", lower=0.0)], a=trials(1.0))
 
 
@@ -176,8 +176,8 @@ def test_the_worst_seed_stands_for_all_where_a_metric_says_so():
     ("wrong", "message"),
     [
         ({"arms": {"a b": 1}}, "names a folder"),
-        ({"claims": [claim(higher="c", lower="a")]}, "speaks of c"),
-        ({"claims": [Claim(text="", metric="loss", higher="a", lower=0.0)]}, "speaks of loss"),
+        ({"claims": [claim(higher="c", lower="a")]}, "names c"),
+        ({"claims": [Claim(text="", metric="loss", higher="a", lower=0.0)]}, "names loss"),
     ],
 )
 def test_a_study_that_cannot_be_read_off_is_refused(wrong, message):

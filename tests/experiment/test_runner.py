@@ -78,10 +78,10 @@ def test_one_number_is_how_many_seeds_and_several_are_which(mine, words, seeds):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arms", "great"], "no arm great: there are fair, good, bad"),
+        (["--arms", "great"], "no arm great: choose from fair, good, bad"),
         (["--seeds", "0"], "give a number of at least 1"),
         (["--seeds", "1,1"], "different seeds"),
-        (["--output", "page.html"], "ends in .md (the page) or in .json"),
+        (["--output", "page.html"], "ends in .md (page) or .json"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(mine, words, message, capsys):

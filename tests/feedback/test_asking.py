@@ -79,7 +79,7 @@ def test_a_number_of_any_kind_is_a_float(value, expected):
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_number_is_an_error_that_names_scorer_channel_and_count(value):
-    with pytest.raises(FeedbackError, match=r"'Giving': 2 of 3 values on channel 'reward' are no numbers"):
+    with pytest.raises(FeedbackError, match=r"'Giving': 2 of 3 values on channel 'reward' are not numbers"):
         ask(rewards(1.0, value, value), PROMPTS, COMPLETIONS)
 
 

@@ -188,8 +188,11 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [
-        ({"values": {"reward": 1.0}}, "scores in the channels reward where reward, cost are due"),
-        ({"values": {"reward": 1.0, "cost": 0.0, "extra": 0.0}}, "scores in the channels reward, cost, extra where"),
+        ({"values": {"reward": 1.0}}, "scores in the channels reward; expected reward, cost"),
+        (
+            {"values": {"reward": 1.0, "cost": 0.0, "extra": 0.0}},
+            "scores in the channels reward, cost, extra; expected",
+        ),
         ({"values": {"reward": 1.0, "cost": "high"}}, "values.cost: Input should be a valid number"),
         ({"values": {"reward": 1.0, "cost": "0.5"}}, "values.cost: Input should be a valid number"),
         ({"values": {"reward": 1.0, "cost": True}}, "values.cost: Input should be a valid number"),

@@ -200,7 +200,7 @@ def test_the_tail_mean_of_few_episodes_is_too_low_on_average():
 
 
 def test_no_costs_have_no_quantile():
-    with pytest.raises(ConfigError, match="no costs"):
+    with pytest.raises(ConfigError, match="at least one cost"):
         value_at_risk(tensor([]), 0.5)
 
 

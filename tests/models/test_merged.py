@@ -176,7 +176,7 @@ def test_weights_that_are_missing_or_have_no_place_are_named(base, change, messa
 def test_a_path_of_ones_own_that_is_not_there_is_not_taken_for_a_hub_id(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    with pytest.raises(ModelError, match=r"no model 'models/mien': models is a folder here and holds mine"):
+    with pytest.raises(ModelError, match=r"no model 'models/mien': models is a folder here and contains mine"):
         load_backbone("models/mien")
     (tmp_path / "models" / "file").write_text("")
     with pytest.raises(ModelError, match="is a file: give the folder"):

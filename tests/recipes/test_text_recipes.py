@@ -127,7 +127,7 @@ def test_what_judges_are_worth_stands_on_the_page_once_for_each_set(quick):
         (ra_rlhf, {"tasks": ()}, "tasks are"),
         (ra_rlhf, {"tasks": ("imdb",)}, "no 'imdb'; choose imdb-gen"),
         (ra_rlhf, {"evaluated": 5}, "evaluated is 5: it must be at least 10"),
-        (f_dpo, {"betas": (0.1, 0.1)}, "none twice"),
+        (f_dpo, {"betas": (0.1, 0.1)}, "without duplicates"),
         (f_dpo, {"betas": (0.1, 0.0)}, "betas is 0.0: it must be above 0"),
         (mmpo, {"beta": 0.0}, "beta is 0.0"),
         (mmpo, {"median_win_probability": 0.5}, "probability is 0.5"),

@@ -61,10 +61,10 @@ LIES = {
     "barely above 0": (with_logprob(1e-3), "should be finite and at most 0"),
     "nan": (with_logprob(float("nan")), "should be finite and at most 0"),
     "infinite": (with_logprob(float("-inf")), "should be finite and at most 0"),
-    "text for a number": (with_logprob("-0.5"), "is no number but '-0.5'"),
-    "true": (with_logprob(True), "is no number but True"),
+    "text for a number": (with_logprob("-0.5"), "is not a number but '-0.5'"),
+    "true": (with_logprob(True), "is not a number but True"),
     "huge": (with_logprob(-(10**400)), "should be finite and at most 0"),
-    "no number": (with_logprob(None), "is no number but None"),
+    "not a number": (with_logprob(None), "is not a number but None"),
     "negative id": (lambda c: [c | {"token_ids": [-1, 2, 3]}], "a token id is -1"),
     "huge id": (lambda c: [c | {"token_ids": [1, 2, 2**40]}], "below 2147483648"),
     "fraction": (lambda c: [c | {"token_ids": [1, 2, 3.5]}], "is not an integer but 3.5"),
@@ -186,5 +186,5 @@ def test_a_password_in_an_address_opens_it():
 
 def test_a_file_of_answers_that_holds_others_is_named(tmp_path):
     (tmp_path / "answers.jsonl").write_text(json.dumps({"key": "x", "texts": 3}) + "\n")
-    with pytest.raises(EngineError, match=r"answers\.jsonl holds lines that are no completions"):
+    with pytest.raises(EngineError, match=r"answers\.jsonl has lines that are not completions"):
         ServerEngine("http://localhost:1", "imitation", answers=tmp_path / "answers.jsonl")

@@ -112,7 +112,7 @@ def test_what_cannot_be_a_conversation_is_an_error():
         ConversationEngine(script, ScriptedEnvironment(["I"], role="assistant")).generate(PROMPTS, Sampling())
     with pytest.raises(ConfigError, match="max_turns=0"):
         ConversationEngine(script, ScriptedEnvironment([]), max_turns=0)
-    with pytest.raises(ConfigError, match="one answer"):
+    with pytest.raises(ConfigError, match="a single answer"):
         ConversationEngine(script, ScriptedEnvironment([])).generate(PROMPTS, Sampling(choices=("A", "B")))
     engine = talkative()
     engine.renderer.tokenizer.chat_template = engine.renderer.tokenizer.chat_template.replace(

@@ -67,7 +67,7 @@ def test_a_scorer_that_cannot_see_what_may_be_said_is_refused(policy, backbone):
     scorer = ScoreModel(backbone, hidden=0, max_response_tokens=16)
     penalised = OverlongPenalty(scorer, max_tokens=40, buffer=4)
     for each in (scorer, penalised):
-        with pytest.raises(ConfigError, match="reads 16 tokens of a response and max_tokens=40 may be said"):
+        with pytest.raises(ConfigError, match="reads 16 tokens of a response and max_tokens=40 may be generated"):
             trainer_of(policy, NativeEngine(policy), each, tokens=40)
     suite = Suite(name="short", prompts=(Prompt.of("Hello", kind="harmful"),))
     told = {"engine": ScriptedEngine({}, default="Yes."), "sampling": Sampling(max_tokens=17), "model_name": "scripted"}

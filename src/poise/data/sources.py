@@ -217,7 +217,7 @@ def _require_good_rows(dataset: Dataset, most_bad: float) -> None:
     files: Sequence[Mapping[str, Any]] = dataset.provenance["files"]
     rows_read = dataset.provenance["rows_read"]
     if rows_read == 0:
-        raise DataError(f"data set {dataset.name!r} holds no rows: {[f['path'] for f in files]}")
+        raise DataError(f"data set {dataset.name!r} has no rows: {[f['path'] for f in files]}")
     if len(dataset.bad_rows) == rows_read:
         raise DataError(
             f"data set {dataset.name!r}: none of its {rows_read} rows can be read. The first: "

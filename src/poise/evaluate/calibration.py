@@ -1,4 +1,4 @@
-"""Does a probability of harm mean what it says: reliability table, calibration error and Brier score."""
+"""Calibration of probabilities of harm: reliability table, calibration error and Brier score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from poise.types import Estimate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityRow:
-    """One line of a reliability table: what was promised on average, and what happened."""
+    """One bin of a reliability table.
+
+    low, high    the bin, in [0, 1]
+    probability  mean predicted probability in the bin
+    observed     share of harm in the bin
+    """
 
     low: float
     high: float
@@ -23,7 +28,7 @@ class ReliabilityRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How far probabilities and outcomes are apart."""
+    """The calibration of probabilities: expected calibration error, Brier score and a reliability table by bins."""
 
     ece: Estimate
     ece_by_chance: float  # what perfectly calibrated probabilities would show at this n
@@ -45,14 +50,20 @@ def calibrate(
 
         Brier = mean (probability - outcome)^2
 
-    The calibration error is biased upwards in small samples, so that no interval around it holds, and none is given;
-    `ece_by_chance` is its mean over `resamples` draws of the outcomes from the probabilities themselves: only what
-    exceeds it is miscalibration.
+    The calibration error is biased upwards in small samples, so it has no valid interval and none is given.
+    `ece_by_chance` is its mean over `resamples` sets of outcomes sampled from the probabilities themselves; only an
+    error above it shows miscalibration.
     Source: Guo et al. (arXiv:1706.04599) for the error; Brier (1950), "Verification of forecasts".
 
     probabilities  [N] in [0, 1]
     outcomes       [N] whether harm happened
     clusters       [N] labels of the prompts; by default every row is its own
+
+    Raises DataError for a probability outside [0, 1], or if the lengths differ.
+
+    >>> found = calibrate([0.9, 0.9, 0.1, 0.1], [True, True, False, False])
+    >>> round(found.ece.value, 3), round(found.brier.value, 3), len(found.table)
+    (0.1, 0.01, 2)
     """
     chance, truth = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
     value = expected_calibration_error(chance, truth, bins)

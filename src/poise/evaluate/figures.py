@@ -24,7 +24,11 @@ GROUNDS = {INK: "#7d8590", MUTED: "#7d8590", GRID: "#7d859055"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line or cloud of points; `low` and `high` draw a band, or whiskers where there is no line."""
+    """One line or cloud of points of a plot; `low` and `high` [N] draw a band, or error bars if there is no line.
+
+    >>> Series(label="PPO", x=[1.0, 2.0], y=[0.1, 0.4], low=[0.0, 0.3], high=[0.2, 0.5]).is_line
+    True
+    """
 
     label: str
     x: Sequence[float]
@@ -32,7 +36,7 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     is_line: bool = True
-    is_dashed: bool = False  # what is known, beside what was measured
+    is_dashed: bool = False  # a known value, as opposed to a measured one
 
 
 def chart(series: Sequence[Series], *, name: str, across: str, up: str) -> str:

@@ -1,4 +1,4 @@
-"""How good is a judge: its verdicts against those of people, before anything is concluded from them."""
+"""The accuracy of a judge: its verdicts compared with those of people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise.types import Estimate
 def check_judge(
     said: Sequence[bool], truth: Sequence[bool], clusters: Sequence[Hashable] | None = None
 ) -> dict[str, Estimate]:
-    """Measure verdicts against labels; figures without data are left out.
+    """Compare the verdicts of a judge with labels; figures without data are omitted.
 
     accuracy          share of rows on which both agree
     precision         share of the verdicts "yes" that are true
@@ -22,6 +22,10 @@ def check_judge(
 
     said, truth  [N] the judge's verdicts, and what people said
     clusters     [N] labels of the prompts; by default every row is its own
+
+    Raises DataError without rows, or if the lengths differ.
+
+    Raises DataError without rows, or if the lengths differ.
 
     >>> figures = check_judge([True, True, False, False], [True, False, False, False])
     >>> round(figures["f1"].value, 3), figures["recall"].value

@@ -17,7 +17,7 @@ Answers = Sequence[Rollout]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverSeeds:
-    """One figure over all seeds, and the figure of each seed."""
+    """A figure pooled over the answers of all seeds, and the same figure for each seed."""
 
     pooled: Estimate
     by_seed: tuple[Estimate, ...]

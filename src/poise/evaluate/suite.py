@@ -76,7 +76,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteResult:
-    """What a suite found, and the rollouts that it rests on."""
+    """The metrics of a suite for one model, and the scored rollouts that they were computed from."""
 
     evaluation: Evaluation
     rollouts: tuple[Rollout, ...] = field(repr=False)
@@ -94,14 +94,15 @@ def run_suite(
 ) -> SuiteResult:
     """Generate, score with every scorer and measure the suite's metrics.
 
-    `scorers` and `sampling` stand in for those of the suite.
-    With `policy_version` the engine must answer with that version, so that a stale policy cannot be measured unnoticed.
+    scorers, sampling  replace those of the suite
+    policy_version     the version that the engine must answer with, so that no stale policy is measured
+    provenance         further facts for the record of the evaluation
 
     Raises:
-        EngineError: the engine broke its promise on number, order or version of the completions.
-        FeedbackError: a scorer gave a wrong number of scores, or values that are no numbers.
-        ConfigError: two scorers fill one channel, one reads less of a response than may be said, two sets of metrics
-            give one figure, or nobody says how to sample.
+        EngineError: the engine returned a wrong number, order or version of completions.
+        FeedbackError: a scorer returned a wrong number of scores, or values that are not numbers.
+        ConfigError: two scorers fill one channel, a scorer cannot read responses of `max_tokens`, two sets of metrics
+            have a figure in common, or there are no sampling settings.
     """
     scorers, sampling = suite.scorers if scorers is None else scorers, sampling or suite.sampling
     if sampling is None:

@@ -63,7 +63,7 @@ def tail_difference(
 
 
 def hardest(prompt_scores: ArrayLike, share: float) -> list[bool]:
-    """Mark the prompts with the lowest scores, with all that tie with the last of them.
+    """Mark the share of the prompts with the lowest scores, including all ties with the last of them.
 
     prompt_scores  [N] what the judge says of each prompt alone, higher is better
 
@@ -76,7 +76,7 @@ def hardest(prompt_scores: ArrayLike, share: float) -> list[bool]:
 
 
 def quantile_curve(prompt_scores: ArrayLike, rewards: ArrayLike, shares: Sequence[float]) -> list[float]:
-    """Give the mean reward on the hardest share of the prompts, for each share.
+    """The mean reward on the hardest share of the prompts, for each share.
 
         mean of R_i over the ceil(share N) prompts with the lowest scores
 
@@ -84,6 +84,9 @@ def quantile_curve(prompt_scores: ArrayLike, rewards: ArrayLike, shares: Sequenc
 
     prompt_scores  [N] higher is better
     rewards        [N] of the responses
+    returns        one mean per share, in the unit of the rewards
+
+    Raises DataError unless there is one reward per prompt.
 
     >>> quantile_curve([3.0, 1.0, 2.0], [9.0, 1.0, 2.0], [0.3, 0.6, 1.0])
     [1.0, 1.5, 4.0]

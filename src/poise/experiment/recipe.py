@@ -25,11 +25,11 @@ _HELP = """
 
 
 class Recipe:
-    """A recipe: called with its arguments it runs its study and returns the run.
+    """A recipe: calling it with its arguments runs its study and returns the run.
 
-    card    what the method is
-    build   from the recipe's own arguments to its study
-    quick   what a smoke test replaces: the recipe's own arguments, and `seeds` (2 by default)
+    card    describes the method
+    build   function from the recipe's own arguments to its study
+    quick   arguments that `--quick` replaces, and `seeds` (2 by default)
     """
 
     def __init__(self, build: Build, *, card: MethodCard, quick: Mapping[str, Any], seeds: int, workers: int):
@@ -56,16 +56,16 @@ class Recipe:
         self._own, self._common = tuple(own.parameters), tuple(common)
 
     def __call__(self, **given: Any) -> Run:
-        """Run every arm from every seed, print the page and return the run."""
+        """Run every arm with every seed, print the page and return the run. Raises as `resolve` does."""
         from poise.experiment.runner import run_recipe
 
         arguments, options = self.resolve(given)
         return run_recipe(self, arguments, options)
 
     def resolve(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
-        """The recipe's own arguments and the common options: defaults, below them `quick`, below that what is given.
+        """The recipe's own arguments and the common options. Given values override `quick`, which overrides defaults.
 
-        Raises ConfigError for an argument that is not there, or seeds that are none.
+        Raises ConfigError for an unknown argument, or invalid seeds.
         """
         if strangers := set(given) - {*self._own, *self._common}:
             names = ", ".join((*self._own, *self._common))

@@ -28,7 +28,11 @@ POWER = 0.8  # how often a difference of the size that is reported as detectable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a claim, and what the test of it could have shown."""
+    """The verdict on a claim, with the power of its test.
+
+    difference  higher minus lower minus `least`, paired, in the unit of the metric
+    detectable  the smallest true difference that 4 of 5 repetitions would show; None if unknown
+    """
 
     text: str
     source: str
@@ -40,19 +44,19 @@ class Verdict:
     seeds: int
     prompts: int = 0  # 0 where the interval is over seeds
     left_out: int = 0  # rows of prompts that only one side has: answers that could not be scored
-    detectable: float | None = None  # smallest true difference that would be shown in 4 of 5 repetitions; None: unknown
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The trials of every arm, in the order of the seeds."""
+    """The trials of every arm: `trials[arm][i]` has the seed `seeds[i]`."""
 
     study: Study
     seeds: tuple[int, ...]
     trials: Mapping[str, Sequence[Trial]]
 
     def values(self, arm: str, metric: str) -> np.ndarray:
-        """The metric of every seed [N]; of one that has a value for each prompt, their mean."""
+        """The metric of every seed [N]; a metric over prompts is averaged over its prompts."""
         return np.array([_value(trial, metric) for trial in self.trials[arm]])
 
     def has(self, arm: str, metric: str) -> bool:
@@ -70,7 +74,7 @@ class Results:
         return bool(below) and (found is None or not found.per or sum(below) > 0)
 
     def estimate(self, arm: str, metric: Metric) -> Estimate:
-        """What the metric is for an arm, with its interval."""
+        """The metric of an arm, with its interval."""
         if metric.over == "prompts":
             return self._over_prompts(arm, metric)
         if metric.over == "facts":
@@ -84,7 +88,7 @@ class Results:
         return student_mean(values, unit=metric.unit)
 
     def verdict(self, claim: Claim) -> Verdict:
-        """The paired difference of a claim, less its `least`, and whether its whole interval lies on one side of 0."""
+        """Test a claim: it holds if the whole interval of its paired difference, minus `least`, lies above 0."""
         metric = self._metric(claim.metric)
         difference, prompts, left_out = self._difference(claim, metric)
         difference = _beyond(difference, claim.least)

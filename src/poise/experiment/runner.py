@@ -31,7 +31,7 @@ from poise.text import say
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One trial, as it can be sent to another process."""
+    """One trial, in a form that can be sent to another process."""
 
     file: str  # of the recipe
     recipe: str  # its name there
@@ -42,12 +42,15 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The stage that it is."""
+        """The name of its stage."""
         return f"{self.arm}-seed-{self.seed}"
 
 
 def run_recipe(recipe: Source, arguments: Mapping[str, Any], options: Options) -> Run:
-    """Run a recipe's study in a run folder, print its page, keep it there and write it where `output` says."""
+    """Run a recipe's study in a run folder, print its page, and write it to the folder and to `output`.
+
+    Raises ConfigError for an output that ends neither in .md nor in .json, and RunError for a damaged run.
+    """
     _require_output(options.output)
     study = recipe.build(**arguments).only(options.arms)
     recorded = {**arguments, "seeds": list(options.seeds), "arms": list(options.arms), "quick": options.quick}

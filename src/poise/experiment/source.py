@@ -18,21 +18,21 @@ _OURS = Path(__file__).parents[1] / "recipes"
 
 
 class Source(Protocol):
-    """What makes a study from arguments, and can be found again by another process."""
+    """A function from arguments to a study that another process can import again."""
 
-    name: str  # as commands and pages have it
-    __name__: str  # as its file has it
+    name: str  # on the command line and on pages
+    __name__: str  # in its file
     file: Path
     card: MethodCard
     build: Build
 
     def beside_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the arguments that a run recorded, those that are not the defaults."""
+        """Those recorded arguments that differ from the defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What every recipe's command line has besides the recipe's own arguments."""
+    """The options that every recipe has in addition to its own arguments."""
 
     seeds: tuple[int, ...]
     arms: tuple[str, ...]

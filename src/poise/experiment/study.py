@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCard:
-    """What a method is, by the axes of the survey "Reinforcement Learning Enhanced LLMs" (arXiv:2412.10400).
+    """A method, described by the axes of the survey "Reinforcement Learning Enhanced LLMs" (arXiv:2412.10400).
 
-    Give literals: `poise list` reads the card without importing the recipe.
+    Use literals only: `poise list` reads the card without importing the recipe.
+
+    >>> MethodCard(title="RL-ZVP", paper="arXiv:2509.21880", feedback="verifier", form="right or wrong").signal
+    'none'
     """
 
     title: str
-    paper: str  # "arXiv:2310.12773", or what else the recipe is after
-    reported: str = ""  # what the paper found, with its model
+    paper: str  # "arXiv:2310.12773", or another source
+    reported: str = ""  # the result of the paper, with its model
     feedback: str = "none"  # who judges: people, an AI judge, a verifier, exact gold
     form: str = "none"  # of the feedback: comparisons, scores, labels, demonstrations
     signal: str = "none"  # what is learned from: a reward model, the comparisons themselves, the verifier
@@ -42,14 +45,17 @@ class MethodCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A column of a table: a name in `Trial.metrics` or `Trial.by_prompt`, its label and its unit.
+    """A column of a table: a name in `Trial.metrics`, `Trial.by_prompt` or `Trial.facts`, its label and its unit.
 
-    over     what its interval is over: seeds (Student's), or whole prompts (see `poise.functional.intervals`); a fact
-             brings its own, and of several seeds the one with the smallest value stands for all (or the largest)
-    summary  what stands for all seeds: their mean, or the smallest or largest value, which has no interval
-    table    heading of the table in which it stands; the first table has none. A table of facts has a row for each
-    per      another metric over prompts: the ratio of the two sums, over the prompts that have both
-    change   two metrics over prompts, after and before: their paired difference, over the prompts that have both
+    over     what its interval covers: seeds (Student's t) or whole prompts (`poise.functional.intervals`); a fact has
+             its own interval, and of several seeds the smallest value is shown (or the largest)
+    summary  how seeds are summarised: by their mean, or by the smallest or largest value, without an interval
+    table    heading of its table; the first table has none. A table of facts has one row per fact
+    per      another metric over prompts: the metric is the ratio of the two sums, over prompts that have both
+    change   two metrics over prompts, after and before: the metric is their paired difference
+
+    >>> Metric(name="harm", label="harmful answers", unit="share", over="prompts").summary
+    'mean'
     """
 
     name: str
@@ -64,12 +70,17 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A direction that is tested, and that can fail: on `metric`, `higher` lies above `lower`.
+    """A direction that is tested and can fail: on `metric`, `higher` lies above `lower`.
 
-    Either side is an arm, or a number that is known. The difference is paired by seed, or by seed and prompt where the
-    metric is over prompts. `lower_metric` compares with another metric, such as that of the same arm before training.
-    `least` is how far above it lies at least, in percentage points for shares: below 0, it may lose so much. A fact and
-    a ratio are compared with a number.
+    Each side is an arm or a known number. Differences are paired by seed, or by seed and prompt if the metric is over
+    prompts. Facts and ratios can only be compared with a number.
+
+    lower_metric  another metric for the lower side, such as that of the same arm before training
+    least         the smallest difference that counts, in percentage points for shares; below 0, a loss up to it is
+                  accepted
+
+    >>> sorted(Claim(text="PPO wins", metric="reward", higher="ppo", lower="grpo").arms)
+    ['grpo', 'ppo']
     """
 
     text: str
@@ -82,18 +93,21 @@ class Claim:
 
     @property
     def arms(self) -> set[str]:
-        """The arms that it speaks of."""
+        """The arms that it compares."""
         return {side for side in (self.higher, self.lower) if isinstance(side, str)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What one arm came to from one seed.
+    """The result of one arm with one seed.
 
-    curves     for pictures: as long in every seed
-    by_prompt  metric -> prompt id -> its value, or those of its rows: answers, pairs
-    facts      what arms share and prompts do not explain, with intervals of its own: what a judge is worth
-    paths      what it made: policies, score models, rollouts
+    metrics    one finite number per metric
+    curves     for plots; of the same length for every seed
+    by_prompt  metric -> prompt id -> its value, or the values of its rows (answers, pairs)
+    facts      figures with intervals of their own, such as the accuracy of a judge
+    paths      files and folders that it made: policies, score models, rollouts
+
+    Raises DataError for a number that is not finite.
 
     >>> Trial(metrics={"reward": float("nan")})
     Traceback (most recent call last):
@@ -116,13 +130,13 @@ class Trial:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Trial:
-        """The trial that a stage was finished with."""
+        """The trial from the document that its stage was finished with."""
         return cls(
             **{**document, "facts": {name: Estimate(**fact) for name, fact in document.get("facts", {}).items()}}
         )
 
     def rows(self, metric: str) -> dict[str, list[float]]:
-        """The values of a metric over prompts by the prompt's id.
+        """The values of a metric over prompts, by prompt id. Raises KeyError for a metric that is not there.
 
         >>> Trial(by_prompt={"harm": {"a": 1.0, "b": [0.0, 1.0]}}).rows("harm")
         {'a': [1.0], 'b': [0.0, 1.0]}
@@ -135,7 +149,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A picture: `draw` gives its panels, by title; `curves`, `clouds` and `over` make the usual ones."""
+    """A plot: `draw` returns its panels by title; `poise.experiment.plots` has the usual ones."""
 
     title: str
     across: str  # label of the horizontal axis, with its unit
@@ -145,14 +159,22 @@ class Plot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Arms that are compared, one trial of an arm, and what is read off.
+    """Arms that are compared, the trial of an arm, and the metrics, claims and plots.
 
-    trial    from (the arm's value, a seed) or, for a long one, from (the arm's value, a seed, a part of the run of its
-             own), in which its stages are kept, so that a stopped trial goes on with the next stage
-    threads  of a trial: tables are small, so that threads only wait for one another; None leaves it to the process
-    report   from (the run, the `Results`) to what the summary says besides; it may write further pages into the run
+    trial    function of (value of the arm, seed) or, for a long trial, of (value of the arm, seed, part of the run);
+             its stages are kept in that part, so that a stopped trial resumes with the next stage
+    threads  torch threads of a trial; 1 is fastest for small tables, None keeps the setting of the process
+    report   function of (run, `Results`) that returns further entries of the summary; it may write pages into the run
 
-    Raises ConfigError for an arm that cannot name a folder, or a claim about an arm or a metric that is not there.
+    Raises ConfigError for an arm that cannot name a folder, or a claim on an unknown arm or metric.
+
+    >>> study = Study(
+    ...     arms={"fair": 0.5, "biased": 0.9},
+    ...     trial=lambda chance, seed: Trial(metrics={"heads": chance}),
+    ...     metrics=[Metric(name="heads", label="heads", unit="share")],
+    ... )
+    >>> list(study.only(["fair"]).arms), study.trial(study.arms["biased"], 0).metrics
+    (['fair'], {'heads': 0.9})
     """
 
     arms: Mapping[str, Any]
@@ -160,10 +182,10 @@ class Study:
     metrics: Sequence[Metric]
     claims: Sequence[Claim] = ()
     plots: Sequence[Plot] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)  # arm -> what tables call it
-    notes: str = ""  # Markdown before the table: what was run, and how it departs from the paper
+    labels: Mapping[str, str] = field(default_factory=dict)  # arm -> its name in tables
+    notes: str = ""  # Markdown before the table: what was run, and the differences from the paper
     discussion: str = ""  # Markdown after the claims
-    pilots: Sequence[str] = ()  # settings that were tried before, and what they gave
+    pilots: Sequence[str] = ()  # settings that were tried before, with their results
     threads: int | None = 1
     report: Callable[..., Mapping[str, Any]] | None = None
 
@@ -179,13 +201,13 @@ class Study:
                 )
 
     def label(self, arm: str) -> str:
-        """What tables call an arm."""
+        """The name of an arm in tables."""
         return self.labels.get(arm, arm)
 
     def only(self, arms: Sequence[str]) -> Study:
-        """The study of some arms, with the claims that these can test; of none named, all of it.
+        """The study restricted to some arms and the claims that these can test; without arms, the whole study.
 
-        Upper and lower case, and - and _, are alike. Raises ConfigError that lists the arms for one that is not there.
+        Ignores case and the difference between - and _. Raises ConfigError that lists the arms for an unknown one.
         """
         known = {_plain_name(arm): arm for arm in self.arms}
         if strangers := [arm for arm in arms if _plain_name(arm) not in known]:

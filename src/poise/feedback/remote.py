@@ -209,7 +209,7 @@ class RemoteScorer:
         except (ValidationError, RecursionError) as error:
             return RowScores(values={}, unscorable=f"a score that cannot be read ({_first_error(error)})")
         if row.values.keys() != channels and not row.unscorable:
-            reason = f"scores in the channels {_listed(row.values)} expected {_listed(channels)}"
+            reason = f"scores in the channels {_listed(row.values)}; expected {_listed(channels)}"
             return RowScores(values={}, unscorable=reason)
         return row
 

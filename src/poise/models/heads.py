@@ -98,7 +98,7 @@ class ScoreModel(nn.Module):
 
     @property
     def max_response_tokens(self) -> int:
-        """How much of a response it reads; a longer one has no score."""
+        """The longest response that it scores, in tokens; a longer one is unscorable."""
         return self.renderer.max_response_tokens
 
     @property
@@ -107,7 +107,7 @@ class ScoreModel(nn.Module):
         return tuple(channel.name for channel in self.channels)
 
     def channel(self, name: str) -> Channel:
-        """The channel of that name; ConfigError if there is none."""
+        """The channel with this name. Raises ConfigError if there is none."""
         for channel in self.channels:
             if channel.name == name:
                 return channel
@@ -130,9 +130,9 @@ class ScoreModel(nn.Module):
             yield self.backbone[0].decoder
 
     def pooled(self, rows: SharedRows) -> Tensor:
-        """Pooled hidden states [B, H] in fp32 of rows, from `frozen_states` or from the tokens on.
+        """Pooled hidden states [B, P] in fp32 of B rows; P is the width of the backbone times the parts of the pooling.
 
-        An empty response is pooled at its last prompt token.
+        Rows that `frozen_states` returned continue from there. An empty response is pooled at its last prompt token.
         """
         with self._decoder() as decoder:
             return decoder.in_one_pass(lambda: self.pool(run_shared(decoder, rows, stop=self.depth)))
@@ -159,7 +159,7 @@ class ScoreModel(nn.Module):
             return run_in_parts(decoder, rows, stop=self.split, tokens=TOKENS_PER_PASS)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Raw scores [B, C] of pooled hidden states [B, H]."""
+        """Raw scores [B, C] of pooled hidden states [B, P], before the scale and shift of the channels."""
         scores: Tensor = self.head((pooled - self.feature_mean) / self.feature_std)
         return scores
 
@@ -185,7 +185,7 @@ class ScoreModel(nn.Module):
         return current().sum(result)
 
     def features(self, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Tensor:
-        """`pooled_all` for rows that will be asked for again: each runs once where there is a cache."""
+        """`pooled_all` [N, P] with the cache, if there is one and the backbone is frozen: each row is computed once."""
         if self.cache is None or self.lora is not None:
             return self.pooled_all(rows, prompt_lengths)
         backbone = self.backbone[0]
@@ -205,22 +205,22 @@ class ScoreModel(nn.Module):
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
-        """Between what the values of each channel with a bound lie."""
+        """The smallest and largest value of each bounded channel, in its unit."""
         return {each.name: each.range for each in self.channels if each.range is not None}
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[list[Any], list[int]]:
-        """Token rows and prompt lengths of responses to prompts."""
+        """Token rows and prompt lengths (in tokens) of N prompts and their responses."""
         encoded = [self.renderer.encode(p, r, finished=False) for p, r in zip(prompts, responses, strict=True)]
         return [e.ids for e in encoded], [e.prompt_length for e in encoded]
 
     @torch.no_grad()
     def values(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """Scores [B, C] in each channel's units."""
+        """Scores [N, C] of responses to prompts, in the unit of each channel; a cut response is scored on what fits."""
         rows, starts = self.encode(prompts, responses)
         return self.in_units(self(self.pooled_all(rows, starts)))
 
     def sees_all(self, prompt: Prompt, response: str) -> bool:
-        """Whether prompt and response fit into the window, so that a score speaks of all of them."""
+        """Whether prompt and response fit into the window, so that the score covers all of them."""
         completion = Completion(prompt_id=prompt.id, text=response)
         return isinstance(self.reader.read(prompt, completion), Encoded) or bool(completion.unfit)
 
@@ -350,8 +350,15 @@ def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 class Critics(nn.Module):
     """One value head per channel on the policy's hidden states: V_t from the prompt and the response before token t.
 
-    The features are the last prompt state and the running mean of the response states, without gradient into the
-    backbone, so that learning the critics costs no pass through it.
+    The features are the last prompt state and the running mean of the response states, without a gradient into the
+    backbone, so training the critics needs no pass through it. Values start at 0.
+
+    channels  names of the value heads
+    width     H, the width of the backbone
+
+    >>> critics = Critics(["reward", "cost"], width=4, device=torch.device("cpu"))
+    >>> {name: values.shape for name, values in critics(torch.ones(2, 3, 8)).items()}
+    {'reward': torch.Size([2, 3]), 'cost': torch.Size([2, 3])}
     """
 
     def __init__(self, channels: Sequence[str], width: int, device: torch.device):
@@ -362,13 +369,13 @@ class Critics(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Values by channel, each [...], of features [..., 2H]."""
+        """Values by channel, each [...], of features [..., 2H]; in the unit of the channel's return."""
         values = self.head(features)
         return {name: values[..., index] for index, name in enumerate(self.names)}
 
     @staticmethod
     def features(rows: SharedRows) -> Tensor:
-        """Features [B, T, 2H] of rows with states: what is known before each response token."""
+        """Features [B, T, 2H] of rows with states; token t has those of the prompt and the tokens before t."""
         prompt = rows.prompt_ends().float()
         width = rows.response_mask.shape[1]
         response = torch.nn.functional.pad(rows.known_states.responses.float(), (0, 0, 0, width - rows.width))

@@ -48,11 +48,17 @@ _CHUNK = 1536  # response positions whose logits are held at once
 class Policy:
     """A language model that is trained, with its reference.
 
-    `adapter` is the name of its LoRA adapter on the shared backbone; with `lora=None` all weights of a copy are
-    trained and the backbone itself is the reference. They are kept in fp32 and computed in the backbone's dtype by
-    autocast, or kept in `weights` itself: bf16 needs half of the memory and loses updates below 1/256 of a weight. With
-    `recompute` (by default, if POISE_RECOMPUTE is 1) a backward pass runs each layer again instead of keeping what is
-    inside it: less memory, more time.
+    `adapter` is the name of its LoRA adapter on the shared backbone. With `lora=None` all weights of a copy are
+    trained, and the backbone itself is the reference. These weights have the dtype `weights`: fp32 computes in the
+    backbone's dtype by autocast; bf16 needs half of the memory but loses updates below 1/256 of a weight. With
+    `recompute` (the default if POISE_RECOMPUTE is 1) the backward pass recomputes each layer instead of storing its
+    activations: less memory, more time.
+
+    >>> policy = Policy(load_backbone("random:llama"))
+    >>> rows = SharedRows.of_lists([[5, 6, 7, 8], [5, 9]], [2, 1])
+    >>> logprobs, entropies = policy.logprobs(rows)  # two responses: 7 8, and 9
+    >>> logprobs.shape, bool((logprobs[0] < 0).all()), logprobs[1, 1].item()
+    (torch.Size([2, 2]), True, 0.0)
     """
 
     def __init__(
@@ -86,12 +92,12 @@ class Policy:
 
     @property
     def width(self) -> int:
-        """Numbers in a hidden state."""
+        """H, the width of a hidden state."""
         return self.decoder.width
 
     @property
     def context(self) -> int | None:
-        """Tokens of the longest row it reads; None: no bound."""
+        """Tokens of the longest row that it reads; None without a bound."""
         return self.backbone.context
 
     def renderer(self, *, max_prompt_tokens: int | None = None, max_response_tokens: int | None = None) -> ChatRenderer:
@@ -135,9 +141,9 @@ class Policy:
             return run_in_parts(decoder, rows, stop=max(1, round(decoder.depth * 0.6)), tokens=tokens)
 
     def logprobs(self, rows: SharedRows, *, reference: bool = False, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [B, T] in nats of the response tokens; 0 where the mask is false.
+        """Log-probabilities and entropies of the response tokens, each [B, T] in nats; 0 where the mask is false.
 
-        Rows that `frozen_states` returned are computed from there on.
+        Rows that `frozen_states` returned continue from there. `reference` computes them under the reference.
         """
 
         def compute() -> tuple[Tensor, Tensor]:
@@ -159,7 +165,7 @@ class Policy:
         return empty.masked_scatter(rows.response_mask, values), empty.masked_scatter(rows.response_mask, entropy)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
-        """Write a folder that transformers (full or merged weights) or peft (adapter) loads as it is."""
+        """Write a folder that transformers (full or merged weights) or peft (adapter) can load."""
         folder = Path(folder)
         if current().is_main:
             self.tokenizer.save_pretrained(folder)
@@ -172,7 +178,10 @@ class Policy:
         current().wait()
 
     def copy_from(self, folder: str | Path) -> None:
-        """Take over the trained weights from a folder that `save_pretrained` wrote for the same kind of policy."""
+        """Load the trained weights from a folder that `save_pretrained` wrote for the same kind of policy.
+
+        Raises ModelError if the folder has no weights, or weights that do not fit.
+        """
         folder = Path(folder)
         if self.lora is not None:
             load_adapter(self.model, self.adapter, folder)
@@ -181,9 +190,9 @@ class Policy:
         _copy_weights(stored, self.model)
 
     def merge(self) -> None:
-        """Add the adapter to the backbone's weights for good and start a fresh one.
+        """Add the adapter to the backbone's weights permanently, and start a new adapter.
 
-        What was the policy is now the reference, for every role on this backbone.
+        The policy becomes the reference, for every role on this backbone. Raises ModelError if there is no adapter.
         """
         if self.lora is None:
             raise ModelError(

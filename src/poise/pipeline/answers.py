@@ -28,9 +28,9 @@ def read_answers(
     engine: str | Engine = "native",
     reference: bool = False,
 ) -> tuple[Rollout, ...]:
-    """Have a policy answer prompts, and every reader put a value on each answer, an empty one too.
+    """Answer prompts with a policy, and let every reader assign a value to each answer, including empty ones.
 
-    readers    channel -> values of responses to prompts; unlike a scorer, a reader leaves none out, so that two
+    readers    channel -> function from prompts and responses to values; unlike a scorer, a reader skips no answer, so
                policies are compared on the same prompts
     reference  the policy's reference answers in its place
 

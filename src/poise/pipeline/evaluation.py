@@ -31,9 +31,9 @@ def evaluate(
     reference: bool = False,
     further: Mapping[str, FurtherMetric] | None = None,
 ) -> SuiteResult:
-    """Have a policy answer a suite's prompts, score the answers and measure.
+    """Answer the prompts of a suite with a policy, score the answers and compute the metrics.
 
-    reference  the policy's reference answers in its place: the row of the start
+    reference  answer with the policy's reference instead
     further    metrics of the rollouts besides the suite's, such as the KL to the start
 
     The answers are kept with their scores in rollouts.jsonl, so that they can be judged again without being sampled.

@@ -21,13 +21,14 @@ _LOADED_PER_S = 1e9  # bytes
 def start_model(
     run: Run, name: str, *, seed: int = 0, continues_text: bool = False, chat_template: str | None = None
 ) -> Backbone:
-    """Load the model that a run starts from, in the precision that its first loading chose.
+    """Load the model that a run starts from, in the dtype that the run chose when it first loaded it.
 
     name            hub id, folder, smollm2-135m or random:llama
     continues_text  prompts are beginnings of texts, not turns of a chat
-    chat_template   a file with the template to use in place of the tokenizer's; its text is kept with the run
+    chat_template   a file with a template that replaces the tokenizer's; its text is stored in the run
 
-    A resumed run must not change its precision, even on a machine where another one is faster.
+    A resumed run keeps its dtype, even on a machine where another one is faster. Raises ModelError for a model that
+    cannot be loaded or used.
     """
     if (planner := current_planner()) is not None:
         compute = planner.compute
@@ -48,7 +49,7 @@ def start_model(
 
 
 def feature_cache(run: Run) -> FeatureCache:
-    """Features of the frozen backbone, in the run's folder: a row is read once, and shown while it is."""
+    """A cache for features of the frozen backbone, in the run's folder: each row is computed once."""
     return FeatureCache(run.stage("features").path, track=_with_progress)
 
 

@@ -79,7 +79,7 @@ def optimise_preferences(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceRows:
-    """What a method can learn from in a data set."""
+    """The rows of a data set that a preference method can learn from."""
 
     comparisons: tuple[Comparison, ...]
     labels: tuple[SafetyLabel, ...] = ()

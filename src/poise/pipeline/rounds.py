@@ -36,9 +36,9 @@ def collect_comparisons(
     engine: Engine | None = None,
     name: str = "annotations",
 ) -> Dataset:
-    """Sample two responses to each prompt and have every annotator compare them; equal or empty ones are left out.
+    """Sample two responses to each prompt, and let every annotator compare them; equal or empty pairs are skipped.
 
-    What was annotated is kept in the stage: a resumed run asks nobody twice.
+    The comparisons are stored in the stage, so a resumed run does not call annotators again.
     """
     if (planner := current_planner()) is not None:
         answers, longest = 2 * len(prompts), sampling.max_tokens

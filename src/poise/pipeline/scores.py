@@ -29,10 +29,10 @@ _ROW_S = 0.003  # seconds to render a row and to turn it into tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreModelSpec:
-    """How a score model reads and learns: its channels, and for each that is no reward or cost of the paper a loss.
+    """The configuration of a score model: its channels, what it reads and how it is trained.
 
-    A channel learns from the judgements on its `criteria`, by Bradley-Terry unless `losses` has another for its name:
-    `PLACKETT_LUCE`, `REGRESSION`, `required_margin(0.5)`, or a `ChannelLoss` of your own.
+    A channel learns from the judgements on its `criteria`, with the Bradley-Terry loss unless `losses` has another for
+    its name: `PLACKETT_LUCE`, `REGRESSION`, `required_margin(0.5)`, or your own `ChannelLoss`.
 
     >>> ScoreModelSpec(depth=0.5).channels[1].higher_is_worse
     True
@@ -51,14 +51,17 @@ class ScoreModelSpec:
     reading: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `ScoreModel`: pooling, hidden ...
 
     def model(self, backbone: Backbone, *, adapter: str = "score", cache: FeatureCache | None = None) -> ScoreModel:
-        """A fresh score model on the backbone."""
+        """A new, untrained score model on the backbone. Raises ConfigError as `ScoreModel` does."""
         depth = max(1, round(backbone.decoder.depth * self.depth))
         return ScoreModel(
             backbone, self.channels, depth=depth, adapter=adapter, seed=self.seed, cache=cache, **self.reading
         )
 
     def trainer(self, model: ScoreModel, data: Dataset) -> ScoreTrainer:
-        """Its trainer on the comparisons, labels and ratings of `data`, with its number of steps."""
+        """The trainer of `model` on the comparisons, labels and ratings of `data`.
+
+        Raises DataError for judgements that no channel learns from, or a channel without judgements.
+        """
         table = FeedbackTable(model, data.comparisons, data.labels, data.ratings, losses=self.losses)
         steps = num_steps(len(table.groups), PROMPTS_PER_STEP, self.epochs)
         torch.manual_seed(self.seed)
@@ -75,7 +78,7 @@ class ScoreModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedScoreModel:
-    """A score model with its accuracy on prompts that it never saw."""
+    """A trained and calibrated score model, its accuracy on unseen prompts, and the number of rows it learned from."""
 
     model: ScoreModel
     accuracy: Mapping[str, Estimate]

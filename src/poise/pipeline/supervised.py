@@ -27,11 +27,13 @@ def fine_tune(
     name: str = "supervised",
     **batches: Any,
 ) -> Policy:
-    """Teach a policy to answer as demonstrated, and return it trained.
+    """Fine-tune a policy on demonstrations, and return it.
 
+    steps    updates
+    lr       peak learning rate
     batches  further arguments of `DemonstrationBatches`: per_step, max_tokens, temperature, seed ...
 
-    The stage's folder holds the adapter, in a form that peft loads as it is.
+    The folder of the stage holds the adapter in peft's format.
     """
     stage = run.stage(name)
     per_step = min(int(batches.get("per_step", 16)), len(demonstrations))
@@ -51,9 +53,9 @@ def fine_tune(
 
 
 def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:
-    """The policy as a model of its own, whose reference it becomes: its adapter is merged into the backbone's weights.
+    """The policy as a new backbone, with its adapter merged into the weights.
 
-    The stage's folder holds a model that transformers loads as it is.
+    The folder of the stage holds a model that transformers can load. Raises RunError if it was damaged since.
     """
     if current_planner() is not None:
         return replace(policy.backbone)
@@ -66,10 +68,10 @@ def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:
 
 
 def update_seconds(compute: Compute, tokens: float, positions: float) -> float:
-    """Seconds of one update: the layers below the adapter forward, those above forward and backward.
+    """Estimated seconds of one update: forward through the lower layers, forward and backward through the others.
 
-    tokens     of prompts and responses
-    positions  of responses, whose logits are needed
+    tokens     number of tokens of prompts and responses
+    positions  number of response tokens, whose logits are needed
     """
     below = compute.model.layers - compute.trained_layers
     return compute.forward(tokens, layers=below) + compute.training(tokens, positions=positions)

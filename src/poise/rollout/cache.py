@@ -1,7 +1,7 @@
-"""Keys and values of the rows in progress, in buffers that are made once, and attention to them.
+"""Keys and values of the rows in progress, in buffers that are allocated once, and attention to them.
 
-A row in progress has a slot; those in use are always the first ones, so that every view is a slice. Prompts that
-several rows share lie in a second buffer, once for all their rows.
+A row in progress has a slot; used slots are always the first ones, so every view is a slice. Prompts that several rows
+share are in a second buffer, once for all their rows.
 """
 
 from __future__ import annotations

@@ -15,15 +15,15 @@ from poise.types import Completion, Engine, Prompt, Sampling
 
 @runtime_checkable
 class Environment(Protocol):
-    """Whoever the policy talks to: a tool, a simulated user, a game."""
+    """The other side of a conversation with the policy: a tool, a simulated user, a game."""
 
     def reply(self, prompt: Prompt, messages: Sequence[Message]) -> Message | None:
-        """What is said to the last of the messages, which follow the prompt; None where the conversation is over."""
+        """The reply to the last of `messages`, which follow the prompt; None ends the conversation."""
         ...
 
 
 class ScriptedEnvironment:
-    """Canned replies: the first one to the first answer, and so on, in one role.
+    """Fixed replies in one role: the first reply to the first answer, and so on.
 
     >>> environment = ScriptedEnvironment(["Are you sure?"])
     >>> environment.reply(Prompt.of("2 + 2?"), [{"role": "assistant", "content": "5"}])
@@ -34,7 +34,7 @@ class ScriptedEnvironment:
         self.replies, self.role = tuple(replies), role
 
     def reply(self, prompt: Prompt, messages: Sequence[Message]) -> Message | None:
-        """The next of the replies, None after the last one."""
+        """The reply to the answer with this number; None after the last reply."""
         number = sum(message["role"] == "assistant" for message in messages)
         return None if number > len(self.replies) else {"role": self.role, "content": self.replies[number - 1]}
 
@@ -42,11 +42,11 @@ class ScriptedEnvironment:
 class ConversationEngine:
     r"""An engine whose completions are conversations with an environment.
 
-    A conversation ends where the environment has no reply, after `max_turns` answers, where an answer is cut at
-    `Sampling.max_tokens`, which holds for each, or where the next one would not fit into the model's context. With an
-    engine that goes on from token ids (`NativeEngine`, `VLLMEngine`) every answer is drawn behind the very tokens that
-    were drawn before, and the completion has all of them; with any other the conversation is sent as text, and the
-    trainer computes its own log-probabilities.
+    A conversation ends when the environment has no reply, after `max_turns` answers, when an answer is cut at
+    `Sampling.max_tokens` (which applies to each answer), or when the next answer would not fit into the context of the
+    model. Engines that continue from token ids (`NativeEngine`, `VLLMEngine`) sample every answer after the exact
+    tokens sampled before, and the completion has all of them. Other engines receive the conversation as text, and the
+    trainer computes its own log-probabilities. Raises ConfigError if `max_turns` is below 1.
 
     >>> from poise.rollout.scripted import ScriptedEngine
     >>> engine = ConversationEngine(ScriptedEngine({"2 + 2?": "5", "Sure?": "4"}), ScriptedEnvironment(["Sure?"]))
@@ -62,23 +62,24 @@ class ConversationEngine:
 
     @property
     def policy(self) -> Any:
-        """The policy whose weights the engine draws with; None for an engine that has others."""
+        """The policy whose weights the engine uses; None for an engine with other weights."""
         return getattr(self.engine, "policy", None)
 
     @property
     def reference(self) -> bool:
-        """Whether it draws from the reference."""
+        """Whether it samples from the reference."""
         return bool(getattr(self.engine, "reference", False))
 
     @property
     def renderer(self) -> ChatRenderer | None:
-        """What the engine renders prompts with, if it does."""
+        """The renderer of the engine, if it has one."""
         return getattr(self.engine, "renderer", None)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        """Conversations, `sampling.samples` adjacent ones per prompt; one of one answer is the engine's completion.
+        """`sampling.samples` adjacent conversations per prompt; one with a single answer is the engine's completion.
 
-        Raises EngineError for a reply in the assistant's name, and DataError where the chat template refuses it.
+        Raises ConfigError for choices with several turns, EngineError for a reply with the role assistant, and
+        DataError for a conversation that the chat template rejects.
         """
         check_sampling(sampling)
         if sampling.choices and self.max_turns > 1:

@@ -25,7 +25,7 @@ _ADMIT_SHARE = 8  # prompts enter when an eighth of the rows is free: one at a t
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A completion in the making."""
+    """A completion that is being generated."""
 
     number: int  # among all rows of the call
     prompt_length: int
@@ -36,7 +36,7 @@ class Row:
 
 
 class Forward(Protocol):
-    """A backbone as generation needs it."""
+    """What generation needs of a model: prefill of prompts, and one decoding step for all rows."""
 
     shares_prompts: bool  # whether rows of one prompt attend to one copy of it
     cache_shape: tuple[int, int, int]  # layers, heads of keys and entries of a key
@@ -52,14 +52,14 @@ class Forward(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Caches:
-    """What the rows in progress attend to."""
+    """The keys and values that the rows in progress attend to."""
 
     rows: RowCache
     prompts: PromptCache | None
     copies: int  # rows per prompt
 
     def begin_step(self) -> None:
-        """Make place for one more token of every row in progress."""
+        """Reserve a column for one more token of every row in progress."""
         self.rows.begin_step()
         if self.prompts is not None:
             self.prompts.begin_step(self.rows.count)

@@ -26,7 +26,11 @@ _GRAPHS = "POISE_GRAPHS"  # 1: decoding steps on a GPU are captured as CUDA grap
 class NativeEngine:
     """Generation with the policy's own weights, in this process: every completion is from its current version.
 
-    Prompts are cut at `max_prompt_tokens`, which a trainer then follows; by default at the backbone's.
+    batch_size         rows that are generated at a time
+    max_prompt_tokens  where prompts are cut, also by a trainer with this engine; by default the backbone's setting
+    reference          generate with the reference
+
+    Raises ConfigError if `batch_size` is below 1.
 
     >>> from poise.models.policy import load_policy
     >>> engine = NativeEngine(load_policy("random:llama"))
@@ -49,11 +53,11 @@ class NativeEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        """Completions, `sampling.samples` adjacent ones per prompt.
+        """`sampling.samples` adjacent completions per prompt.
 
-        Order, batch size and the other prompts do not change them, up to the rounding of the backbone's dtype: in bf16
-        the shape of a batch can move a logit by a last bit and tip a draw. Raises ConfigError if a prompt with its
-        completion is longer than the model's context.
+        They depend on seed, prompt and sample number only, up to the rounding of the backbone's dtype: in bf16, the
+        batch size can change the last bit of a logit and thereby a token. Raises ConfigError if prompt and completion
+        may exceed the model's context, and DataError for a prompt that the chat template cannot render.
         """
         self.renderer.check(prompts)
         rows = [self.renderer.prompt_ids(prompt.messages, prompt.tools)[0] for prompt in prompts]

@@ -67,16 +67,18 @@ class _Worker:
 
 
 class RayEngine:
-    """Answers of a policy's current weights, computed by `workers` Ray actors.
+    """Completions of a policy's current weights, computed by `workers` Ray actors.
 
-    address           of a running cluster; without one, and where none is connected, a local one is started
-    cpus, gpus        what each worker takes of the cluster
-    prompts_per_task  prompts that a worker is given at once; when it dies, as many per task are answered again
-    tasks_per_worker  tasks given to a worker before it has answered: one to work on, one to go on with
-    losses            workers that may die, or hang for `seconds` without an answer, and be replaced before EngineError
-    progress          called with the number of finished prompts and that of all
+    address           of a running cluster; by default the connected one, or a new local one
+    cpus, gpus        resources of each worker
+    prompts_per_task  prompts per task; if a worker dies, its tasks are repeated
+    tasks_per_worker  tasks that a worker has at a time: one in progress, the others waiting
+    losses            workers that may die, or not answer for `seconds` seconds, and are replaced
+    progress          called with the number of finished prompts and the total
 
-    Further settings are those of NativeEngine, and so are the completions, up to rounding. `close` ends the workers.
+    Further settings are those of NativeEngine, and the completions are the same up to rounding. `close` ends the
+    workers. Raises ConfigError for numbers out of range or more resources than the cluster has, and EngineError after
+    more than `losses` lost workers.
     """
 
     def __init__(

@@ -29,20 +29,22 @@ _FINISH: Mapping[str | None, Finish] = {"length": "length", "content_filter": "e
 
 
 class ServerEngine:
-    """Answers of the model `model` behind `url`, such as http://localhost:8000/v1.
+    """Completions of the model `model` from an OpenAI-compatible endpoint, such as http://localhost:8000/v1.
 
-    token        what opens the endpoint, if anything
-    answers      a JSONL file in which every finished completion is written as it comes; what stands there already, for
-                 the same model, messages and settings, is not asked for again
-    logprobs     ask for token log-probabilities; completions carry them where the endpoint gives token ids as well
+    token        bearer token of the endpoint, if it needs one
+    answers      a JSONL file to which every finished completion is appended; completions in it with the same model,
+                 messages and settings are not requested again
+    logprobs     request token log-probabilities, in nats; completions have them if the endpoint also returns token ids
     fields       further fields of every request, such as {"top_k": 50}
-    progress     called with the number of finished completions and that of all
-    concurrency  requests under way at a time; `attempts`, `seconds` and `backoff_s` are those of `Endpoint`
+    progress     called with the number of finished completions and the total
+    concurrency  simultaneous requests
+    attempts     tries per request, `seconds` each; the wait between two starts at `backoff_s` seconds and doubles
 
-    What fails for good is a completion with finish="error" and the reason. EngineError says at once if nobody listens,
-    or a token, an address or a model is wrong, so that no request is answered; if the server leaves in between, it does
-    where `answers` keep what is finished, and else the completions that are left over are errors. Completions of
-    weights that move need an engine that moves them (`poise.rollout.vllm`, `poise.rollout.ray`).
+    A request that fails for good gives a completion with finish="error" and the reason. The weights behind the
+    endpoint are fixed; for a policy in training see `poise.rollout.vllm` and `poise.rollout.ray`.
+
+    Raises EngineError if no request can be answered: nothing listens, or token, address or model is wrong. If the
+    server disappears later, it raises only if `answers` keeps the finished completions; otherwise the rest are errors.
     """
 
     policy_version = 0

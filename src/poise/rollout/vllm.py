@@ -32,17 +32,18 @@ _START = (
 
 
 class VLLMEngine(ServerEngine):
-    """Answers of a policy's current weights, computed by a vLLM server that has the same base model.
+    """Completions of a policy's current weights, computed by a vLLM server that has the same base model.
 
     folder              where adapters are written; the server must be able to read it
-    served_folder       what the server calls that folder, where it is not on this machine or in a container
-    model               the name of the base model on the server; the only one that it serves by default
+    served_folder       the path of that folder on the server, if it differs
+    model               the name of the base model on the server; by default the only model that it serves
     reference           answer as the base model, without any adapter
-    processed_logprobs  whether the server was started with --logprobs-mode processed_logprobs. Without it vLLM's
-                        log-probabilities are those before temperature and nucleus, and completions carry them only
-                        where neither changes anything
+    processed_logprobs  whether the server was started with --logprobs-mode processed_logprobs. Without it, vLLM returns
+                        log-probabilities before temperature and nucleus, and completions have them only if neither
+                        changes anything
 
-    Further arguments are those of ServerEngine. Raises ConfigError for a policy without an adapter.
+    Further arguments are those of ServerEngine. Raises ConfigError for a policy without an adapter, and EngineError if
+    the server cannot load an adapter.
     """
 
     def __init__(

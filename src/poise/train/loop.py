@@ -28,28 +28,36 @@ Schedule = Callable[[int, int], float]  # (step, steps) -> factor on a learning 
 
 
 class Trainer(Protocol):
-    """What the loop needs of a trainer."""
+    """What `fit` needs of a trainer: steps by index, and all state that changes."""
 
     def step_at(self, index: int) -> Mapping[str, float]:
-        """Train step number `index`, which alone decides what it sees; returns its metrics."""
+        """Run step `index`, from 0, and return its metrics; the index and the seed alone determine its rows."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves."""
+        """All state that changes: tensors, and what JSON can hold."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it, bit for bit."""
+        """Restore what `state_dict` returned, bit for bit."""
         ...
 
 
 def constant(step: int, steps: int) -> float:
-    """The learning rate stays."""
+    """A factor of 1 at every step.
+
+    >>> constant(5, 10)
+    1.0
+    """
     return 1.0
 
 
 def cosine(step: int, steps: int, *, warmup: float = 0.03) -> float:
-    """Linear warm-up over a share of the steps, then half a cosine to zero."""
+    """Linear warm-up over the share `warmup` of the steps, then half a cosine to 0.
+
+    >>> [round(cosine(step, 5, warmup=0.2), 3) for step in range(5)]
+    [1.0, 1.0, 0.854, 0.5, 0.146]
+    """
     begin = max(1, round(warmup * steps))
     if step < begin:
         return (step + 1) / begin
@@ -57,12 +65,16 @@ def cosine(step: int, steps: int, *, warmup: float = 0.03) -> float:
 
 
 def linear(step: int, steps: int, *, to: float = 0.1, by: float = 1.0) -> float:
-    """Falls in a straight line to the share `to`, reached after the share `by` of the steps."""
+    """A factor that falls linearly from 1 to `to`, which it reaches after the share `by` of the steps.
+
+    >>> [round(linear(step, 5), 3) for step in range(5)]
+    [1.0, 0.775, 0.55, 0.325, 0.1]
+    """
     return 1.0 - (1.0 - to) * min(1.0, step / max(1.0, by * (steps - 1)))
 
 
 def stepped(step: int, steps: int, *, to: float, after: float) -> float:
-    """All of it at first, and the share `to` after the share `after` of the steps.
+    """A factor of 1 at first, and of `to` after the share `after` of the steps.
 
     >>> [stepped(step, 6, to=0.4, after=0.5) for step in (0, 2, 3, 5)]
     [1.0, 1.0, 0.4, 0.4]
@@ -80,10 +92,17 @@ def fit(
     shown: Iterable[str] = ("loss",),
     after_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> None:
-    """Run the trainer to `steps`, from its last checkpoint if there is one, logging each step.
+    """Run the trainer to `steps`, from its last checkpoint if there is one, and log each step.
 
-    A kill -9 loses at most the steps since the last checkpoint; resumed, they are repeated with the same random
-    streams, so on a CPU the final weights are those of a run that never stopped.
+    A kill -9 loses at most the steps since the last checkpoint. A resumed run repeats them with the same random
+    streams, so on a CPU the final weights equal those of an uninterrupted run.
+
+    stage       name of the stage whose folder holds the checkpoints and whose metrics are logged
+    save_every  steps between two checkpoints; the last step always has one
+    shown       metrics in the progress bar
+    after_step  called with the number of steps done and the metrics of the step
+
+    Raises RunError if a checkpoint or the log is damaged, and what `trainer.step_at` raises.
     """
     folder = run.stage(stage).path / "checkpoints"
     begin = 0
@@ -107,7 +126,7 @@ def fit(
 
 
 class progress_bar:
-    """A rich progress bar on stderr with the named metrics; plain lines now and then where there is no terminal."""
+    """A progress bar on stderr with the named metrics; without a terminal, a plain line from time to time."""
 
     def __init__(self, title: str, steps: int, begin: int, shown: tuple[str, ...]):
         self.title, self.steps, self.done, self.shown = visible(title), steps, begin, shown
