@@ -41,16 +41,24 @@ TOKENS_PER_PASS = 4096
 
 
 class ScoreModel(nn.Module):
-    """Linear heads on pooled hidden states of the first `depth` layers, with or without a LoRA adapter of its own.
+    """Heads on pooled hidden states of the first `depth` layers, with or without a LoRA adapter of its own.
 
     pooling "mean"         mean over the response tokens (robust to where a response is cut)
     pooling "last"         the last response token
-    pooling "mean+prompt"  that mean beside the state of the last prompt token: what was said, and to what
-    pooling "mean+last+prompt"  the last response token besides: where the response has come to
-    opening                an attribute: how many tokens of a response are pooled, the first ones; None is all of them
+    pooling "mean+prompt"  the mean, and the state of the last prompt token
+    pooling "mean+last+prompt"  the mean, the last response token and the last prompt token
+    depth                  number of layers read, from 1 to all; by default 60 % of them
+    opening                an attribute: the number of response tokens that are pooled, from the first; None pools all
     hidden                 width of a hidden layer in the head; 0 is a linear head
-    cuts_prompts           a prompt longer than the window is read in its last turns; else an answer to it has no score
-    cache                  keeps the features of rows that are asked for again; used where the backbone is frozen
+    cuts_prompts           whether a prompt longer than the window is cut to its last turns, or makes its answer
+                           unscorable
+    cache                  stores the features of rows that are read again; used if the backbone is frozen
+
+    Raises ConfigError for a depth that the backbone does not have.
+
+    >>> model = ScoreModel(load_backbone("random:llama"), depth=1)
+    >>> model.names, model.values([Prompt.of("Tea?"), Prompt.of("Tea?")], ["Yes.", "No."]).shape
+    (('reward', 'cost'), torch.Size([2, 2]))
     """
 
     feature_mean: Tensor
@@ -170,7 +178,7 @@ class ScoreModel(nn.Module):
         prompt_lengths: Sequence[int],
         masks: Sequence[Sequence[bool]] | None = None,
     ) -> Tensor:
-        """`pooled` for any number of token rows whose responses start at prompt_lengths; order is kept.
+        """Features [N, P] of N token rows, in their order; row i has a prompt of `prompt_lengths[i]` tokens.
 
         `masks` has one flag per token of each response: whether the assistant said it.
 
@@ -225,11 +233,11 @@ class ScoreModel(nn.Module):
         return isinstance(self.reader.read(prompt, completion), Encoded) or bool(completion.unfit)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
-        """Scores of completions: the Scorer protocol.
+        """Score completions: the Scorer protocol.
 
-        One that is empty, that failed, or that is longer than the window, as its prompt may be, has no score: what was
-        not seen is not judged. A completion of several turns is read as the template writes the conversation, and is
-        judged by what the assistant says in it.
+        A completion that is empty, failed, or is longer than the window (or whose prompt is) is unscorable: unread text
+        is never judged. A completion of several turns is read as the template renders the conversation, and only the
+        answers of the assistant are judged.
         """
         rows = [self.reader.read(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         read = [row for row in rows if isinstance(row, Encoded)]
