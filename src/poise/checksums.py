@@ -98,7 +98,10 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def sealed(content: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """The content as JSON holds it, with its own checksum and further facts under the key `seal`."""
+    """The content as JSON holds it, with its own checksum and further facts under the key `seal`.
+
+    Raises RunError if the content already has the key `seal`.
+    """
     if SEAL in content:
         raise RunError(f"the key {SEAL!r} is reserved for a file's checksum: rename it")
     plain: dict[str, Any] = json.loads(json.dumps({**content, SEAL: {"version": VERSION, **facts}}))

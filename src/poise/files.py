@@ -86,7 +86,10 @@ def read_jsonl_tolerant(path: Path | str) -> list[dict[str, Any]]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a .jsonl file as `read_jsonl_tolerant` reads them: their bytes, and their objects."""
+    """The lines of a .jsonl file as `read_jsonl_tolerant` reads them: their bytes, and their objects.
+
+    Raises RunError for a line that is not a JSON object.
+    """
     with translate_os_errors(path, 0, "read"):
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):

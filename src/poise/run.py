@@ -259,7 +259,10 @@ class Run:
         self.save()
 
     def stage(self, name: str) -> Stage:
-        """The part of the run called `name`, with a folder of its own that exists on return."""
+        """The part of the run called `name`, with a folder of its own that exists on return.
+
+        Raises ConfigError for a name that cannot be a folder.
+        """
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise ConfigError(f"stage {name!r}: a stage names a folder; use letters, digits, '.', '_' and '-'")
         stage = Stage(self, name)
@@ -268,7 +271,10 @@ class Run:
         return stage
 
     def log(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl; NaN and infinities become null and are named under "non_finite"."""
+        """Append one line to metrics.jsonl; NaN and infinities become null and are named under "non_finite".
+
+        Raises ConfigError for a metric with the name of one of the line's own keys.
+        """
         values = to_jsonable(metrics)
         if reserved := {"stage", "step", "time", "non_finite"} & values.keys():
             raise ConfigError(f"metrics of stage {stage!r}: {sorted(reserved)} are reserved names; rename them")

@@ -40,7 +40,10 @@ def made_by(path: Path) -> list[Path]:
 
 
 def acquire_lock(path: Path) -> int:
-    """Hold the lock file; the kernel lets go of it when the process ends, however it ends."""
+    """Hold the lock file; the kernel lets go of it when the process ends, however it ends.
+
+    Raises RunError if another process holds it.
+    """
     with translate_os_errors(path / LOCK, 0, "make"):
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)

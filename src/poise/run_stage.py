@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the stage was finished with."""
+        """What the stage was finished with. Raises RunError if the stage is not finished."""
         if (found := self._recorded()) is None:
             raise RunError(f"stage {self.name!r} of {self.run.path} has no result yet: check `finished` first")
         return copy.deepcopy(found)

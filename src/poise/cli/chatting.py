@@ -49,6 +49,8 @@ def model_of(name: str) -> str:
     """The model to load: the name itself, or of a run the newest model trained for the run's own objective.
 
     A run that compares objectives says in its summary which of them is its own, or has it for an argument.
+
+    Raises ModelError if the run has no saved model yet.
     """
     folder = Path(name)
     if not (folder / RECORD).is_file():

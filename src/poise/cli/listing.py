@@ -72,7 +72,10 @@ def render_all(root: Path) -> Iterator[Path]:
 
 
 def with_tables(text: str, path: Path) -> str:
-    """A page with its generated tables written again; they stand between two comments that name them."""
+    """A page with its generated tables written again; they stand between two comments that name them.
+
+    Raises ConfigError for a table that nothing generates.
+    """
     links = "docs/results/" if path.name == "README.md" else "results/"
 
     def table(match: re.Match[str]) -> str:

@@ -26,6 +26,8 @@ def plan_lines(recipe: str, words: Sequence[str], *, machine: str | None, **layo
 
     machine  a name such as h100x8; None measures this one
     layout   the fields of `Setting` that were given; processes 0 is one for each device
+
+    Raises ConfigError for a quick run, a recipe that is not a study, or one stored in a run.
     """
     from poise.experiment.planning import plan_stages
 

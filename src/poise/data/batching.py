@@ -17,6 +17,8 @@ def epoch_order(
     With `strata`, one for each row, every stretch of an epoch holds the strata in their proportions, so that the mean
     of a small batch does not depend on how many rows of each it happened to draw.
 
+    Raises ConfigError if `size` or `per_step` is below 1.
+
     >>> seen = [i for step in range(4) for i in epoch_order(6, 3, step, seed=0)]
     >>> sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
     True

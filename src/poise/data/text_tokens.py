@@ -109,7 +109,10 @@ class TextTokens:
         return isinstance(key, str) and self._pattern.search(key) is not None
 
     def unmasked(self, text: str, meaning: dict[str, str]) -> list[int]:
-        """Ids of a text with control tokens parsed, and those that `meaning` has for a character of it as text."""
+        """Ids of a text with control tokens parsed, and those that `meaning` has for a character of it as text.
+
+        Raises ModelError if the tokenizer cannot tell such a text from its control token.
+        """
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"a prompt contains the text of a control token ({', '.join(meaning.values())}), which tokenizer "

@@ -110,7 +110,10 @@ class RemoteScorer:
         self.found: Health | None = None
 
     def health(self) -> Health:
-        """What the server says of itself, asked once and checked."""
+        """What the server says of itself, asked once and checked.
+
+        Raises FeedbackError if the server does not answer, or has other channels or directions than expected.
+        """
         if self.found is None:
             try:
                 found = request_json(self.endpoint, Request(path="/health"), read=Health.model_validate)

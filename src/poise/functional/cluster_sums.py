@@ -62,6 +62,8 @@ def cluster_sums(above: Array, below: Array, clusters: Clusters | None) -> Clust
 
     Clusters that add nothing to either are left out.
 
+    Raises DataError unless there is one label per value.
+
     >>> cluster_sums(np.array([1.0, 0.0, 1.0]), np.ones(3), ["a", "a", "b"]).below.tolist()
     [2.0, 1.0]
     """
@@ -99,6 +101,8 @@ def effective_number(amounts: Array) -> float:
 def finite_vector(values: ArrayLike) -> Array:
     """Check that values [N] are a flat list of at least one finite number, and return them as float64.
 
+    Raises DataError for anything else.
+
     >>> finite_vector([1, 2]).tolist()
     [1.0, 2.0]
     """
@@ -112,6 +116,8 @@ def finite_vector(values: ArrayLike) -> Array:
 
 def paired_vector(high: ArrayLike, low: ArrayLike) -> Array:
     """Subtract row by row: high - low, both [N].
+
+    Raises DataError if the lengths differ.
 
     >>> paired_vector([3.0, 2.0], [1.0, 2.0]).tolist()
     [2.0, 0.0]

@@ -55,6 +55,8 @@ def lagrangian_mix_channels(
     multipliers        channel -> number, [] or [...] (0 where a cost does not count), >= 0, the same channels
     returns            [...]
 
+    Raises ConfigError unless there is one multiplier for each cost.
+
     >>> import torch
     >>> costs = {"harm": torch.tensor([1.0]), "length": torch.tensor([4.0])}
     >>> lagrangian_mix_channels(torch.tensor([3.0]), costs, {"harm": 1.0, "length": 0.0})

@@ -130,6 +130,8 @@ def steadied_dual(
 
     least_effective  share of the K samples of a prompt that must be effective on average, below 1
 
+    Raises ConfigError if `least_effective` is not a share below 1.
+
     >>> one = LimitedSamples.over_all_prompts(np.zeros((1, 2)), np.array([[[0.0, 1.0]]]), np.array([0.25]))
     >>> steadied_dual(one, kl=0.1).effective_samples.__round__(2)  # no price changes what is met at a chance of 1 in 4
     1.6

@@ -86,6 +86,8 @@ def alpha_reward(log_ratios: Tensor, *, alpha: float) -> Tensor:
     alpha       above 0, at most 1
     returns     [B] in units of beta, 0 where the policy equals its reference
 
+    Raises ConfigError for an alpha outside (0, 1].
+
     >>> import torch
     >>> alpha_reward(torch.tensor([-1.2, 0.0]), alpha=0.5)
     tensor([-1.6442,  0.0000])

@@ -27,6 +27,8 @@ def truncated_importance_weights(
     mask              [B, T] bool
     returns           [B, T] in [0, cap], 0 outside the mask
 
+    Raises ConfigError for a cap that is not above 0.
+
     >>> mask = torch.tensor([[True, True, True, False]])
     >>> ours, engine = torch.tensor([[-1.0, -2.0, -1.0, 0.0]]), torch.tensor([[-1.0, -1.0, -5.0, 0.0]])
     >>> truncated_importance_weights(ours, engine, mask)

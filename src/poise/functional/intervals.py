@@ -45,6 +45,8 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
 
     Source: Clopper and Pearson (1934), "The use of confidence or fiducial limits".
 
+    Raises DataError unless 0 <= successes <= n and n >= 1.
+
     >>> str(clopper_pearson(0, 20))
     '0.0 % [0.0, 16.8] (n=20)'
     """
@@ -68,6 +70,8 @@ def share(
     flags     [N] bool, or numbers in [0, 1]
     clusters  [N] labels of the prompts; by default every row is its own
     weights   [N] >= 0, of the rows; by default all alike
+
+    Raises DataError for values outside [0, 1], or weights that are negative or all 0.
 
     >>> str(share([True, False, False, False]))
     '25.0 % [0.6, 80.6] (n=4)'
@@ -254,6 +258,8 @@ def ratio_of_sums(
 
     numerators, denominators  [N] denominators >= 0 with a sum above 0
     clusters                  [N] labels; rows with the same label are one unit
+
+    Raises DataError for denominators that are negative or all 0, or a share above 1.
 
     >>> ratio_of_sums([1.0, 0.0, 1.0], [1.0, 1.0, 2.0]).value
     0.5

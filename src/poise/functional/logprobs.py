@@ -40,6 +40,8 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     ids      [...] int64
     returns  [...] nats
 
+    Raises ConfigError if the shapes do not match.
+
     >>> token_logprobs(torch.zeros(2, 4), torch.tensor([0, 3]))
     tensor([-1.3863, -1.3863])
     """
@@ -79,6 +81,8 @@ def chunked_token_logprobs(
     temperature  > 0; the one that was sampled with, so that the log-probabilities belong to the sampler
     cap          > 0, the bound of the logits (Gemma 2), or None
     returns      (logprobs [N] nats, entropy [N] nats)
+
+    Raises ConfigError for a temperature not above 0, a chunk below 1, or shapes that do not match.
 
     >>> result = chunked_token_logprobs(torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor([0, 1, 2]), chunk=2)
     >>> result.entropy

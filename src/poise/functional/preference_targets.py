@@ -84,6 +84,8 @@ def matching_gamma(typical_margin: float, *, probability: float = 0.75) -> float
     probability     above 1/2, below 1: that the better response of a pair with that margin wins
     returns         per unit of the margin
 
+    Raises ConfigError for a margin not above 0, or a probability outside (0.5, 1).
+
     >>> round(matching_gamma(2.0), 4)
     0.5493
     """

@@ -36,6 +36,8 @@ def elo_difference(win_rate: float, games: int | None = None) -> float:
     With `games` the rate is first smoothed by adding half a win and half a loss, p = (w + 1/2) / (games + 1), so that
     a clean sweep stays finite. Without it a rate of 0 or 1 is -inf or inf.
 
+    Raises DataError for a win rate outside [0, 1].
+
     >>> round(elo_difference(0.8), 1), round(elo_difference(1.0, games=20), 1)
     (240.8, 645.1)
     """

@@ -46,6 +46,8 @@ def shape_rewards(
     token_scores            [B, T] or None: parts of the score, 0 where there is none
     returns                 [B, T] in the unit of the score
 
+    Raises ConfigError for a sign other than +1 and -1.
+
     >>> zeros, ones = torch.zeros(1, 3), torch.ones(1, 3)
     >>> mask = torch.tensor([[True, True, False]])
     >>> shape_rewards(torch.tensor([2.0]), ones, zeros, mask, kl_coef=0.5, sign=1)
@@ -125,6 +127,8 @@ def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int, factor: f
 
     lengths  [B] tokens of the response
     returns  [B] in the unit of the reward, -factor to 0
+
+    Raises ConfigError unless `buffer` is from 1 to `max_tokens`.
 
     >>> overlong_penalty(torch.tensor([10, 14, 20, 30]), max_tokens=20, buffer=8)
     tensor([-0.0000, -0.2500, -1.0000, -1.0000])

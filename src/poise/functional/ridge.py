@@ -25,6 +25,8 @@ def ridge_path(
     weights    [N] v, above 0; by default 1 each
     returns    w [P, H] and b [P], float64
 
+    Raises DataError unless there are at least two rows with one target each.
+
     >>> slope, offset = ridge_path(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, 5.0]), [2.0])
     >>> slope.tolist(), offset.tolist()
     ([[1.0]], [2.0])
@@ -61,6 +63,8 @@ def out_of_fold(
     """What the regressions on all other folds predict of each row [P, N], one line for each penalty.
 
     folds  [N] numbers; rows that belong together, such as answers to one prompt, have the same
+
+    Raises DataError for fewer than two folds.
 
     >>> rows, halves = torch.tensor([[0.0], [1.0], [0.0], [1.0]]), torch.tensor([0, 0, 1, 1])
     >>> out_of_fold(rows, torch.tensor([0.0, 1.0, 0.0, 1.0]), halves, [1e-9]).round()

@@ -87,6 +87,8 @@ def worst(returns: Tensor, count: int) -> Tensor:
     count    1 to B
     returns  [B] bool
 
+    Raises ConfigError for a count outside 1 to B.
+
     >>> worst(torch.tensor([0.5, -2.0, 1.0, -2.0]), 1)
     tensor([False,  True, False,  True])
     """
@@ -108,6 +110,8 @@ def evenly_of_rest(returns: Tensor, kept: Tensor, share: float) -> Tensor:
     kept     [B] bool, never marked
     share    in [0, 1]; 0 marks none, 1 all the others
     returns  [B] bool
+
+    Raises ConfigError for a share outside [0, 1].
 
     >>> evenly_of_rest(torch.tensor([3.0, 0.0, 1.0, 2.0, 4.0]), torch.tensor([False, True, False, False, False]), 0.5)
     tensor([False, False, False,  True,  True])
@@ -133,6 +137,8 @@ def value_at_risk(costs: Tensor, alpha: float) -> Tensor:
     costs    [N] higher is worse
     alpha    share, in (0, 1]; 1 gives the smallest cost
     returns  [] in the unit of the costs
+
+    Raises ConfigError without costs, or for an alpha outside (0, 1].
 
     >>> value_at_risk(torch.tensor([1.0, 5.0, 2.0, 4.0]), 0.5)
     tensor(4.)

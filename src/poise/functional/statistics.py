@@ -87,6 +87,8 @@ def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 
     probabilities  [N] in [0, 1]
     outcomes       [N] 0 or 1
 
+    Raises DataError for probabilities outside [0, 1], or if the lengths differ.
+
     >>> [(row.low, row.n, row.observed) for row in reliability_bins([0.2, 0.5, 0.9], [0, 1, 1], bins=2)]
     [(0.0, 2, 0.5), (0.5, 1, 1.0)]
     """
@@ -202,6 +204,8 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-3) -> P
     scores  [N] unbounded
     labels  [N] 0 or 1, both present
 
+    Raises DataError unless there is one label per score and both labels occur.
+
     >>> scale = fit_platt([-2.0, -1.0, 1.0, 2.0], [0, 1, 0, 1])
     >>> scale.slope > 0, abs(scale.offset) < 1e-4
     (True, True)
@@ -239,6 +243,8 @@ def area_under_curve(
     scores    [N] higher for label 1
     labels    [N] 0 or 1, both present
     clusters  [N] labels of the prompts; by default every row is its own
+
+    Raises DataError unless there is one label per score and both labels occur.
 
     >>> str(area_under_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]))
     '0.75 [0.06, 1.00] (n=4)'

@@ -73,6 +73,8 @@ class SharedRows:
         """Split rows of token ids whose responses start at prompt_lengths; `width` T defaults to the longest one.
 
         `masks` has one flag per token of each response; without, all of them are asked for.
+
+        Raises ConfigError for an empty prompt.
         """
         if any(start < 1 for start in prompt_lengths):
             raise ConfigError("a row has an empty prompt: there is nothing to predict its first response token from")

@@ -60,6 +60,8 @@ _PER_NODE, _NETWORK = 8, 40e9  # beyond a node: one 400 Gb/s card for each devic
 def named_machine(name: str) -> Machine:
     """The machine that a name such as h100x8 stands for; more than 8 devices are several nodes.
 
+    Raises ConfigError for an unknown name, or a number of devices below 1.
+
     >>> named_machine("a100x16").devices
     16
     """

@@ -87,6 +87,8 @@ def offset_dpo(
 
     `scaling` is any increasing function; by default it is 0 for pairs without a margin, and a negative margin allows
     the chosen response to lose by so much. Give it `torch.log` for ODPO's own, which needs margins above 0.
+
+    Raises DataError for a margin whose scaling is not finite.
     """
 
     def offset(pairs: PairBatch) -> Tensor:

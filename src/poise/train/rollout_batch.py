@@ -68,6 +68,8 @@ def encode_rollouts(
     """Pad rollouts to tensors; a response without token ids is encoded from its text.
 
     The response mask is true on what the policy said, and on nothing that was said to it between its turns.
+
+    Raises ConfigError for a policy without a renderer.
     """
     if renderer is None:
         raise ConfigError("a policy without a renderer cannot read text: use a trainer that collects its own rows")

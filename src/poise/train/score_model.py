@@ -356,6 +356,8 @@ def calibrate(
     """Set units and calibration from held-out feedback: sd 1 per channel, and P(harm) = sigmoid(a cost + b).
 
     A reward is also centred; a cost is only scaled, its zero stays. A channel whose loss sets the units keeps them.
+
+    Raises ConfigError if a channel has too few held-out responses.
     """
     table = FeedbackTable(model, comparisons, labels, ratings, losses=losses)
     raw = model(model.features(table.rows, table.starts)).cpu()

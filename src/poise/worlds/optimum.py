@@ -48,6 +48,8 @@ def rate_rows(
 def cvar_rows(costs: Floats, alpha: float) -> Floats:
     """The mean of the worst share `alpha` of the costs, as rows [K, K]: one for each threshold.
 
+    Raises ConfigError for an alpha outside (0, 1].
+
     >>> rows = cvar_rows(np.array([0.0, 1.0, 5.0]), alpha=0.5)
     >>> float((rows @ [0.6, 0.3, 0.1]).min())  # the worst half: 0.1 of 5, 0.3 of 1, 0.1 of 0
     1.6
@@ -151,6 +153,8 @@ def regularised(
     with l = 0, or the one at which the limit is met exactly. `kl_weight` gives b for a multiplier: a constant for the
     problem as written; `lambda l: kl_coef * (1 + l)` for what a trainer finds that mixes (A_r - l A_c) / (1 + l) and
     keeps the weight of KL at `kl_coef`.
+
+    Raises ConfigError if no policy meets the limit.
     """
     reference = bandit.uniform() if reference is None else reference
     found = [_tilted_to_limit(bandit, row, at_most, kl_weight, reference) for row in rows]

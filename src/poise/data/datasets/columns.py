@@ -133,7 +133,10 @@ def parse_completion(columns: Mapping[str, Any], place: Place) -> Iterator[Item]
 
 
 def parse_response(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """What is said of a response; where nothing is said it may be a good or a bad one."""
+    """What is said of a response; where nothing is said it may be a good or a bad one.
+
+    Raises DataError if neither safety nor a verdict is given.
+    """
     for item in parse_completion(columns, place):
         if isinstance(item, Demonstration):
             raise DataError(
@@ -168,7 +171,7 @@ def parse_pku(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
 
 
 def parse_prompt(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A prompt."""
+    """A prompt. Raises DataError if the row also has an answer."""
     row = validate(PromptRow, columns, place)
     given = {name for name, value in columns.items() if not is_unknown(value)}
     if answers := sorted(ANSWERS & given):
@@ -189,7 +192,7 @@ def require_no_judgement(row: Any, *conversations: Any) -> None:
 def prompt_of(
     messages: tuple[Message, ...], row: OwnRow, place: Place, *, tags: Mapping[str, Any] | None = None
 ) -> Prompt:
-    """The prompt of a row, with its tags, its system turn and its tools."""
+    """The prompt of a row, with its tags, its system turn and its tools. Raises DataError for two system turns."""
     known = dict(place.tags(row) if tags is None else tags)
     upstream = known.pop("upstream_split", None)  # of files in our own formats, the file's name is the split
     own = {
@@ -208,7 +211,10 @@ def prompt_of(
 def judged(
     prompt: Prompt, answer: str, row: JudgedRow, place: Place, *, weight: float | None = None, calls: bool = False
 ) -> Iterator[Item]:
-    """A verdict, a safety label, or both; where nothing is said of an answer, it is to be imitated."""
+    """A verdict, a safety label, or both; where nothing is said of an answer, it is to be imitated.
+
+    Raises DataError for an empty answer.
+    """
     is_desirable, is_safe = row.label, row.safe
     if row.desirable is not None:
         is_desirable = _agreed("label", "desirable", row.label, row.desirable)
@@ -279,7 +285,10 @@ def _common_beginning(first: tuple[Message, ...], second: tuple[Message, ...]) -
 
 
 def answer_of(response: str | list[Turn], prompt: tuple[Message, ...], column: str) -> str:
-    """The text of a response that is given as text, as one assistant turn, or as the whole conversation."""
+    """The text of a response that is given as text, as one assistant turn, or as the whole conversation.
+
+    Raises DataError unless it adds exactly one assistant turn to the prompt.
+    """
     if isinstance(response, str) and not response.startswith(_TRANSCRIPT):
         return response
     messages: Sequence[Message] = (

@@ -27,7 +27,10 @@ class HhRow(Row):
 
 
 def parse(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """One comparison; the file says what was asked: harmless-base compares safety on prompts that invite harm."""
+    """One comparison; the file says what was asked: harmless-base compares safety on prompts that invite harm.
+
+    Raises DataError if the two dialogues differ before the last answer.
+    """
     row = validate(HhRow, columns, place)
     chosen, rejected = parse_transcript(row.chosen), parse_transcript(row.rejected)
     if chosen[:-1] != rejected[:-1]:

@@ -42,7 +42,10 @@ def parse_continuation(columns: Mapping[str, Any], place: Place) -> Iterator[Ite
 
 
 def parse_ratings(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """A comparison of every two summaries with different points; the margin is their difference."""
+    """A comparison of every two summaries with different points; the margin is their difference.
+
+    Raises DataError unless there is one reward per response.
+    """
     row = validate(RatedRow, columns, place)
     if len(row.responses) != len(row.rewards):
         raise DataError(

@@ -21,7 +21,10 @@ from poise.types import Comparison, Prompt, Rating
 
 
 def parse_rating(columns: Mapping[str, Any], place: Place) -> Iterator[Item]:
-    """Ratings of one answer, one for each criterion that has a number, and what else is said of it."""
+    """Ratings of one answer, one for each criterion that has a number, and what else is said of it.
+
+    Raises DataError if no criterion has a rating.
+    """
     row = validate(RatingRow, columns, place)
     require_no_judgement(row, row.prompt, row.completion)
     messages = asked(row.prompt)
