@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from poise.types import Engine
 
 PAPER = "Nobody (2026), arXiv:0000.00000"
-SHAPE = "one " "stage"
-COST = "1 second on 1 core"
+STAGES = "one " "stage"
+DURATION = "1 second on 1 core"
 EXPECTED: dict | None = {"steps": 3, "date": "2026-11-21"}
 
 
@@ -226,7 +226,7 @@ def test_a_card_is_read_without_importing_the_recipe(tiny: Path) -> None:
     Path("tiny.py").write_text(TINY.replace("import time", "import a_package_that_is_not_installed"))
     card = read_card(Path("tiny.py"))
     assert card.title == "Tiny: a recipe without a model."
-    assert (card.paper, card.shape) == ("Nobody (2026), arXiv:0000.00000", "one stage")
+    assert (card.paper, card.stages) == ("Nobody (2026), arXiv:0000.00000", "one stage")
     assert card.expected == {"steps": 3, "date": "2026-11-21"}
 
 
@@ -237,7 +237,7 @@ def test_list_shows_each_recipe_with_its_last_verified_result(
     assert call("list") == 0
     text = one_line(capsys.readouterr().out)
     assert "tiny: Tiny: a recipe without a model. paper Nobody (2026)" in text
-    assert "cost 1 second on 1 core verified steps 3 2026-11-21" in text
+    assert "duration 1 second on 1 core verified steps 3 2026-11-21" in text
 
 
 def test_a_wrong_recipe_name_is_answered_with_the_closest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,6 +459,6 @@ def test_every_recipe_has_a_card_and_a_command_line(name: str, capsys: pytest.Ca
     card = read_card(recipe_files()[name])
     assert card.title
     assert card.paper
-    assert card.method or (card.shape and card.cost)
+    assert card.method or (card.stages and card.duration)
     assert call("run", name, "--help") == 0
     assert "--quick" in capsys.readouterr().out

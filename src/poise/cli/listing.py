@@ -115,7 +115,7 @@ def _study_rows(card: RecipeCard) -> dict[str, str]:
         return rows | {"measured": "not yet"}
     made = found["made"]
     rows["measured"] = f"{verdicts(found)}; {made['date']}"
-    rows["cost"] = f"{made['minutes']:.1f} minutes on {hardware(made)}"
+    rows["duration"] = f"{made['minutes']:.1f} minutes on {hardware(made)}"
     return rows | {"": f"docs/results/{card.name}.md"}
 
 
@@ -125,8 +125,8 @@ def _constant_rows(card: RecipeCard) -> dict[str, str]:
     claimed = found.pop("paper", "")
     rows = {
         "paper": card.paper,
-        "shape": card.shape,
-        "cost": card.cost,
+        "stages": card.stages,
+        "duration": card.duration,
         "claimed": claimed if claimed != card.paper else "",
         "verified": "; ".join(str(value) if name == "ours" else f"{name} {value}" for name, value in found.items()),
         "": where,

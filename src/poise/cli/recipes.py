@@ -28,8 +28,8 @@ class RecipeCard:
     path: Path
     title: str
     paper: str = ""
-    shape: str = ""
-    cost: str = ""
+    stages: str = ""
+    duration: str = ""
     expected: Mapping[str, Any] | None = None
     method: Mapping[str, str] | None = None  # the MethodCard of a recipe that is a study
 
@@ -64,7 +64,7 @@ def read_card(path: Path) -> RecipeCard:
     constants = {
         name: _literal(path, name, value)
         for name, value in _assignments(tree)
-        if name in ("PAPER", "SHAPE", "COST", "EXPECTED")
+        if name in ("PAPER", "STAGES", "DURATION", "EXPECTED")
     }
     title = (ast.get_docstring(tree) or "").partition("\n")[0]
     fields = {name.lower(): value for name, value in constants.items()}

@@ -245,7 +245,7 @@ def detectable(difference: Estimate, n: int) -> float | None:
 
         half * (1 + q_0.8 / q),   half = q * standard error,   q the quantile of the interval
 
-    q is Student's over n seeds and the normal one over prompts. With no spread at all it is 0.
+    q is Student's over n seeds and the normal one over prompts. If nothing varies it is 0.
 
     >>> round(detectable(Estimate(value=0.0, n=5, low=-1.0, high=1.0, method="Student"), n=5), 2)
     1.34

@@ -7,7 +7,7 @@ D is convex in l. Its gradient is d_i less the mean cost of the policy with pric
 at the minimum a limit that has a price is met exactly. Nothing is trained for it: the samples are weighed anew.
 Source: one-shot dualisation (MoCAN), arXiv:2405.19544.
 
-Of K samples of a prompt the weights soon sit on one of them where kl is small beside the spread of the rewards; what
+Of K samples of a prompt the weights soon sit on one of them where kl is small beside the sd of the rewards; what
 they say is then the best of K, not what is left of the start model. `steadied_dual` raises the weight of the KL until
 enough samples count: it prices a policy nearer to the start, which is the one that a few updates reach.
 """

@@ -59,8 +59,8 @@ HEADS = {"as trained": 64, "linear probe": 0}  # hidden units, where the channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
-    """What a score model learns from, how it reads, and how it is measured on prompts that are not in `data`."""
+class ScoreTask:
+    """The data and configuration of one score model, and how it is measured on prompts that are not in `data`."""
 
     data: Dataset
     measure: Callable[[ScoreModel], Mapping[str, Estimate]]
@@ -83,15 +83,15 @@ class Shared:
     longest_answer: int
     score_steps: int | None = None
 
-    def fit(self, run: Run, lesson: Lesson, *, seed: int = 0, name: str) -> TrainedScoreModel:
-        """The score model of a lesson."""
-        spec = replace(lesson.spec, seed=lesson.spec.seed + seed, max_steps=self.score_steps)
-        return fit_scores(run, self.backbone, lesson.data, spec, measure=lesson.measure, name=name, cache=self.cache)
+    def fit(self, run: Run, task: ScoreTask, *, seed: int = 0, name: str) -> TrainedScoreModel:
+        """The score model of a task."""
+        spec = replace(task.spec, seed=task.spec.seed + seed, max_steps=self.score_steps)
+        return fit_scores(run, self.backbone, task.data, spec, measure=task.measure, name=name, cache=self.cache)
 
     def learned(self, run: Run, *, seed: int) -> Scores:
         """The training signal of a seed, and its judge."""
-        signal = self.fit(run, signal_lesson(self), seed=seed, name="signal")
-        return Scores(signal=signal, judge=self.fit(run, judge_lesson(self), seed=seed, name="judge"))
+        signal = self.fit(run, signal_task(self), seed=seed, name="signal")
+        return Scores(signal=signal, judge=self.fit(run, judge_task(self), seed=seed, name="judge"))
 
     def demonstrations(self) -> list[Demonstration]:
         """What is imitated: published refusals, and to harmless prompts the start model's own answers."""
@@ -202,33 +202,33 @@ def optimisation(
     return replace(found, ptx_coef=ptx_start, ptx_schedule=partial(linear, to=ptx_coef / ptx_start, by=0.5))
 
 
-def signal_lesson(shared: Shared) -> Lesson:
+def signal_task(shared: Shared) -> ScoreTask:
     """The training signal: help from HH pairs and answers to look-alikes, cost from clean labels and own answers."""
     rows, tokens = shared.rows, max(RESPONSE_TOKENS, shared.longest_answer)
     comparisons = (*rows.helpful["train"].comparisons, *rows.look_alikes["train"].comparisons)
-    return Lesson(
+    return ScoreTask(
         data=Dataset(name="signal", comparisons=comparisons, labels=(*rows.cost["train"].labels, *shared.own.labels)),
         measure=lambda model: signal_accuracy(model, rows),
         spec=replace(SIGNAL, reading=_reading(tokens)),
     )
 
 
-def noisy_lesson(shared: Shared) -> Lesson:
+def noisy_task(shared: Shared) -> ScoreTask:
     """The cost that published pairs alone give: HH harmless and PKU, with PKU's flags."""
     rows = shared.rows
     train = rows.noisy["train"]
-    return Lesson(
+    return ScoreTask(
         data=Dataset(name="noisy", comparisons=train.comparisons, labels=train.labels),
         measure=lambda model: noisy_accuracy(model, rows),
         spec=replace(NOISY, reading=_reading(RESPONSE_TOKENS)),
     )
 
 
-def judge_lesson(shared: Shared) -> Lesson:
+def judge_task(shared: Shared) -> ScoreTask:
     """The judge: other rows, another seed, deeper layers, and answers cut where those that it will judge are."""
     rows = shared.rows
     comparisons = (*rows.helpful["judge"].comparisons, *rows.look_alikes["judge"].comparisons)
-    return Lesson(
+    return ScoreTask(
         data=Dataset(name="judge", comparisons=comparisons, labels=rows.verdicts["judge"].labels),
         measure=lambda model: judge_accuracy(model, rows),
         spec=replace(JUDGE, reading=_reading(shared.longest_answer)),
@@ -241,9 +241,9 @@ def _reading(tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """What a head that learned from a share of the prompts of a lesson got right on prompts that it never saw."""
+    """What a head that learned from a share of the prompts of a task got right on prompts that it never saw."""
 
-    feedback: str  # clean, the lesson of the training signal, or noisy
+    feedback: str  # clean, the task of the training signal, or noisy
     share: float
     head: str
     rows: int
@@ -253,21 +253,21 @@ class CurvePoint:
 def learning_curves(run: Run, shared: Shared) -> list[CurvePoint]:
     """How accuracy grows with rows, for the score model and for the linear probe on the same frozen features."""
     found = []
-    for feedback, lesson in {"clean": signal_lesson(shared), "noisy": noisy_lesson(shared)}.items():
+    for feedback, task in {"clean": signal_task(shared), "noisy": noisy_task(shared)}.items():
         for part in SHARES_OF_ROWS:
             for head, hidden in HEADS.items():
                 name = f"curve-{feedback}-{round(100 * part)}-{head.replace(' ', '-')}"
-                scores = shared.fit(run, _some_rows(lesson, part, hidden), name=name)
+                scores = shared.fit(run, _some_rows(task, part, hidden), name=name)
                 found.append(
                     CurvePoint(feedback=feedback, share=part, head=head, rows=scores.rows, accuracy=scores.accuracy)
                 )
     return found
 
 
-def _some_rows(lesson: Lesson, part: float, hidden: int) -> Lesson:
-    """The lesson of a share of its prompts: all of them are learned from, and none is kept to calibrate on."""
-    data = lesson.data
+def _some_rows(task: ScoreTask, part: float, hidden: int) -> ScoreTask:
+    """The task of a share of its prompts: all of them are learned from, and none is kept to calibrate on."""
+    data = task.data
     if part < 1:
         data = split_by_prompt(data, {"kept": part, "left": 1 - part}, seed=700)["kept"]
-    spec = replace(lesson.spec, reading={**lesson.spec.reading, "hidden": hidden}, calibrated=0.0)
-    return replace(lesson, data=data, spec=spec)
+    spec = replace(task.spec, reading={**task.spec.reading, "hidden": hidden}, calibrated=0.0)
+    return replace(task, data=data, spec=spec)

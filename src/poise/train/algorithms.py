@@ -165,7 +165,7 @@ def kl_in_loss(base: Algorithm, estimator: Callable[[Tensor, Tensor], Tensor] = 
         kl_coef * mean_b (1 / T_b) sum_t KL_bt
 
     the mean over the tokens of each response; for samples of the current policy `kl_k2` has the gradient of that of
-    KL(policy || reference). It is not divided by the spread of the advantages as a penalty in the reward is, and under
+    KL(policy || reference). It is not divided by the sd of the advantages as a penalty in the reward is, and under
     multipliers it keeps its weight beside advantages that are divided by 1 plus their sum, in either place.
     """
     return replace(base, kl=replace(base.kl, in_reward=None, in_loss=estimator))

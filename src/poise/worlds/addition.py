@@ -1,9 +1,9 @@
 """Additions of which most are too easy or too hard: groups of samples that all succeed or all fail.
 
 Gold: 1 for the right sum, 0 for anything else. Optimum: the right sum everywhere, reward 1. What goes wrong: a group of
-samples with equal rewards has no spread, so that group-normalised advantages are zero. With the success that the world
-gives its starting policy (97 % on easy sums, 50 % on fair ones, 3 % on hard ones) that is so for most groups of eight,
-and nothing is learned from them (`zero_variance_share`).
+samples with equal rewards has a standard deviation of 0, so its group-normalised advantages are 0. The start policy
+is right on 97 % of easy sums, 50 % of fair ones and 3 % of hard ones, so this happens in most groups of eight, and
+nothing is learned from them (`zero_variance_share`).
 
 The same problems come as text, for a language model (`prompts`, `demonstrations`, `AdditionScorer`), and as tables for
 a trainer of tables: of candidate answers (`Addition`), or digit by digit (`AdditionByDigits`), so that a wrong answer

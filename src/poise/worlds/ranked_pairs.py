@@ -80,8 +80,8 @@ def fitted(world: PhysicsTable, pairs: Pairs) -> RewardModel:
     optimizer.step(loss)
     found = table.detach()
     answers = torch.cat([pairs.chosen, pairs.rejected])
-    spread = summed(found, pairs.contexts.repeat(2), answers).std()
-    return RewardModel(world.prompts, world.num_arms, found / spread)
+    sd = summed(found, pairs.contexts.repeat(2), answers).std()
+    return RewardModel(world.prompts, world.num_arms, found / sd)
 
 
 def summed(table: Tensor, contexts: Tensor, arms: Tensor) -> Tensor:
