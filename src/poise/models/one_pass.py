@@ -14,7 +14,7 @@ from poise.models.heads import TOKENS_PER_PASS, ScoreModel
 from poise.models.shared_pass import run_shared
 from poise.models.shared_rows import OwnRows, SharedRows
 from poise.ranks import current
-from poise.types import Completion, Prompt, Scores
+from poise.types import Completion, Prompt, Scorer, Scores
 
 
 class OnePass:
@@ -90,6 +90,18 @@ class OnePass:
             return found
 
         return decoder.in_one_pass(through)
+
+
+def one_pass(scorers: Sequence[Scorer]) -> list[Scorer]:
+    """The scorers, of which those that are score models share a pass where they can."""
+    models = [each for each in scorers if isinstance(each, ScoreModel)]
+    if len(models) < 2:
+        return list(scorers)
+    try:
+        shared = OnePass(models)
+    except ConfigError:
+        return list(scorers)
+    return [shared, *(each for each in scorers if not isinstance(each, ScoreModel))]
 
 
 def _window(model: ScoreModel) -> tuple[int, int, bool]:

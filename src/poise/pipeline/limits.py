@@ -139,9 +139,12 @@ def _reaches(
     return bool(least < limit.at_most <= most)
 
 
-def scorers_of(limits: Sequence[LimitText]) -> list[Scorer]:
-    """The scorers that the limits need beside a reward and cost model."""
-    return [RefusalScorer()] if any(each.channel == "refusal" for each in limits) else []
+def scorers_of(limits: Sequence[LimitText], refusals: Scorer | None = None) -> list[Scorer]:
+    """The scorers that the limits need beside a reward and cost model.
+
+    refusals  who fills the channel "refusal"; None: the rule
+    """
+    return [refusals or RefusalScorer()] if any(each.channel == "refusal" for each in limits) else []
 
 
 def cost_limit(limits: Sequence[LimitText]) -> LimitText | None:

@@ -11,7 +11,7 @@ from poise.feedback.annotators import RuleAnnotator
 from poise.files import to_jsonable
 from poise.models.policy import Policy
 from poise.pipeline.alignment import FILLED, align
-from poise.pipeline.limits import scorers_of, under_limits
+from poise.pipeline.limits import under_limits
 from poise.pipeline.safety import Material, calibrations_of, held_limits, known_prompts
 from poise.pipeline.scores import TrainedScoreModel
 from poise.plan.work import current_planner
@@ -95,7 +95,7 @@ def align_in_rounds(
             options["validate"] = validation_of(limits, signal, material, every=validate_every)
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
-        align(run, policy, [signal.model, *scorers_of(limits)], known, name=f"policy-{number}", **options)
+        align(run, policy, material.scorers(signal, limits), known, name=f"policy-{number}", **options)
         if number < rounds:
             asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
             drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"

@@ -17,16 +17,17 @@ from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
 from poise.feedback.asking import ask
 from poise.feedback.groups import may_harm
-from poise.feedback.rules import RefusalScorer
 from poise.functional.intervals import mean
 from poise.functional.policy_losses import clipped_surrogate
 from poise.functional.statistics import PlattScale
 from poise.models.features import FeatureCache
 from poise.models.heads import COST, REWARD, ScoreModel
 from poise.models.load import Backbone
+from poise.models.one_pass import one_pass
 from poise.models.policy import Policy
 from poise.pipeline.evaluation import FurtherMetric, evaluate
-from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to
+from poise.pipeline.judging import Judges, judges
+from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.sft import ADAPTER, sft_model
@@ -39,7 +40,7 @@ from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.score_model import evaluate_scores
-from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling
+from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling, Scorer
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 SIGNAL = ScoreModelSpec(
@@ -60,6 +61,7 @@ class Material:
     backbone  the base model, whose frozen features judge and signal read, whatever policies start from
     start     what policies start from, and their reference: the SFT model, or the base itself
     judge     None where the data say nothing of kinds or of harm, so that no answer can be judged
+    judges    all who judge, the judge among them; None where there is none
     """
 
     splits: Mapping[str, Dataset]
@@ -68,6 +70,7 @@ class Material:
     cache: FeatureCache
     judge: TrainedScoreModel | None
     signal_spec: ScoreModelSpec
+    judges: Judges | None = None
 
     @property
     def train(self) -> Dataset:
@@ -91,6 +94,11 @@ class Material:
         return [f"{unknown} test prompts do not say their kind and were left out of the evaluation."] if unknown else []
 
     @property
+    def verdict(self) -> TrainedScoreModel | None:
+        """The judge with the figures of all who judge."""
+        return None if self.judges is None else self.judges.verdict
+
+    @property
     def is_fine_tuned(self) -> bool:
         """Whether policies start from another model than the base."""
         return self.start is not self.backbone
@@ -104,6 +112,11 @@ class Material:
         data = with_cut_responses(merge([self.train, *gathered], name="train"))
         measure = partial(unseen_accuracy, test=self.splits["test"])
         return fit_scores(run, self.backbone, data, self.signal_spec, measure=measure, name=name, cache=self.cache)
+
+    def scorers(self, signal: TrainedScoreModel, limits: Sequence[LimitText] = ()) -> list[Scorer]:
+        """Who scores responses in training: the signal and whom the limits need, in one pass where they can."""
+        refusals = None if self.judges is None else self.judges.limited.model
+        return one_pass([signal.model, *scorers_of(limits, refusals)])
 
     def before(self, run: Run, policy: Policy, *, seed: int, **options: Any) -> tuple[SuiteResult, SuiteResult]:
         """What the base model and the policy's start answer; one result where they are one model.
@@ -131,7 +144,7 @@ class Material:
         further: Mapping[str, FurtherMetric] | None = None,
         limits: Sequence[LimitText] = (),
     ) -> SuiteResult:
-        """Have a policy answer the test prompts, and the held-out judge and the refusal rule decide.
+        """Have a policy answer the test prompts, and those who judge decide.
 
         signal     its own cost of the same answers is measured too, and what the limits come to by it
         reference  the policy's reference answers in its place; else the KL to it is measured
@@ -139,19 +152,20 @@ class Material:
 
         Raises DataError where there is no judge.
         """
-        if self.judge is None:
+        if self.judges is None:
             raise DataError(f"{self.train.name}: the data say nothing of kinds or of harm, so that there is no judge")
         further = dict(further or {})
         if not reference:
             further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
         if signal is not None:
             further["trained_cost"] = partial(limited_cost, signal)
-            further |= limit_metrics(signal.model, limits, self.test_prompts)
+            refusals = self.judges.limited.model
+            further |= limit_metrics(signal.model, limits, self.test_prompts, refusals=refusals)
         return evaluate(
             run,
             policy,
             Suite(name="test", prompts=self.test_prompts),
-            {"judge": self.judge.model, "refusal rule": RefusalScorer()},
+            self.judges.scorers,
             sampling=sampling,
             name=name,
             engine=engine,
@@ -206,15 +220,18 @@ def prepare(
         for each in (SIGNAL, JUDGE)
     )
     signal = replace(signal, channels=(REWARD, replace(COST, bound=cost_bound(limits))))
-    judge = None
+    judge = verdict = None
     if "judge" in splits:
         measure = partial(unseen_accuracy, test=splits["test"])
         judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
+        beside = {"longest_answer": longest_answer, "most_prompts": most_prompts, "cache": cache}
+        verdict = judges(run, backbone, judge, **beside)
     elif not judges_harm(splits["train"]):
         signal = replace(signal, channels=(REWARD,))
     steps = {"supervised_steps": supervised_steps, "warmstart_steps": warmstart_steps}
     start = sft_model(run, backbone, splits["train"], longest_answer=longest_answer, seed=seed, **steps)
-    return Material(splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, signal_spec=signal)
+    shared = {"judge": judge, "judges": verdict, "cache": cache}
+    return Material(splits=splits, backbone=backbone, start=start, signal_spec=signal, **shared)
 
 
 def samplings(response_tokens: int, temperature: float, seed: int) -> tuple[Sampling, Sampling]:

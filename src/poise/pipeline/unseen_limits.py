@@ -25,17 +25,19 @@ _GROUPS = {"": "", "may_harm": " on prompts that may do harm"}
 
 
 def limit_metrics(
-    signal: ScoreModel, limits: Sequence[LimitText], prompts: Sequence[Prompt]
+    signal: ScoreModel, limits: Sequence[LimitText], prompts: Sequence[Prompt], *, refusals: Scorer | None = None
 ) -> dict[str, FurtherMetric]:
     """A further metric of an evaluation for each limit that some of its prompts are under.
 
     They measure as training does: the training signal scores, and what scores beside it in training.
+
+    refusals  who fills the channel "refusal"; None: the rule
     """
-    beside = {f"scorer {number}": scorer for number, scorer in enumerate(scorers_of(limits), start=1)}
+    beside = {f"scorer {number}": scorer for number, scorer in enumerate(scorers_of(limits, refusals), start=1)}
     scored = _Scored({"signal": signal, **beside})
     calibrations = {c.name: c.calibration for c in signal.channels if c.calibration is not None}
     found: dict[str, FurtherMetric] = {}
-    for each in fitted_to(limits, calibrations):
+    for each in fitted_to(limits, calibrations, signal.bounds):
         limit = each.limit(calibrations)
         among = limit.measure.among
         if among is None or any(map(among.contains, prompts)):

@@ -142,7 +142,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         curves = training_curves(part, f"policy-{given.rounds}", limits=given.limits)
     drawn, fitted = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
     verdicts = Verdicts(
-        start=compared[0], final=compared[1], base=base, judge=material.judge, signal=signal, curves=curves,
+        start=compared[0], final=compared[1], base=base, judge=material.verdict, signal=signal, curves=curves,
         held=limit_findings(given.limits, compared[1].evaluation.metrics),
         limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *fitted, *material.left_out),
     )  # fmt: skip

@@ -144,6 +144,6 @@ def trial(given: SimpleNamespace, method: rivals.Method, seed: int, part: Run) -
             samples_per_step=given.samples_per_step, optimisation=given.settings,
         )  # fmt: skip
     final = final or begun.material.evaluated(part, begun.policy, **begun.judged)
-    verdicts = Verdicts(start=start, final=final, base=begun.base, judge=begun.material.judge, signal=begun.signal,
+    verdicts = Verdicts(start=start, final=final, base=begun.base, judge=begun.material.verdict, signal=begun.signal,
                         settings=part.arguments, notes=(*NOTES, *begun.material.left_out))  # fmt: skip
     return safety_trial(part, "Safe RLHF against its rivals", verdicts)
