@@ -40,6 +40,7 @@ from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.score_model import evaluate_scores
+from poise.train.validation import Validation
 from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling, Scorer
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
@@ -47,6 +48,8 @@ SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
 )
 JUDGE = ScoreModelSpec(depth=0.7, seed=1000)
+VALIDATED = 96  # prompts on which the policy that is kept is chosen, a third of each kind
+VALIDATED_EVERY = 10  # updates
 ALGORITHMS = {  # any record; these two with what helps in few updates
     **algorithms.ALGORITHMS,
     "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=1.0)),
@@ -81,6 +84,18 @@ class Material:
     def train_prompts(self) -> list[Prompt]:
         """The prompts that a policy is trained on, in the order of their ids."""
         return sorted(self.train.prompts, key=lambda prompt: prompt.id)
+
+    def validation(self, limits: Sequence[LimitText]) -> Validation | None:
+        """Prompts of the judge's side, which choose the policy that is kept: neither policy nor signal learns from them.
+
+        None where there are none of a group that a limit speaks of.
+        """
+        side = self.splits.get("judge")
+        prompts = known_prompts(first_prompts(side, VALIDATED)) if side is not None else ()
+        groups = [group for each in limits if (group := each.limit().measure.among) is not None]
+        if not prompts or not all(any(map(group.contains, prompts)) for group in groups):
+            return None
+        return Validation(prompts=prompts, every=VALIDATED_EVERY)
 
     @property
     def test_prompts(self) -> tuple[Prompt, ...]:
@@ -224,14 +239,14 @@ def prepare(
     if "judge" in splits:
         measure = partial(unseen_accuracy, test=splits["test"])
         judge = fit_scores(run, backbone, splits["judge"], spec, measure=measure, name="judge", cache=cache)
-        beside = {"longest_answer": longest_answer, "most_prompts": most_prompts, "cache": cache}
-        verdict = judges(run, backbone, judge, **beside)
+        verdict = judges(run, backbone, judge, longest_answer=longest_answer, most_prompts=most_prompts, cache=cache)
     elif not judges_harm(splits["train"]):
         signal = replace(signal, channels=(REWARD,))
     steps = {"supervised_steps": supervised_steps, "warmstart_steps": warmstart_steps}
     start = sft_model(run, backbone, splits["train"], longest_answer=longest_answer, seed=seed, **steps)
-    shared = {"judge": judge, "judges": verdict, "cache": cache}
-    return Material(splits=splits, backbone=backbone, start=start, signal_spec=signal, **shared)
+    return Material(
+        splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, judges=verdict, signal_spec=signal
+    )
 
 
 def samplings(response_tokens: int, temperature: float, seed: int) -> tuple[Sampling, Sampling]:

@@ -16,6 +16,7 @@ from poise.functional.statistics import PlattScale
 from poise.models.heads import ScoreModel
 from poise.pipeline.evaluation import FurtherMetric
 from poise.pipeline.limits import fitted_to, scorers_of
+from poise.run import Run
 from poise.train.limit_text import LimitText
 from poise.types import Estimate, Prompt, Rollout, Scorer
 
@@ -72,6 +73,18 @@ def validation_findings(limits: Sequence[LimitText], check: Mapping[str, Any] | 
     kept = {row["limit"]: row["value"] for row in (check or {}).get("limits", ()) if row["value"] is not None}
     metrics = {PREFIX + name: Estimate(**value) for name, value in kept.items()}
     return limit_findings(limits, metrics, prompts="validation")
+
+
+def all_findings(
+    run: Run, policy: str, limits: Sequence[LimitText], metrics: Mapping[str, Estimate]
+) -> list[LimitFinding]:
+    """What came of each limit on test prompts, and on those that the policy was chosen on.
+
+    policy  name of the stage that trained it
+    """
+    stage = run.stage(policy)
+    check = stage.result.get("validation") if stage.finished else None
+    return limit_findings(limits, metrics) + validation_findings(limits, check)
 
 
 def label_of(limit: LimitText) -> str:

@@ -23,7 +23,7 @@ from poise.pipeline.rounds import align_in_rounds
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.pipeline.stages import begin
-from poise.pipeline.unseen_limits import limit_findings
+from poise.pipeline.unseen_limits import all_findings
 from poise.run import Run
 from poise.train.algorithms import algorithm_named, kl_in_loss
 from poise.train.averaging import DecayedAverage
@@ -143,7 +143,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     drawn, fitted = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
     verdicts = Verdicts(
         start=compared[0], final=compared[1], base=base, judge=material.verdict, signal=signal, curves=curves,
-        held=limit_findings(given.limits, compared[1].evaluation.metrics),
+        held=all_findings(part, f"policy-{given.rounds}", given.limits, compared[1].evaluation.metrics),
         limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *fitted, *material.left_out),
     )  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)
