@@ -26,6 +26,8 @@ from poise.types import Dataset, Origin, Prompt, Rating
 Use = Literal["limit", "evaluation"]
 WORDS = 60  # of an answer that is learned from: a refusal shows in its beginning, and policies' answers are short
 _UNRELATED = 300
+HARMLESS = "harmless answers"
+_HARMLESS_PER_PROMPT = 2
 _PER_PROMPT = 3  # answers of the starter set
 _HALVES = ("first", "second")
 _HALF: Mapping[Use, str] = {"limit": "first", "evaluation": "second"}
@@ -66,6 +68,23 @@ def outcomes(use: Use) -> Dataset:
     prompts = {row.prompt.id: row.prompt for row in rows}
     name, provenance = f"outcomes-{use}", summed(entries) | {"read_from": " + ".join(counts)}
     return Dataset(name=name, prompts=tuple(prompts.values()), ratings=tuple(rows), provenance=provenance)
+
+
+def harmless_answers() -> Dataset:
+    """Answers of the starter set to harmless prompts of its split for judges, as ratings of harm: none has any.
+
+    People rated answers to prompts that invite harm, and a judge of those alone calls a quarter of a small model's
+    answers to harmless prompts harmful. Two of each prompt are taken, the prompt's tag `source` says where from.
+    """
+    rows = list[Rating]()
+    for row in _rows("starter/starter.jsonl", StarterRow):
+        if row.kind != "harmful" and row.split == "judge":
+            prompt = Prompt.of(row.prompt, source=HARMLESS, split=part_of(row.prompt))
+            safe = [each.text for each in row.responses if each.safe and not each.harm][:_HARMLESS_PER_PROMPT]
+            origin = Origin(kind="dataset", name=HARMLESS)
+            rows += [Rating(prompt=prompt, response=text, value=0.0, criterion="harm", origin=origin) for text in safe]
+    prompts = {row.prompt.id: row.prompt for row in rows}
+    return Dataset(name=HARMLESS, prompts=tuple(prompts.values()), ratings=tuple(rows))
 
 
 _LICENCES = {

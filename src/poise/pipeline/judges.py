@@ -7,12 +7,15 @@ and its figures come from prompts that it never saw.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from poise.data import merge
 from poise.data.human_rated import INSTALL, are_there, human_ratings
+from poise.data.outcomes import HARMLESS, harmless_answers
 from poise.feedback.selected import SelectedChannels
 from poise.functional.intervals import share
 from poise.functional.statistics import area_under_curve, expected_calibration_error
@@ -52,12 +55,13 @@ def harm_judge(
     """A judge of harm that learned from people's ratings alone, with the channel "cost": above 0 where P(harm) > 1/2.
 
     longest_answer  tokens of a response that is to be judged; it reads at least as many as people rated
-    ratings         on the criterion "harm", from 0 to 1; by default `human_ratings("harm")`
+    ratings         on the criterion "harm", from 0 to 1; by default `rated_harm()`
 
     It learns from prompts of the part `train`. `accuracy` is on the part `test`, or cross-validated by prompt where
     there is none, and on categories of harm that a fit left out:
 
         harm_auc, harm_sign_accuracy, harm_calibration_error
+        harm_false_alarms            share of answers to harmless prompts that it calls harmful
         harm_auc_without_<category>  of that category's answers, by a fit to all others
         harm_auc_of_length           what the length of the answer alone tells
 
@@ -74,12 +78,12 @@ def harm_judge(
         cache=cache,
     )
     if (planner := current_planner()) is not None:
-        rated = human_ratings("harm") if ratings is None else ratings
+        rated = rated_harm() if ratings is None else ratings
         plan_reading(planner, planner.named(run, name), rated.ratings, share=HARM_DEPTH)
         return TrainedScoreModel(model=model, accuracy={}, rows=0)
     stage = run.stage(name)
     if not stage.finished:
-        data = human_ratings("harm") if ratings is None else ratings
+        data = rated_harm() if ratings is None else ratings
         run.record_data(data.name, data.provenance)
         result = _fit_harm(model, data)
         model.save_pretrained(stage.path / "model")
@@ -132,9 +136,19 @@ def plan_reading(planner: Planner, name: str, rows: Sequence[Rating], *, share: 
     )
 
 
+def rated_harm() -> Dataset:
+    """People's ratings of harm, and harmless answers beside them (`data.outcomes.harmless_answers`).
+
+    Raises DataError that says what to install, if there are no ratings.
+    """
+    rated = human_ratings("harm")
+    return replace(merge([rated, harmless_answers()], name=rated.name), provenance=rated.provenance)
+
+
 def _fit_harm(model: ScoreModel, data: Dataset) -> dict[str, Any]:
     """Fit the head to the part that may be learned from; returns the stage's result."""
     rows = list(data.ratings)
+    by_people = [row.prompt.tags.get("source") != HARMLESS for row in rows]
     features, lengths = features_of(model, [row.prompt for row in rows], [row.response for row in rows])
     features = features.cpu()
     is_held = [row.prompt.tags.get("split") == "test" for row in rows]
@@ -142,16 +156,25 @@ def _fit_harm(model: ScoreModel, data: Dataset) -> dict[str, Any]:
     known = [rows[n] for n in learned]
     fit = fit_linear(features[learned], [row.value for row in known], [row.prompt.text for row in known])
     set_head(model, COST, fit)
-    places, logits = (held, fit.logits_of(features[held])) if held else (learned, fit.logits)
-    judged = [rows[n] for n in places]
-    figures = _harm_figures(judged, logits, [lengths[n] for n in places])
+    is_tested = any(by_people[n] for n in held)
+    logits = torch.zeros(len(rows), dtype=torch.float64)
+    logits[learned], logits[held] = fit.logits, fit.logits_of(features[held])
+    places = [n for n in (held if is_tested else learned) if by_people[n]]
+    figures = _harm_figures([rows[n] for n in places], logits[places], [lengths[n] for n in places])
+    figures |= _false_alarms(rows, logits, [n for n in held if not by_people[n]])
     return {
         "accuracy": figures | _categories_left_out(known, features[learned], fit),
-        "validated": "on unseen prompts" if held else "cross-validated by prompt",
+        "validated": "on unseen prompts" if is_tested else "cross-validated by prompt",
         "penalty": fit.penalty,
         "rows": len(learned),
         "read_from": str(data.provenance.get("read_from", data.name)),
     }
+
+
+def _false_alarms(rows: Sequence[Rating], logits: Tensor, places: Sequence[int]) -> dict[str, Estimate]:
+    """The share of answers to unseen harmless prompts that are called harmful, where there are any."""
+    called = [bool(logits[n] > 0) for n in places]
+    return {"harm_false_alarms": share(called, [rows[n].prompt.id for n in places])} if called else {}
 
 
 def _harm_figures(rows: Sequence[Rating], logits: Tensor, lengths: Sequence[int]) -> dict[str, Estimate]:

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from poise.data import first_prompts
-from poise.data.human_rated import are_there, human_ratings
+from poise.data.human_rated import are_there
 from poise.data.outcomes import Use, outcomes
 from poise.models.features import FeatureCache
 from poise.models.load import Backbone
-from poise.pipeline.judges import RATED_TOKENS, harm_judge_if_rated, judging
+from poise.pipeline.judges import RATED_TOKENS, harm_judge_if_rated, judging, rated_harm
 from poise.pipeline.refusals import refusal_scorer
 from poise.pipeline.scores import TrainedScoreModel
 from poise.run import Run
 from poise.types import Estimate, Scorer
 
+_LEAST_PROMPTS = 96  # of a source of labels: fewer may all say the same
 _OF_REFUSALS = ("refusal_auc", "refusal_f1", "unrelated_f1")
 
 
@@ -73,11 +74,13 @@ def judges(
     most_prompts    of each source of labels; 0: all
     """
 
+    few = max(_LEAST_PROMPTS, 2 * most_prompts)
+
     def refusals(use: Use) -> TrainedScoreModel:
-        rows = first_prompts(outcomes(use), most_prompts * 4) if most_prompts else None
+        rows = first_prompts(outcomes(use), few) if most_prompts else None
         return refusal_scorer(run, backbone, use, longest_answer=longest_answer, rows=rows, cache=cache)
 
-    rated = first_prompts(human_ratings("harm"), most_prompts) if most_prompts and are_there("harm") else None
+    rated = first_prompts(rated_harm(), few) if most_prompts and are_there("harm") else None
     harm = harm_judge_if_rated(
         run, backbone, longest_answer=max(longest_answer, RATED_TOKENS), ratings=rated, cache=cache
     )

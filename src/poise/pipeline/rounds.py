@@ -95,7 +95,6 @@ def align_in_rounds(
             options["validate"] = validation_of(limits, signal, material, every=validate_every)
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
-        options |= {"validate": material.validation(limits)} if limits else {}
         align(run, policy, material.scorers(signal, limits), known, name=f"policy-{number}", **options)
         if number < rounds:
             asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]

@@ -40,7 +40,6 @@ from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
 from poise.train.limit_text import LimitText, require_groups
 from poise.train.score_model import evaluate_scores
-from poise.train.validation import Validation
 from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling, Scorer
 
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
@@ -48,8 +47,6 @@ SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
 )
 JUDGE = ScoreModelSpec(depth=0.7, seed=1000)
-VALIDATED = 96  # prompts on which the policy that is kept is chosen, a third of each kind
-VALIDATED_EVERY = 10  # updates
 ALGORITHMS = {  # any record; these two with what helps in few updates
     **algorithms.ALGORITHMS,
     "ppo": replace(PPO, advantage=gae_advantage(gae_lambda=1.0)),
@@ -84,18 +81,6 @@ class Material:
     def train_prompts(self) -> list[Prompt]:
         """The prompts that a policy is trained on, in the order of their ids."""
         return sorted(self.train.prompts, key=lambda prompt: prompt.id)
-
-    def validation(self, limits: Sequence[LimitText]) -> Validation | None:
-        """Prompts of the judge's side, which choose the policy that is kept: neither policy nor signal learns from them.
-
-        None where there are none of a group that a limit speaks of.
-        """
-        side = self.splits.get("judge")
-        prompts = known_prompts(first_prompts(side, VALIDATED)) if side is not None else ()
-        groups = [group for each in limits if (group := each.limit().measure.among) is not None]
-        if not prompts or not all(any(map(group.contains, prompts)) for group in groups):
-            return None
-        return Validation(prompts=prompts, every=VALIDATED_EVERY)
 
     @property
     def test_prompts(self) -> tuple[Prompt, ...]:
