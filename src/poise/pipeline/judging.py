@@ -73,7 +73,6 @@ def judges(
     longest_answer  tokens of a response that is judged
     most_prompts    of each source of labels; 0: all
     """
-
     few = max(_LEAST_PROMPTS, 2 * most_prompts)
 
     def refusals(use: Use) -> TrainedScoreModel:
