@@ -21,7 +21,7 @@ from poise.pipeline.scores import TrainedScoreModel
 from poise.run import Run
 from poise.types import Estimate, Scorer
 
-_LEAST_PROMPTS = 96  # of a source of labels: fewer may all say the same
+_LEAST_PROMPTS = 48  # of a source of labels: fewer may all say the same
 _OF_REFUSALS = ("refusal_auc", "refusal_f1", "unrelated_f1")
 
 
