@@ -56,6 +56,14 @@ def test_a_share_has_the_interval_of_a_share_even_where_nothing_happened():
     assert (tight.limits[0].is_met, tight.limits[0].is_sure) == (True, False)
 
 
+def test_the_violation_of_several_limits_is_their_sum_so_that_missing_one_is_better_than_missing_both():
+    limits = (Limit("cost", 0.0), Limit("refusal", 0.2))
+    both = check(limits, reward=[1.0], cost=[1.0], refusal=[0.5])
+    one = check(limits, reward=[1.0], cost=[1.1], refusal=[0.1])
+    assert (both.violation, one.violation) == (pytest.approx(1.3), pytest.approx(1.1))
+    assert one.is_better_than(both.record())
+
+
 def test_a_feasible_policy_is_better_than_any_other_then_the_higher_reward_then_the_smaller_violation():
     poor, rich = check(reward=[1.0], cost=[-1.0]), check(reward=[2.0], cost=[-0.1])
     close, far = check(reward=[9.0], cost=[0.1]), check(reward=[99.0], cost=[5.0])

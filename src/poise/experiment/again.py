@@ -81,5 +81,5 @@ def _checksum(facts: Mapping[str, Any]) -> str:
 
 
 def _files(facts: Mapping[str, Any]) -> str:
-    files = facts.get("files") or []
+    files = [each for each in facts.get("files") or [] if "sha256" in each]  # rows drawn from other sources have none
     return "; ".join(f"{Path(each['path']).name} sha256 {each['sha256']}" for each in files) or str(dict(facts))

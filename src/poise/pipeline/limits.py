@@ -20,7 +20,7 @@ from poise.types import Scorer
 
 COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
 RATE_BOUND = 4.0  # where only rates are limited: probabilities level off by themselves, and must reach near 0
-LIMITS = ("rate(cost@may_harm) <= 0.05", "refusal@harmless <= 0.05")
+LIMITS = ("rate(cost@may_harm) <= 0.15", "refusal@harmless <= 0.2")  # a third, and all, of SmolLM2-135M's own
 GAINS = PIDGains(proportional=3.0, integral=0.2, derivative=0.0)  # answers at once: there are few updates to swing in
 CALM_GAINS = PIDGains(proportional=1.5, integral=0.1, derivative=0.0)  # keep more of the reward; from a start of 1.5
 START = 2.0  # multiplier of the first update

@@ -93,8 +93,11 @@ class PolicyCheck:
 
     @property
     def violation(self) -> float:
-        """The largest excess of the limits that could be measured, 0 where these are met."""
-        return max([0.0, *(each.excess for each in self.limits if each.excess is not None)])
+        """The sum of what is beyond the limits that could be measured, 0 where these are met.
+
+        The largest alone would prefer a policy that misses every limit to one that misses the same one by a hair more.
+        """
+        return sum(max(0.0, each.excess) for each in self.limits if each.excess is not None)
 
     @property
     def unmeasured(self) -> int:
