@@ -32,7 +32,11 @@ def limit(value: float, low: float | None, high: float | None, **more: str) -> L
         (limit(-0.7, -0.8, -0.6), "met", "The limit was met on unseen test prompts"),
         (limit(-0.7, -0.8, -0.5), "met", "The limit was met on unseen test prompts"),
         (limit(-0.3, -0.4, -0.2), "not met", "The limit was not met on unseen test prompts"),
-        (limit(-0.6, -0.8, -0.4), "not told", "Whether the limit was met on unseen test prompts cannot be told"),
+        (
+            limit(-0.6, -0.8, -0.4),
+            "not told",
+            "Whether the limit was met on unseen test prompts is not statistically clear",
+        ),
         (limit(-0.6, None, None), "not told", "Whether the limit was met"),
         (limit(-0.7, -0.8, None), "not told", "Whether the limit was met"),
         (limit(-0.7, -0.8, -0.6, prompts="validation"), "met", "The limit was met on unseen validation prompts"),

@@ -107,7 +107,7 @@ def test_top_adapts_the_last_layers_below_stop(backbone, top, stop, expected):
 
 def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(backbone):
     add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2, top=0.5))
-    with pytest.raises(ConfigError, match="adapter 'a' already"):
+    with pytest.raises(ConfigError, match="already has an adapter 'a'"):
         add_adapter(backbone.model, backbone.decoder.layers, "a", Lora(rank=2))
     assert adapted_layers(backbone.model, "a") == {2, 3}
 

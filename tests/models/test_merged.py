@@ -128,7 +128,7 @@ def test_an_adapter_trained_on_it_names_a_base_that_every_program_loads(base, tm
         ("tensors", "the adapter does not fit its base; first differing tensors"),
         ("task", "is an adapter for SEQ_CLS"),
         ("base", "names no base model"),
-        ("weights", r"holds no adapter_model\.safetensors"),
+        ("weights", r"has no adapter_model\.safetensors"),
         ("score", "is a score model, not a language model"),
     ],
 )
@@ -161,7 +161,10 @@ def test_a_classifier_is_not_trained_with_a_random_head(base, tmp_path):
     ("change", "message"),
     [
         (lambda state: state.pop("model.layers.1.mlp.up_proj.weight"), r"lacks weights.*layers\.1\.mlp\.up_proj"),
-        (lambda state: state.update({"score.weight": torch.ones(2, 64)}), r"no place for: 1 in all, the first score"),
+        (
+            lambda state: state.update({"score.weight": torch.ones(2, 64)}),
+            r"do not belong to its config.json: 1 in all, the first score",
+        ),
         (lambda state: state.update({"model.norm.weight": torch.ones(3)}), r"(?s)model '.*'.*(shapes|size)"),
     ],
 )

@@ -59,7 +59,7 @@ def test_time_grows_with_steps_samples_and_tokens_and_falls_with_processes():
     once, base = seconds(SEVEN, steps=1), seconds(SEVEN, steps=10)
     assert seconds(SEVEN, steps=20) - base == pytest.approx(10 / 9 * (base - once))
     assert seconds(SEVEN, steps=10, samples_per_step=256) > base
-    assert seconds(SEVEN, steps=10, response_tokens=200) > 1.3 * base
+    assert seconds(SEVEN, steps=10, response_tokens=200) > 1.2 * base
     assert seconds(with_setting(processes=1, is_sharded=False), steps=10, samples_per_step=512) > seconds(
         with_setting(is_sharded=False), steps=10, samples_per_step=512
     )
@@ -134,11 +134,12 @@ def lines(*words, machine):
 
 def test_the_command_shows_every_stage_and_what_does_not_fit():
     shown = lines("--model", "70b", "--steps", "3", machine="h100x1")
-    assert [line.split()[0] for line in shown[3:10]] == [
-        *(f"seed-0/{stage}" for stage in ("model", "judge", "imitated", "scores", "evaluate", "evaluate-start")),
+    assert [line.split()[0] for line in shown[3:13]] == [
+        *(f"seed-0/{stage}" for stage in ("model", "judge", "harm-judge", "refusals-evaluation", "refusals-limit")),
+        *(f"seed-0/{stage}" for stage in ("imitated", "scores", "evaluate", "evaluate-start")),
         "lagrangian-seed-0/policy-1",
     ]
-    assert "3 updates of 64 samples" in shown[9]
+    assert "3 updates of 64 samples" in shown[12]
     assert any("does not fit" in line for line in shown)
     assert not any("does not fit" in line for line in lines("--model", "1.5b", machine="h100x8"))
 

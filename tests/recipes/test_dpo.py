@@ -127,7 +127,7 @@ def test_losses_stand_beside_one_another_and_share_all_but_the_policy(finished: 
     results = read_json(folder / "results.json")
     assert list(results["arms"]) == ["constrained", "dpo"]
     accuracies = [results["estimates"][arm]["reward_accuracy"] for arm in results["arms"]]
-    assert accuracies[0]["value"] != accuracies[1]["value"] and accuracies[0]["n"] == accuracies[1]["n"]
+    assert accuracies[0]["value"] != accuracies[1]["value"]
     rows = [row["objective"] for row in read_json(folder / "report.json")["comparison"]]
     assert rows == ["start", "constrained", "dpo"]
     assert not [stage for stage in ("judge", "scores", "model") if list(folder.glob(f"*-seed-0/{stage}"))]
@@ -241,7 +241,10 @@ def test_too_few_rows_to_hold_any_out_are_not_measured_and_the_claim_says_so(tmp
     folder, printed = quick(tmp_path / "run", data=data, criterion="helpful")
     assert json.loads(printed.splitlines()[-1])["claims"] == []
     page = (folder / "dpo.md").read_text("utf-8")
-    assert "Not tested, because what it needs was not measured: dpo ranks held-out pairs better than chance" in page
+    assert (
+        "Not tested, because what it needs was not measured, or not on the same prompts: dpo ranks held-out pairs better than chance"
+        in page
+    )
     assert "No feedback was held out" in (folder / "report.html").read_text("utf-8")
 
 

@@ -362,7 +362,10 @@ def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
         ({"margin": -0.1}, "margin is -0.1"),
         ({"limit": ("cost <= -2",)}, "at_most is -2.0, but what is measured of scores between -1 and 1"),
         ({"limit": ("rate(cost) <= 5",)}, "2 % is 0.02"),
-        ({"limit": ("toxicity <= 0.1",)}, "'toxicity <= 0.1': nobody scores 'toxicity'. There are cost, refusal"),
+        (
+            {"limit": ("toxicity <= 0.1",)},
+            "'toxicity <= 0.1': no scorer provides 'toxicity'. Choose from cost, refusal",
+        ),
         ({"limit": ("costs <= 0.1",)}, "did you mean 'cost'"),
         ({"limit": ("reward <= 0.1",)}, "other than the reward"),
         ({"limit": ("cost <= 0.1", "cost <= 0.2")}, "they need distinct channels or measures"),

@@ -81,7 +81,7 @@ def test_losses_are_weighed_by_the_truncated_ratio(make_trainer, skewed, prompts
 
 def test_an_engine_without_logprobs_cannot_be_corrected(make_trainer, make_policy):
     policy, script = make_policy(), ScriptedEngine(lambda prompt, sample: "abc")
-    with pytest.raises(EngineError, match=r"importance_cap=2.0 needs .* ScriptedEngine gives none"):
+    with pytest.raises(EngineError, match=r"importance_cap=2.0 needs .* ScriptedEngine returns none"):
         make_trainer(policy=policy, engine=script, algorithm=CAPPED).step_at(0)
     make_trainer(policy=policy, engine=script).step_at(0)
 

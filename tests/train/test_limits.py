@@ -261,7 +261,7 @@ def test_a_batch_that_does_not_say_which_rows_are_in_the_group_is_refused():
     objective = Lagrangian(Limit(measure=per_category("theft")))
     with pytest.raises(ConfigError, match=r"needs the rows of group 'theft', but got no group: pass `RolloutBatch"):
         objective.shape_scores(batch(1.0))
-    with pytest.raises(ConfigError, match="told of violence"):
+    with pytest.raises(ConfigError, match="but got violence"):
         objective.update(batch(1.0), {"violence": torch.tensor([True])})
 
 

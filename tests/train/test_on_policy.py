@@ -261,7 +261,7 @@ def test_rewards_may_be_integers_booleans_and_scalars(make_trainer, prompts, val
 
 
 def test_rewards_that_are_no_numbers_stop_the_first_step_with_the_name_of_the_scorer(make_trainer, prompts):
-    with pytest.raises(FeedbackError, match=r"'ScriptedScores': 2 of 4 values on channel 'reward' are no numbers"):
+    with pytest.raises(FeedbackError, match=r"'ScriptedScores': 2 of 4 values on channel 'reward' are not numbers"):
         make_trainer(scorers=[ScriptedScores(reward=[1.0, None], cost=[0.0])]).step(prompts)
 
 

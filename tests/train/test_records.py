@@ -82,7 +82,7 @@ def test_the_records_are_those_of_the_papers():
 def test_every_record_has_a_name_and_a_wrong_name_is_an_error_that_says_which_are_close():
     assert {id(record) for record in algorithms.ALGORITHMS.values()} == {id(record) for record in RECORDS.values()}
     assert algorithms.algorithm_named("dr-grpo") is DR_GRPO
-    with pytest.raises(ConfigError, match=r"no algorithm 'DR_GRPO': did you mean 'dr-grpo'\? There are ppo, rloo"):
+    with pytest.raises(ConfigError, match=r"no algorithm 'DR_GRPO': did you mean 'dr-grpo'\? Choose from ppo, rloo"):
         algorithms.algorithm_named("DR_GRPO")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -12,11 +12,13 @@ from poise.errors import ConfigError
 from poise.feedback.rules import RefusalScorer
 from poise.functional.constraints import PIDGains
 from poise.functional.statistics import PlattScale
+from poise.ranks import current
+from poise.text import say
 from poise.train.controllers import PID
-from poise.train.limit_text import LimitText, parse_limit
+from poise.train.limit_text import LimitText, group_named, parse_limit, require_groups
 from poise.train.limits import Limit, check_limits, require_reachable
 from poise.train.objectives import Lagrangian
-from poise.types import Scorer
+from poise.types import Prompt, Scorer
 
 COST_BOUND = 1.0  # in standard deviations: to be flatter than clearly safe gains nothing over an answer
 RATE_BOUND = 4.0  # where only rates are limited: probabilities level off by themselves, and must reach near 0
@@ -63,6 +65,21 @@ def read_limits(given: float | str | Sequence[float | str], *, margin: float = 0
     read = (_bare(numbers[0], margin),) if numbers else tuple(_scored(parse_limit(str(text))) for text in texts)
     under_limits(read)  # two limits on the same fail here
     return read
+
+
+def that_apply(limits: Sequence[LimitText], prompts: Iterable[Prompt]) -> tuple[LimitText, ...]:
+    """The limits without those that nobody asked for and that speak of prompts of which there are none.
+
+    Raises ConfigError for a limit that was asked for, on prompts of which there are none.
+    """
+    known = list(prompts)
+    there = [each for each in limits if not each.group or any(map(group_named(each.group).contains, known))]
+    kept = tuple(each for each in limits if each in there or each.text not in LIMITS)
+    for each in limits:
+        if each not in kept and current().is_main:
+            say(f"limit {each.text!r} is left out: no training prompt belongs to {each.group!r}", error=True)
+    require_groups(kept, known)
+    return kept
 
 
 def under_limits(

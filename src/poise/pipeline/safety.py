@@ -27,7 +27,7 @@ from poise.models.one_pass import one_pass
 from poise.models.policy import Policy
 from poise.pipeline.evaluation import FurtherMetric, evaluate
 from poise.pipeline.judging import Judges, judges
-from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of
+from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of, that_apply
 from poise.pipeline.model import feature_cache, start_model
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.sft import ADAPTER, sft_model
@@ -38,7 +38,7 @@ from poise.text import say
 from poise.train import algorithms
 from poise.train.algorithms import PPO, RLOO
 from poise.train.estimators import gae_advantage
-from poise.train.limit_text import LimitText, require_groups
+from poise.train.limit_text import LimitText
 from poise.train.score_model import evaluate_scores
 from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling, Scorer
 
@@ -62,6 +62,7 @@ class Material:
     start     what policies start from, and their reference: the SFT model, or the base itself
     judge     None where the data say nothing of kinds or of harm, so that no answer can be judged
     judges    all who judge, the judge among them; None where there is none
+    limits    those of the run that speak of prompts which are there
     """
 
     splits: Mapping[str, Dataset]
@@ -71,6 +72,7 @@ class Material:
     judge: TrainedScoreModel | None
     signal_spec: ScoreModelSpec
     judges: Judges | None = None
+    limits: tuple[LimitText, ...] = ()
 
     @property
     def train(self) -> Dataset:
@@ -211,7 +213,7 @@ def prepare(
     if most_prompts:
         splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
     require(splits["train"])
-    require_groups(limits, splits["train"].prompts)
+    limits = that_apply(limits, splits["train"].prompts)
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     sight = {"max_response_tokens": longest_answer} if longest_answer > backbone.max_response_tokens else {}
@@ -230,8 +232,9 @@ def prepare(
     steps = {"supervised_steps": supervised_steps, "warmstart_steps": warmstart_steps}
     start = sft_model(run, backbone, splits["train"], longest_answer=longest_answer, seed=seed, **steps)
     return Material(
-        splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, judges=verdict, signal_spec=signal
-    )
+        splits=splits, backbone=backbone, start=start, cache=cache, judge=judge, judges=verdict, signal_spec=signal,
+        limits=limits,
+    )  # fmt: skip
 
 
 def samplings(response_tokens: int, temperature: float, seed: int) -> tuple[Sampling, Sampling]:

@@ -45,7 +45,7 @@ def begin(run: Run, given: Mapping[str, Any], *, seed: int, limits: Sequence[Lim
     chosen = {name: given[name] for name in _TAKEN if name in given}
     material = prepare(run, seed=seed, longest_answer=said.max_tokens, limits=limits, **chosen)
     policy, signal = material.policy(seed), material.signal(run)
-    judged = {"sampling": said, "signal": signal, "engine": given.get("engine", "native"), "limits": limits}
+    judged = {"sampling": said, "signal": signal, "engine": given.get("engine", "native"), "limits": material.limits}
     base, start = material.before(run, policy, seed=seed, **judged)
     return Begun(
         material=material, policy=policy, signal=signal, base=base, start=start, sampling=sampling, judged=judged

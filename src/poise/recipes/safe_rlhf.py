@@ -129,7 +129,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     if compared is None:
         longest = begun.judged["sampling"].max_tokens
         signal = align_in_rounds(
-            part, policy, material, signal, rounds=given.rounds, objective=given.limits, sampling=begun.sampling,
+            part, policy, material, signal, rounds=given.rounds, objective=material.limits, sampling=begun.sampling,
             seed=seed, validate_every=given.validate_every, algorithm=given.record,
             samples_per_step=given.samples_per_step, engine=given.engine,
             optimisation=OptimizerSettings(
@@ -139,11 +139,11 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
             if given.ptx_coef else None,
         )  # fmt: skip
         compared = start, material.evaluated(part, policy, **{**begun.judged, "signal": signal})
-        curves = training_curves(part, f"policy-{given.rounds}", limits=given.limits)
-    drawn, fitted = cost_limit(given.limits), map(str, safety.held_limits(given.limits, signal))
+        curves = training_curves(part, f"policy-{given.rounds}", limits=material.limits)
+    drawn, fitted = cost_limit(material.limits), map(str, safety.held_limits(material.limits, signal))
     verdicts = Verdicts(
         start=compared[0], final=compared[1], base=base, judge=material.verdict, signal=signal, curves=curves,
-        held=all_findings(part, f"policy-{given.rounds}", given.limits, compared[1].evaluation.metrics),
+        held=all_findings(part, f"policy-{given.rounds}", material.limits, compared[1].evaluation.metrics),
         limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *fitted, *material.left_out),
     )  # fmt: skip
     return safety_trial(part, "Safe RLHF", verdicts)
