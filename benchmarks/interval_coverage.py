@@ -18,7 +18,6 @@ from poise.evaluate.calibration import calibrate
 from poise.evaluate.diversity import distinct_estimate
 from poise.evaluate.judges import check_judge
 from poise.evaluate.tails import lower_tail, tail_difference
-from poise.functional.agreement import kappa
 from poise.functional.intervals import (
     clopper_pearson,
     mean,
@@ -345,31 +344,9 @@ def texts() -> Iterator[Case]:
             )
 
 
-def agreements() -> Iterator[Case]:
-    """Two raters who copy the truth with errors of their own; the truth is that of very many rows."""
-    for prompts in PROMPTS:
-        for right, rate in ((0.75, 0.5), (0.9, 0.5), (0.9, 0.2)):
-            for alike in (0.0, 0.3):
-
-                def draw(random, prompts=prompts, right=right, rate=rate, alike=alike):
-                    labels = prompts_of(random, prompts, False)
-                    truth = flags_of(random, labels, rate, alike)
-                    raters = [np.where(random.random(len(labels)) < right, truth, 1 - truth) for _ in range(2)]
-                    return kappa(raters[0].tolist(), raters[1].tolist(), labels)
-
-                said = rate * right + (1 - rate) * (1 - right)
-                same, chance = right**2 + (1 - right) ** 2, said**2 + (1 - said) ** 2
-                data = f"{prompts} prompts, 8 rows each, alike {alike:g}, raters right at {right:g}, yes at {rate:g}"
-                yield Case(interval="kappa", data=data, truth=(same - chance) / (1 - chance), draw=draw)
-
-
 CASES = tuple(
-    case
-    for family in (shares, bounded, means, differences, ratios, ranks, ladders, tails, texts, agreements)
-    for case in family()
+    case for family in (shares, bounded, means, differences, ratios, ranks, ladders, tails, texts) for case in family()
 )
-
-
 # Every function that sets the ends of an interval, or is public and gives estimates, with the cases that stand for it.
 COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals.clopper_pearson": ("clopper_pearson",),
@@ -383,7 +360,6 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals.ratio_of_sums": ("ratio_of_sums", "check_judge"),
     "functional.intervals._ratio_of_shares": ("ratio_of_sums",),
     "functional.statistics.area_under_curve": ("area_under_curve",),
-    "functional.agreement.kappa": ("kappa",),
     "functional.ratings.elo_estimate": ("elo_estimate",),
     "functional.ratings.arena_table": ("arena_table",),
     "evaluate.calibration.calibrate": ("calibrate",),
