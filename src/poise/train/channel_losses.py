@@ -211,10 +211,6 @@ def _losses(
 
 def _mean_squares(batch: JudgementBatch) -> Tensor:
     """The mean square [J] of the scores that each judgement speaks of, under all classes where it has them."""
-    if not batch.logits.shape[-1] and batch.ranked.shape[-1] <= 2:  # summed as ever: figures stay bit for bit
-        first, second = batch.ranked[:, 0], batch.ranked[:, -1]
-        is_pair = batch.ranked_mask.sum(-1) > 1
-        return torch.where(is_pair, (first.square() + second.square()) / 2, first.square())
     squares = batch.logits.square().mean(-1) if batch.logits.shape[-1] else batch.ranked.square()
     return squares.masked_fill(~batch.ranked_mask, 0).sum(-1) / batch.ranked_mask.sum(-1)
 
