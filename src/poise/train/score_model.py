@@ -34,7 +34,6 @@ from poise.train.channel_losses import (
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import Responses, ranked_pairs
-from poise.train.segment_classes import SegmentClasses, segment_judgements
 from poise.types import Comparison, Estimate, Rating, SafetyLabel
 
 
@@ -45,28 +44,27 @@ class FeedbackTable:
     error. Safety labels teach the sign of the channels that read them: by default the first where higher is worse.
 
     Judgements of responses that only differ beyond the model's window teach nothing: they are left out, and
-    `beyond_window` is their share, `segments_beyond_window` that of segments that the model cannot read whole.
+    `beyond_window` is their share.
 
     Raises:
         DataError: nothing teaches a channel of the model, or something would teach none of them.
-        ConfigError: a loss belongs to a channel that the model does not have, or reads another form than it is given.
+        ConfigError: a loss belongs to a channel that the model does not have.
     """
 
     def __init__(
         self,
         model: ScoreModel,
-        comparisons: Sequence[Comparison] = (),
+        comparisons: Sequence[Comparison],
         labels: Sequence[SafetyLabel] = (),
         ratings: Sequence[Rating] = (),
         *,
-        segments: Sequence[SegmentClasses] = (),
         losses: Mapping[str, ChannelLoss] | None = None,
     ):
         self._responses = Responses()
         self.judgements: list[Judgement] = []
         self.losses = dict(losses or {})
         require_known(self.losses, model.channels)
-        _require_learned(model, (*comparisons, *ratings, *segments), labels)
+        _require_learned(model, (*comparisons, *ratings), labels)
         labelled = _labelled(model.channels)
         for comparison in comparisons:
             for channel in _learning(model.channels, comparison.criterion):
@@ -75,9 +73,6 @@ class FeedbackTable:
             number = self._responses.number(rating.prompt, rating.response)
             for channel in _learning(model.channels, rating.criterion):
                 self.judgements.append(Judgement(channel=channel.name, first=number, rating=rating.value))
-        of_segments = segment_judgements(model, segments, self.losses, self._responses.number)
-        self.judgements += of_segments[0]
-        self.segments_beyond_window = of_segments[1]
         for name in labelled:
             flagged = response_flags([j for j in self.judgements if j.channel == name])
             for label in labels:
@@ -154,7 +149,7 @@ def _labelled(channels: Sequence[Channel]) -> list[str]:
 
 
 def _require_learned(
-    model: ScoreModel, judgements: Sequence[Comparison | Rating | SegmentClasses], labels: Sequence[SafetyLabel]
+    model: ScoreModel, judgements: Sequence[Comparison | Rating], labels: Sequence[SafetyLabel]
 ) -> None:
     """Raise DataError for feedback that would teach no channel."""
     known = {criterion for channel in model.channels for criterion in channel.criteria}
@@ -367,16 +362,14 @@ def calibrate(
     table = FeedbackTable(model, comparisons, labels, ratings, losses=losses)
     raw = model(model.features(table.rows, table.starts)).cpu()
     for column, channel in enumerate(model.channels):
-        loss = table.losses.get(channel.name, BRADLEY_TERRY)
-        if loss.reads == "classes":  # of the classes of segments only the differences mean something
-            continue
         rows = [j for j in table.judgements if j.channel == channel.name]
         used = response_numbers(rows)
         if len(used) < 2:
             raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to calibrate it")
         sd = raw[used, column].std().clamp(min=1e-6).item()
         shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
-        scaled = channel if loss.sets_units else replace(channel, shift=shift, scale=sd)
+        keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units
+        scaled = channel if keeps_units else replace(channel, shift=shift, scale=sd)
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
             costs = scaled.value(raw[list(safety), column])
