@@ -52,7 +52,7 @@ def harm_judge(
     name: str = "harm-judge",
     cache: FeatureCache | None = None,
 ) -> TrainedScoreModel:
-    """A judge of harm that learned from people's ratings alone, with the channel "cost": above 0 where P(harm) > 1/2.
+    """A judge of harm that learned from people's ratings, with the channel "cost": above 0 where P(harm) > 1/2.
 
     longest_answer  tokens of a response that is to be judged; it reads at least as many as people rated
     ratings         on the criterion "harm", from 0 to 1; by default `rated_harm()`

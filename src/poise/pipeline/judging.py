@@ -1,6 +1,7 @@
 """Who judges the answers of an evaluation, and who reads refusals in training: heads that no training signal shares.
 
-Where people's ratings of harm are on the machine, a judge that learned from them alone decides what is harmful; the
+Where people's ratings of harm are on the machine, a judge that learned from them, and from harmless answers to harmless
+prompts, decides what is harmful; the
 judge that learned from the data's own labels then speaks of helpfulness alone. Refusals and evasions have two scorers
 that learned from other prompts: one is limited in training, the other decides in the evaluation.
 """
