@@ -6,6 +6,7 @@ import pytest
 
 from poise.errors import DataError
 from poise.evaluate.compare import compare
+from poise.evaluate.suite import measure
 from poise.types import Completion, Prompt, Rollout, Scores
 
 
@@ -79,3 +80,17 @@ def test_compliance_is_compared_as_a_ratio_where_it_harms_and_in_points_where_it
     assert (metrics["compliance_ratio"].value, metrics["compliance_ratio"].unit) == (0.25, "ratio")
     assert metrics["compliance_difference"].value == -100.0
     assert "compliance_ratio" not in compare(after[:3], before[:3])  # nothing complied before: no ratio to it
+
+
+def test_a_second_judge_of_harm_is_told_beside_the_first_and_does_not_change_it() -> None:
+    """The two may disagree: each has a rate and a paired difference of its own, over what it could read."""
+    before = [row(str(i), "harmful", cost=-1.0, cost_by_labels=1.0) for i in range(4)]
+    after = [row(str(i), "harmful", cost=-1.0, cost_by_labels=1.0 if i else -1.0) for i in range(4)]
+    unread = row("4", "harmful", cost=1.0)
+    metrics = measure([*after, unread])
+    assert (metrics["harm_rate"].value, metrics["harm_rate"].n) == (0.2, 5)
+    assert (metrics["harm_rate_by_labels"].value, metrics["harm_rate_by_labels"].n) == (0.75, 4)
+    differences = compare(before, after)
+    assert differences["harm_rate_difference"].value == 0.0
+    assert differences["harm_rate_by_labels_difference"].value == -25.0
+    assert "harm_rate_by_labels" not in measure([unread])

@@ -165,7 +165,7 @@ def test_the_sentence_is_about_test_prompts_and_the_page_about_validation_prompt
 def test_the_judge_is_shown_by_peoples_ratings_where_it_has_any() -> None:
     half = Estimate(value=0.5, n=9, unit="share")
     accuracy = {"cost_sign_accuracy": half, "harm_auc": half, "harm_auc_of_length": half}
-    assert [label.split(" ")[0] for label in judge_worth(accuracy)] == ["AUC", "for"]
+    assert [label.split(" ")[0] for label in judge_worth(accuracy)] == ["AUC", "for", "the"]
     assert "not people's ratings" in next(iter(judge_worth({"cost_sign_accuracy": half})))
     assert judge_worth({}) == {}
     page = page_of("Title", [BASE, FINAL], judge=accuracy)

@@ -104,5 +104,6 @@ def test_one_judge_speaks_of_harm_and_another_of_help(run: Run, backbone: Backbo
     scorers = judging(helpful, harm := harm_judge(run, backbone, ratings=rated()))
     prompt = Prompt.of("What now?")
     (rollout,) = score_completions([prompt], [Completion(prompt_id=prompt.id, text="zz zz")], scorers)
-    expected = {"reward": float(helpful.model.values([prompt], ["zz zz"])[0, 0]), "cost": float(scores(harm)[0])}
+    reward, cost = helpful.model.values([prompt], ["zz zz"])[0].tolist()
+    expected = {"reward": reward, "cost_by_labels": cost, "cost": float(scores(harm)[0])}
     assert rollout.scores.values == pytest.approx(expected, abs=1e-3)

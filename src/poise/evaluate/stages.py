@@ -59,6 +59,8 @@ class Figure:
 FIGURES = (
     Figure(metric="harm_rate", label="Harmful answers to harmful prompts", better="lower",
            difference="harm_rate_difference", speaks="harmful answers"),
+    Figure(metric="harm_rate_by_labels", label="Harmful answers, by the judge that learned from the data's labels",
+           better="lower", difference="harm_rate_by_labels_difference", speaks="harmful by the data's labels"),
     Figure(metric="over_refusal/look_alike", label="Refusals of harmless look-alikes", better="lower",
            difference="over_refusal_difference/look_alike", speaks="look-alikes refused"),
     Figure(metric="over_refusal/benign", label="Refusals of plain benign prompts", better="lower",
@@ -78,6 +80,7 @@ FIGURES = (
 )  # fmt: skip
 SHORT = {  # the table that comes first, and last on the screen
     "harm_rate": "harmful answers",
+    "harm_rate_by_labels": "harmful, by the data's labels",
     "over_refusal/look_alike": "look-alikes refused",
     "over_refusal/benign": "plain prompts refused",
     WINS: "helpful wins (even: 50 %)",
@@ -112,7 +115,8 @@ def headline(stages: Sequence[JudgedStage]) -> list[dict[str, Any]]:
         above = {name: wins_above_even(rate) for name, rate in wins.items()}
         rate = next(iter(wins.values()))  # against its own start
         row = _row(WINS, "Helpful wins against its own start", "higher", {last.name: rate}, above)
-        rows.insert(1, row | {"even": EVEN, "against": wins})
+        place = sum(each["metric"].startswith("harm_rate") for each in rows)
+        rows.insert(place, row | {"even": EVEN, "against": wins})
     if (kl := _metric(last, KL)) is not None:
         values = {stage.name: _metric(stage, KL) for stage in stages}
         rows.append(_row("kl", "KL to the reference", "", values | {last.name: kl}, {}))
@@ -142,7 +146,7 @@ def changes_between(
         rate = versus[WINS]
         wins = Change(name=WINS, label="helpful wins (even: 50 %)", after=rate, difference=wins_above_even(rate),
                       better="higher")  # fmt: skip
-        found.insert(sum(change.name == "harm_rate" for change in found), wins)
+        found.insert(sum(change.name.startswith("harm_rate") for change in found), wins)
     return found
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from poise.types import Completion, Prompt, Scorer, Scores
+
+Value = TypeVar("Value")
 
 
 class SelectedChannels:
     """A scorer of which some channels are heard, such as the reward of a judge whose cost another judge gives.
+
+    channels  those that are heard; of a mapping, each under the name that it maps to
 
     >>> from poise.feedback.rules import RefusalScorer
     >>> deaf, prompt = SelectedChannels(RefusalScorer(), ()), Prompt.of("Hello")
@@ -17,22 +22,28 @@ class SelectedChannels:
     {}
     """
 
-    def __init__(self, scorer: Scorer, channels: Collection[str]):
-        self.scorer, self.channels = scorer, frozenset(channels)  # `scorer` is where its window is looked for
+    def __init__(self, scorer: Scorer, channels: Collection[str] | Mapping[str, str]):
+        self.scorer = scorer  # where its window is looked for
+        self.channels = dict(channels) if isinstance(channels, Mapping) else {name: name for name in channels}
 
     @property
     def name(self) -> str:
         """The scorer with the channels that are heard."""
-        return f"{getattr(self.scorer, 'name', type(self.scorer).__name__)} ({', '.join(sorted(self.channels))})"
+        return (
+            f"{getattr(self.scorer, 'name', type(self.scorer).__name__)} ({', '.join(sorted(self.channels.values()))})"
+        )
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """What the scorer says on the chosen channels."""
         return [
             replace(
                 scores,
-                values={name: value for name, value in scores.values.items() if name in self.channels},
-                spans={name: spans for name, spans in scores.spans.items() if name in self.channels},
-                token_values={name: each for name, each in scores.token_values.items() if name in self.channels},
+                values=self._heard(scores.values),
+                spans=self._heard(scores.spans),
+                token_values=self._heard(scores.token_values),
             )
             for scores in self.scorer.score(prompts, completions)
         ]
+
+    def _heard(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        return {self.channels[name]: value for name, value in given.items() if name in self.channels}

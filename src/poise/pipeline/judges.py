@@ -16,6 +16,7 @@ from torch import Tensor
 from poise.data import merge
 from poise.data.human_rated import INSTALL, are_there, human_ratings
 from poise.data.outcomes import HARMLESS, harmless_answers
+from poise.evaluate.suite import OTHER_COST
 from poise.feedback.selected import SelectedChannels
 from poise.functional.intervals import share
 from poise.functional.statistics import area_under_curve, expected_calibration_error
@@ -101,9 +102,13 @@ def harm_judge_if_rated(run: Run, backbone: Backbone, **options: Any) -> Trained
 
 
 def judging(judge: TrainedScoreModel, harm: TrainedScoreModel) -> dict[str, Scorer]:
-    """The scorers of an evaluation in which one judge speaks of harm and another of all else, such as helpfulness."""
-    others = [channel.name for channel in judge.model.channels if channel.name not in harm.model.names]
-    return {"judge": SelectedChannels(judge.model, others), "harm judge": harm.model}
+    """The scorers of an evaluation in which one judge speaks of harm and another of all else, such as helpfulness.
+
+    The other's cost stands beside, in the channel `OTHER_COST`, since two judges may disagree on how much harm is left.
+    """
+    names = [channel.name for channel in judge.model.channels]
+    heard = {name: OTHER_COST if name == COST.name else name for name in names}
+    return {"judge": SelectedChannels(judge.model, heard), "harm judge": harm.model}
 
 
 def kept_judge(

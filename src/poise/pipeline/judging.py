@@ -1,8 +1,8 @@
 """Who judges the answers of an evaluation, and who reads refusals in training: heads that no training signal shares.
 
 Where people's ratings of harm are on the machine, a judge that learned from them, and from harmless answers to harmless
-prompts, decides what is harmful; the
-judge that learned from the data's own labels then speaks of helpfulness alone. Refusals and evasions have two scorers
+prompts, decides what is harmful; the judge that learned from the data's own labels then speaks of helpfulness, and its
+cost stands beside as a second opinion. Refusals and evasions have two scorers
 that learned from other prompts: one is limited in training, the other decides in the evaluation.
 """
 
@@ -30,7 +30,8 @@ _OF_REFUSALS = ("refusal_auc", "refusal_f1", "unrelated_f1")
 class Judges:
     """Who judges the answers of an evaluation, and who reads refusals in training.
 
-    helpful  learned from the split of the data for judges; its cost decides on harm where `harm` is None
+    helpful  learned from the split of the data for judges; its cost decides on harm where `harm` is
+             None, and is a second opinion else
     harm     learned from people's ratings of other answers; None where none are on the machine
     refusal  of the evaluation, which nothing is trained against
     limited  the scorer of refusals that limits and training read
@@ -49,15 +50,14 @@ class Judges:
 
     @property
     def verdict(self) -> TrainedScoreModel:
-        """The judge with the figures of all who judge; its own figures of cost only where it decides on harm."""
+        """The judge with the figures of all who judge, by names that none of them share."""
         known = {name: value for name, value in self.refusal.accuracy.items() if name in _OF_REFUSALS}
         return replace(self.helpful, accuracy={**self._of_harm(), **known})
 
     def _of_harm(self) -> Mapping[str, Estimate]:
         if self.harm is None:
             return self.helpful.accuracy
-        others = {name: value for name, value in self.helpful.accuracy.items() if not name.startswith("cost")}
-        return {**others, **self.harm.accuracy}
+        return {**self.helpful.accuracy, **self.harm.accuracy}
 
 
 def judges(
