@@ -121,7 +121,7 @@ def _require_records(found: Sequence[Any], name: str) -> None:
 
 def _floats(found: Sequence[Scores], name: str) -> list[dict[str, float]]:
     """The values as floats; FeedbackError if some are no numbers."""
-    rows = [{channel: _float(value) for channel, value in each.values.items()} for each in found]
+    rows = [{channel: as_float(value) for channel, value in each.values.items()} for each in found]
     wrong = Counter(channel for row in rows for channel, value in row.items() if value is None)
     if wrong:
         channel, count = wrong.most_common(1)[0]
@@ -135,7 +135,7 @@ def _floats(found: Sequence[Scores], name: str) -> list[dict[str, float]]:
     return [{channel: value for channel, value in row.items() if value is not None} for row in rows]
 
 
-def _float(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """A number as a float; None for what is none."""
     if isinstance(value, (Real, Decimal)):
         try:
@@ -147,5 +147,5 @@ def _float(value: Any) -> float | None:
     # a scalar of numpy or torch: one entry, and no text or object inside
     if callable(getattr(value, "item", None)) and getattr(value, "shape", None) in ((), (1,)):
         inner = value.item()
-        return _float(inner) if isinstance(inner, Real) else None
+        return as_float(inner) if isinstance(inner, Real) else None
     return None

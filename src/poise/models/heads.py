@@ -36,7 +36,7 @@ from poise.types import Completion, Prompt, Scores
 __all__ = ["COST", "REWARD", "Channel", "Critics", "Pooling", "ScoreModel", "length_buckets", "load_score_model"]
 
 Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
-_CARD = "poise_score_model.json"
+SCORE_MODEL_CARD = "poise_score_model.json"
 TOKENS_PER_PASS = 4096
 
 
@@ -287,7 +287,7 @@ class ScoreModel(nn.Module):
             "lora": asdict(self.lora) if self.lora else None,
             "channels": [asdict(channel) for channel in self.channels],
         }
-        (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n")
+        (folder / SCORE_MODEL_CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
 def load_score_model(
@@ -307,9 +307,9 @@ def load_score_model(
 
     folder = Path(folder)
     require_whole(folder)
-    if not (folder / _CARD).exists():
-        raise ModelError(f"{folder} is not a score model: it has no {_CARD}")
-    card = json.loads((folder / _CARD).read_text())
+    if not (folder / SCORE_MODEL_CARD).exists():
+        raise ModelError(f"{folder} is not a score model: it has no {SCORE_MODEL_CARD}")
+    card = json.loads((folder / SCORE_MODEL_CARD).read_text())
     channels = [
         replace(
             Channel(**{key: value for key, value in stored.items() if key != "calibration"}),
