@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from typer import BadParameter
 
 from poise.cli.options import parse_options
 
@@ -14,6 +15,7 @@ def recipe(
     betas: tuple[float, ...] | None = (0.1,),
     names: list[str] | None = None,
     seed: int = 0,
+    seeds: int | tuple[int, ...] = 5,
 ):
     """A recipe with options that hold lists."""
 
@@ -37,3 +39,15 @@ def recipe(
 )
 def test_an_option_that_holds_a_list_may_be_given_several_times_or_with_commas(words, expected):
     assert parse_options(recipe, words, program="poise run it") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3", 3), ("0,1,2", (0, 1, 2)), ("0-2", (0, 1, 2)), ("0..2,7", (0, 1, 2, 7)), ("4-4", (4,))]
+)
+def test_whole_numbers_may_be_given_as_ranges(text, expected):
+    assert parse_options(recipe, ["--seeds", text], program="poise run it") == {"seeds": expected}
+
+
+def test_a_range_that_counts_down_is_refused():
+    with pytest.raises(BadParameter, match="counts down"):
+        parse_options(recipe, ["--seeds", "3-1"], program="poise run it")

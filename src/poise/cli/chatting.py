@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from poise.errors import ModelError
-from poise.files import read_json
-from poise.run_folder import RECORD, SUMMARY
+from poise.models.runs import model_of
 from poise.text import say
 from poise.types import Message, Prompt, Sampling
 
@@ -43,35 +41,3 @@ def chat_with(model: str, *, max_tokens: int, temperature: float, chat_template:
         answer = engine.generate([Prompt.of(messages)], sampling)[0].text.strip()
         messages.append({"role": "assistant", "content": answer})
         say(f"model> {answer}")
-
-
-def model_of(name: str) -> str:
-    """The model to load: the name itself, or of a run the newest model trained for the run's own objective.
-
-    A run that compares objectives says in its summary which of them is its own, or has it for an argument.
-
-    Raises ModelError if the run has no saved model yet.
-    """
-    folder = Path(name)
-    if not (folder / RECORD).is_file():
-        return name
-    configs = [*folder.rglob("adapter_config.json"), *folder.rglob("config.json")]
-    if not configs:
-        raise ModelError(f"run {name} has no saved model yet: let it finish, or give a model or its folder")
-    objective = _objective_of(folder)
-    own = [config for config in configs if objective and _is_for(objective, config.relative_to(folder).parts)]
-    return str(max(own or configs, key=lambda config: (config.stat().st_mtime, str(config))).parent)
-
-
-def _objective_of(folder: Path) -> str:
-    """A run's own objective; "" where it compares none, or has not finished and does not say."""
-    arguments, summary = read_json(folder / RECORD).get("arguments"), folder / SUMMARY
-    given = arguments.get("objective", "") if isinstance(arguments, dict) else ""
-    if summary.is_file():
-        given = read_json(summary).get("objective", given)
-    return str(given)
-
-
-def _is_for(objective: str, place: tuple[str, ...]) -> bool:
-    """Whether a model at this place in a run was trained for an objective: in its arm of a study, or in its stage."""
-    return any(part == f"policy-{objective}" or part.startswith(f"{objective}-seed-") for part in place)

@@ -130,11 +130,28 @@ def _kind(annotation: Any) -> _Kind | None:
     if origin in (list, tuple, Sequence) and (item := _kind(inside[0])):
         made = list if origin is list else tuple
         return _Kind(
-            parse=lambda text: made(item.parse(part.strip()) for part in text.split(",") if part.strip()),
+            parse=lambda text: made(
+                item.parse(part) for given in text.split(",") for part in _counted(given.strip(), inside[0]) if part
+            ),
             metavar=f"{item.metavar},...",
             is_repeatable=True,
         )
     return None
+
+
+def _counted(text: str, kind: Any) -> list[str]:
+    """The numbers of a range of whole numbers such as 0-4 or 0..4, both ends included; any other text alone.
+
+    >>> _counted("8..10", int), _counted("0-4", str)
+    (['8', '9', '10'], ['0-4'])
+    """
+    found = re.fullmatch(r"(\d+)(?:-|\.\.)(\d+)", text) if kind is int else None
+    if found is None:
+        return [text]
+    first, last = int(found[1]), int(found[2])
+    if last < first:
+        raise typer.BadParameter(f"{text!r} counts down: write {last}-{first}.")
+    return [str(number) for number in range(first, last + 1)]
 
 
 def _joined(value: Any) -> Any:

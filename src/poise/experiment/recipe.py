@@ -15,7 +15,7 @@ from poise.files import to_jsonable
 from poise.run import Run
 
 _HELP = """
-    seeds: how many seeds of each arm, such as 5, or which ones, such as 0,1,4.
+    seeds: how many seeds of each arm, such as 5, or which ones, such as 0,1,4 or 0-4.
     arms: the arms to run, joined by commas; all of them by default.
     workers: trials that run at the same time, each in a process of its own.
     output: a file to write as well: FILE.md the page with its pictures beside it, FILE.json the results.

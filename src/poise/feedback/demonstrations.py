@@ -83,7 +83,8 @@ def preferred_demonstrations(dataset: Dataset, *, least: float = 0.5) -> list[De
     found += [d for d in dataset.demonstrations if d.weight > 0]
     if not found:
         raise DataError(
-            f"{dataset.name} has neither demonstrations nor comparisons, so there is nothing to imitate; set "
-            "supervised_steps, warmstart_steps and ptx_coef to 0"
+            f"{dataset.name} has neither demonstrations nor comparisons, so there is nothing to imitate: give "
+            "messages, or prompts with completions (docs/data.md); a recipe with other stages can do without, with "
+            "supervised_steps, warmstart_steps and ptx_coef at 0"
         )
     return found

@@ -260,7 +260,8 @@ def _server(name: ScorerName, how: Loading) -> Source:
 
 
 def _folder(name: ScorerName, how: Loading) -> Source:
-    from poise.models.heads import SCORE_MODEL_CARD, load_score_model
+    from poise.models.heads import load_score_model
+    from poise.models.runs import SCORE_MODEL_CARD
 
     folder = expanded(name.place)
     if not folder.is_dir():

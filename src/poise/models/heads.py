@@ -27,6 +27,7 @@ from poise.models.completion_rows import CompletionReader, masks_of
 from poise.models.decoder import Decoder
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
+from poise.models.runs import SCORE_MODEL_CARD
 from poise.models.score_heads import make_head, make_own_heads
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import OwnRows, SharedRows
@@ -36,7 +37,6 @@ from poise.types import Completion, Prompt, Scores
 __all__ = ["COST", "REWARD", "Channel", "Critics", "Pooling", "ScoreModel", "length_buckets", "load_score_model"]
 
 Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
-SCORE_MODEL_CARD = "poise_score_model.json"
 TOKENS_PER_PASS = 4096
 
 

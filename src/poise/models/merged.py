@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from poise.errors import ModelError
 from poise.models.identity import identity_of
 from poise.models.kept import kept_model
+from poise.models.runs import SCORE_MODEL_CARD
 from poise.models.verified import distance, probe_ids
 
 _WEIGHTS = "adapter_model.safetensors"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "base_layer.weight")  # that peft saves beside an adapter
 _TOKENS_OF_BOTH = "token_adapter"  # single tokens that peft trains: in a tied head as in the embedding
-_SCORE_CARD = "poise_score_model.json"
 _REMEDY = "Merge it with peft (merge_and_unload, save_pretrained) and give the folder of the merged model"
 
 
@@ -35,7 +35,7 @@ def adapter_in(source: str) -> Path | None:
 def base_of(config: Path) -> str:
     """The name of the base model; ModelError if the adapter is not one of a language model that can be merged."""
     folder = config.parent
-    if (folder / _SCORE_CARD).exists():
+    if (folder / SCORE_MODEL_CARD).exists():
         raise ModelError(f"{folder} is a score model, not a language model: give the policy's folder, or its base")
     try:
         stored: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))

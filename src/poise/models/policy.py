@@ -37,6 +37,7 @@ from poise.models.adapters import (
 from poise.models.decoder import Decoder
 from poise.models.elementwise import missing_rows
 from poise.models.load import Backbone, load_backbone, read_template
+from poise.models.runs import model_of
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import SharedRows
 from poise.ranks import current
@@ -210,8 +211,9 @@ class Policy:
         self.decoder.merged = f"+{digest.hexdigest()}"
 
     def _base_folder(self) -> str:
-        path = str(self.backbone.model.config.name_or_path)
-        return path or self.backbone.name
+        """What the adapter names as its base: a folder by its whole path, so that it is found from anywhere."""
+        path = str(self.backbone.model.config.name_or_path) or self.backbone.name
+        return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def load_policy(
@@ -228,6 +230,7 @@ def load_policy(
     so is the chat template that it was trained with, where `chat_template` gives no other. Any other adapter that peft
     wrote is merged into its base, which is the reference then.
     """
+    name = model_of(name)
     require_whole(Path(name))
     folder = Path(name)
     if (folder / "adapter_config.json").exists():

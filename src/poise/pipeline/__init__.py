@@ -19,7 +19,7 @@ from poise.pipeline.preferences import (
 )
 from poise.pipeline.rounds import collect_comparisons
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
-from poise.pipeline.supervised import fine_tune, merged
+from poise.pipeline.supervised import fine_tune, measure_demonstrations, merged
 from poise.train.validation import Validation
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "feature_cache",
     "fine_tune",
     "fit_scores",
+    "measure_demonstrations",
     "measure_preferences",
     "merged",
     "optimise_preferences",

@@ -11,10 +11,14 @@ from poise.models.policy import Policy
 from poise.pipeline.kept import keep, taken_back
 from poise.plan.compute import Compute
 from poise.plan.work import current_planner
+from poise.ranks import current
 from poise.run import Run
+from poise.text import say
 from poise.train.loop import fit
-from poise.train.supervised import DemonstrationBatches, SupervisedTrainer
+from poise.train.supervised import DemonstrationBatches, SupervisedTrainer, answer_losses
 from poise.types import Demonstration
+
+PromptValues = dict[str, list[float]]  # by the id of a prompt
 
 
 def fine_tune(
@@ -48,8 +52,49 @@ def fine_tune(
         rows = DemonstrationBatches(demonstrations, policy, **batches)
         trainer = SupervisedTrainer(policy=policy, batches=rows, lr=lr, steps=steps)
         fit(trainer, run=run, stage=stage.name, steps=steps, shown=("loss",), save_every=4)
-        keep(policy, stage, {"steps": steps, "demonstrations": len(rows.rows)})
+        if (cut := sum(row.truncated for row in rows.rows)) and current().is_main:
+            say(f"{name}: {cut} of {len(rows.rows)} demonstrations do not fit the window and were cut", error=True)
+        keep(policy, stage, {"steps": steps, "demonstrations": len(rows.rows), "cut": cut})
     return taken_back(policy, stage)
+
+
+def answer_window(policy: Policy, response_tokens: int) -> int:
+    """The longest answer that is learned from, in tokens: as long as wanted, or what the context leaves.
+
+    >>> answer_window(Policy(load_backbone("random:llama")), 64)
+    64
+    """
+    return max(1, min(response_tokens, policy.backbone.context - policy.renderer().max_prompt_tokens))
+
+
+def measure_demonstrations(
+    run: Run, policy: Policy, demonstrations: Sequence[Demonstration], *, name: str = "held-out", **batches: Any
+) -> dict[str, PromptValues]:
+    """How well a policy predicts answers that it did not learn from.
+
+    Returns by the id of their prompts, a value for each answer: nats (the cross-entropy of all of its tokens), tokens,
+    and loss (nats per token).
+
+    batches  further arguments of `DemonstrationBatches`, as they were given to `fine_tune`
+    """
+    stage = run.stage(name)
+    if (planner := current_planner()) is not None:
+        prompt = planner.tokens.template + planner.tokens.mean([row.prompt.text for row in demonstrations])
+        response, compute = planner.tokens.mean([row.response for row in demonstrations]), planner.compute
+        seconds = compute.forward(len(demonstrations) * (prompt + response), positions=len(demonstrations) * response)
+        work = f"{len(demonstrations)} answers, read once"
+        planner.add(planner.named(run, name), seconds=seconds, memory=compute.scoring(), work=work)
+        return {}
+    if not stage.finished:
+        rows = DemonstrationBatches(demonstrations, policy, **batches)
+        nats, tokens = (found.tolist() for found in answer_losses(policy, rows))
+        values: dict[str, PromptValues] = {"nats": {}, "tokens": {}, "loss": {}}
+        for shown, of_answer, count in zip(demonstrations, nats, tokens, strict=True):
+            for key, value in (("nats", of_answer), ("tokens", float(count)), ("loss", of_answer / max(1, count))):
+                values[key].setdefault(shown.prompt.id, []).append(value)
+        stage.finish({"values": values, "cut": sum(row.truncated for row in rows.rows)})
+    found: dict[str, PromptValues] = stage.result["values"]
+    return found
 
 
 def merged(run: Run, policy: Policy, *, name: str = "start-model") -> Backbone:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from poise.data.batching import epoch_order
 from poise.data.chat import ChatRenderer, Encoded
@@ -71,6 +72,18 @@ class DemonstrationBatches:
             loss_sum += loss.item()
         loss_sum = current().sum(torch.tensor(loss_sum, dtype=torch.float64)).item()
         return {"loss": loss_sum, "tokens": float(sum(len(row.ids) for row in rows))}
+
+
+@torch.no_grad()
+def answer_losses(policy: TrainablePolicy, batches: DemonstrationBatches) -> tuple[Tensor, Tensor]:
+    """Of every demonstration: the cross-entropy of its learned tokens [N] in nats, and how many there are [N]."""
+    own = OwnRows.of(shared_rows(policy, batches.rows))
+    found = torch.zeros(len(batches.rows), dtype=torch.float64, device=policy.device)
+    for group, counts in own.passes(batches.tokens):
+        logprobs, _ = policy.logprobs(policy.frozen_states(own.rows.select(group)), temperature=batches.temperature)
+        found[own.places[group]] = counts * -logprobs.double().sum(-1)
+    tokens = torch.tensor([sum(row.response_mask) for row in batches.rows])
+    return current().sum(found).cpu(), tokens
 
 
 def _encoded(renderer: ChatRenderer, shown: Demonstration, *, finished: bool, every_turn: bool) -> Encoded:
