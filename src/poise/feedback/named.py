@@ -275,6 +275,21 @@ def _folder(name: ScorerName, how: Loading) -> Source:
     return Source(scorer=model, outputs={channel.name: channel.higher_is_worse for channel in model.channels})
 
 
+def _classifier(name: ScorerName, how: Loading) -> Source:
+    from poise.feedback.classifiers import VALUES, ClassifierOptions, load_classifier
+
+    options = ClassifierOptions(
+        device=name.options.get("device", how.device),
+        dtype=name.options.get("dtype", "auto"),
+        batch_size=name.integer("batch", how.batch_size),
+        max_tokens=name.integer("max_tokens", 0) or how.max_tokens,
+        template=name.options.get("template", ""),
+        value=name.choice("value", VALUES, ""),
+    )
+    scorer = load_classifier(name.place, options)
+    return Source(scorer=scorer, outputs=scorer.ways, must_say=True)
+
+
 def _is_base(backbone: Backbone, card: Path) -> bool:
     """Whether a score model reads exactly this backbone: its weights, and its template."""
     stored = json.loads(card.read_text("utf-8"))
@@ -287,4 +302,5 @@ _LOADERS: Mapping[str, Callable[[ScorerName, Loading], Source]] = {
     "py": _python,
     "http": _server,
     "folder": _folder,
+    "hf": _classifier,
 }
