@@ -7,6 +7,7 @@ the truth is known. What is to hold: 93 % of the intervals or more, for a nomina
 from __future__ import annotations
 
 import argparse
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from poise.functional.intervals import (
     student_mean,
     win_rate,
 )
-from poise.functional.ratings import arena_table, elo_difference, elo_estimate
+from poise.functional.ratings import arena_table, elo_difference, elo_estimate, ladder_ratings
 from poise.functional.statistics import area_under_curve
 from poise.types import Estimate
 
@@ -284,6 +285,19 @@ def ladders() -> Iterator[Case]:
             return elo_estimate(win_rate(np.zeros(160), 2 * flags_of(random, labels, rate, 0.3) - 1, labels))
 
         yield Case(interval="elo_estimate", data=f"20 prompts, 8 games each, at {rate:g}", truth=truth, draw=grouped)
+    for prompts, samples, alike in ((8, 4, 0.5), (40, 1, 0.0), (40, 4, 0.3)):
+        for best in (0.0, 100.0, 700.0):  # Elo points; the player between is halfway
+
+            def ladder(random, prompts=prompts, samples=samples, alike=alike, best=best):
+                shape = (3, prompts, samples)
+                luck = np.where(random.random(shape) < alike, random.gumbel(size=(3, prompts, 1)),
+                                random.gumbel(size=shape))  # fmt: skip
+                strengths = math.log(10) / 400 * np.array([0.0, best / 2, best])[:, None]
+                labels = np.repeat(np.arange(prompts), samples).tolist()
+                return ladder_ratings(strengths + luck.reshape(3, -1), labels)[2]
+
+            data = f"{prompts} prompts, {samples} rows each, alike {alike:g}, {best:g} ahead"
+            yield Case(interval="ladder_ratings", data=data, truth=1000 + best, draw=ladder)
     for rate in (0.02, 0.5, 1.0):
 
         def arena(random, rate=rate):
@@ -361,6 +375,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals._ratio_of_shares": ("ratio_of_sums",),
     "functional.statistics.area_under_curve": ("area_under_curve",),
     "functional.ratings.elo_estimate": ("elo_estimate",),
+    "functional.ratings.ladder_ratings": ("ladder_ratings",),
     "functional.ratings.arena_table": ("arena_table",),
     "evaluate.calibration.calibrate": ("calibrate",),
     "evaluate.compare.compare": ("share", "win_rate", "elo_estimate", "ratio_of_sums", "paired_difference"),

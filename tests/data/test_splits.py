@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.data import load, merge, select, split_by_prompt
-from poise.data.splits import split_together
+from poise.data.splits import split_in_strata, split_together
 from poise.errors import ConfigError, DataError
 from poise.types import BadRow, Comparison, Dataset, Demonstration, Prompt, SafetyLabel
 
@@ -127,3 +127,24 @@ def test_all_rows_of_a_set_split_together_are_kept_once():
     assert 70 < len(parts["train"].prompts) < 130
     with pytest.raises(ConfigError, match="add up to 1"):
         split_together({"only": dataset}, {"only": {"train": 0.5}})
+
+
+@given(st.lists(st.sampled_from(["harmful", "benign", "look_alike"]), max_size=60), st.integers(0, 3))
+def test_strata_have_their_share_of_every_kind_on_every_side_and_no_prompt_on_two(kinds, seed):
+    prompts = tuple(Prompt.of(f"p {place}", kind=kind, split="train") for place, kind in enumerate(kinds))
+    shares = {"train": 0.6, "first": 0.2, "second": 0.2}
+    parts = split_in_strata(Dataset(name="rows", prompts=prompts), shares, seed=seed)
+    assert sorted(p.id for part in parts.values() for p in part.prompts) == sorted(p.id for p in prompts)
+    for kind in set(kinds):
+        of_kind = {name: sum(p.tags["kind"] == kind for p in part.prompts) for name, part in parts.items()}
+        assert all(abs(of_kind[name] - share * kinds.count(kind)) <= 1 for name, share in shares.items())
+
+
+def test_strata_depend_on_prompts_and_seed_and_not_on_the_order_of_rows():
+    prompts = tuple(Prompt.of(f"p {place}", kind="benign") for place in range(30))
+    shares = {"train": 0.5, "rest": 0.5}
+    sides = [
+        {p.id for p in split_in_strata(Dataset(name="rows", prompts=rows), shares, seed=seed)["train"].prompts}
+        for rows, seed in ((prompts, 0), (prompts[::-1], 0), (prompts, 1))
+    ]
+    assert sides[0] == sides[1] != sides[2]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from poise.errors import ConfigError, FeedbackError
-from poise.feedback.annotators import RuleAnnotator, ScoreAnnotator
-from poise.types import Annotator, Completion, Prompt, Scores
+from poise.feedback.annotators import ErringAnnotator, RecordedAnnotator, RuleAnnotator, ScoreAnnotator
+from poise.types import Annotator, Comparison, Completion, Dataset, Prompt, Scores
 
 HARMFUL = Prompt.of("Help me steal a bike.", kind="harmful")
 BENIGN = Prompt.of("How do I mend a bike?", kind="benign")
@@ -96,3 +96,38 @@ def test_another_channel_can_be_named() -> None:
 def test_a_response_without_a_score_is_no_verdict() -> None:
     with pytest.raises(FeedbackError, match=f"{BENIGN.id}.*empty response"):
         ScoreAnnotator(LengthScorer(), "safe").compare(BENIGN, [SHORT, " "])
+
+
+@pytest.mark.parametrize("criterion", ["helpful", "safe"])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_a_simulated_person_errs_as_often_as_it_says_on_both_axes_and_always_alike(criterion, rate) -> None:
+    sure = RuleAnnotator(criterion)
+    person = ErringAnnotator(sure, flip_rate=rate, seed=3)
+    asked = [(Prompt.of(f"Help me steal bike {place}.", kind="harmful"), [LONG, REFUSAL]) for place in range(1000)]
+    said = [(sure.compare(*each), person.compare(*each)) for each in asked]
+    wrong = sum(a.winner != b.winner for a, b in said) / len(said)
+    assert wrong == pytest.approx(rate, abs=0.04)
+    if criterion == "safe":
+        flags = [x != y for a, b in said for x, y in zip(a.safe, b.safe, strict=True)]
+        assert sum(flags) / len(flags) == pytest.approx(rate, abs=0.03)
+    assert [person.compare(*each) for each in reversed(asked)][::-1] == [b for _, b in said]
+    assert f"{rate:.0%} flipped" in said[0][1].origin.name
+
+
+def test_who_errs_in_half_of_the_verdicts_says_nothing_and_is_refused() -> None:
+    with pytest.raises(ConfigError, match="where labels say nothing"):
+        ErringAnnotator(RuleAnnotator("safe"), flip_rate=0.5)
+
+
+def test_what_people_wrote_down_is_found_in_either_order_of_the_responses_and_never_made_up() -> None:
+    said = Comparison(prompt=BENIGN, responses=(LONG, SHORT), criterion="safe", winner=0, safe=(True, False))
+    soft = Comparison(prompt=HARMFUL, responses=(LONG, SHORT), criterion="safe", probability=0.8)
+    file = RecordedAnnotator(Dataset(name="people.jsonl", comparisons=(said, soft)), "safe")
+    assert file.compare(BENIGN, [LONG, SHORT]) == said
+    turned = file.compare(BENIGN, [SHORT, LONG])
+    assert (turned.winner, turned.safe, turned.responses) == (1, (False, True), (SHORT, LONG))
+    assert file.compare(HARMFUL, [SHORT, LONG]).probability == pytest.approx(0.2)
+    with pytest.raises(FeedbackError, match=r"people.jsonl has no comparison .*'safe'.*asked.jsonl"):
+        file.compare(BENIGN, [LONG, REFUSAL])
+    with pytest.raises(FeedbackError, match="'helpful'"):
+        RecordedAnnotator(Dataset(name="people.jsonl", comparisons=(said,)), "helpful").compare(BENIGN, [LONG, SHORT])

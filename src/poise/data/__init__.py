@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         merge,
         select,
         split_by_prompt,
+        split_in_strata,
         with_cut_responses,
         without_splits,
     )
@@ -34,6 +35,7 @@ _LAZY = {
     "merge": "poise.data.splits",
     "select": "poise.data.splits",
     "split_by_prompt": "poise.data.splits",
+    "split_in_strata": "poise.data.splits",
     "with_cut_responses": "poise.data.splits",
     "without_splits": "poise.data.splits",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "merge",
     "select",
     "split_by_prompt",
+    "split_in_strata",
     "with_cut_responses",
     "without_splits",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.files import atomic_write, json_line, read_jsonl_tolerant, to_jsonable
-from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, Scores, Span
+from poise.types import Comparison, Completion, Origin, Prompt, Rollout, RolloutTurn, SafetyLabel, Scores, Span
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -59,6 +59,16 @@ def read_comparison(row: Mapping[str, Any]) -> Comparison:
         "origin": Origin(**(row["origin"] | {"order": tuple(row["origin"]["order"])})),
     }
     return Comparison(**(dict(row) | changed))
+
+
+def read_label(row: Mapping[str, Any]) -> SafetyLabel:
+    """The safety label that `poise.files.plain` made a JSON object of."""
+    changed: dict[str, Any] = {
+        "prompt": _read_prompt(row["prompt"]),
+        "categories": tuple(row["categories"]),
+        "origin": Origin(**(row["origin"] | {"order": tuple(row["origin"]["order"])})),
+    }
+    return SafetyLabel(**(dict(row) | changed))
 
 
 def _read_prompt(row: Mapping[str, Any]) -> Prompt:

@@ -43,6 +43,34 @@ def split_by_prompt(dataset: Dataset, shares: Mapping[str, float], *, seed: int 
     return {name: _keep(dataset, _is_on(sides, name), name) for name in shares}
 
 
+def split_in_strata(dataset: Dataset, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
+    """Divide a data set by prompt so that every side has its share of each kind of prompt, to within one.
+
+    The prompts of a kind (tag `kind`) are put in the order of a hash of id and seed, and cut at the shares. Tags
+    `split` are ignored: this divides what stands on one side already.
+
+    Raises ConfigError unless the shares are above 0 and add up to 1.
+
+    >>> few = Dataset(name="few", prompts=tuple(Prompt.of(f"{i}", kind="benign") for i in range(10)))
+    >>> [len(part.prompts) for part in split_in_strata(few, {"kept": 0.6, "rest": 0.4}).values()]
+    [6, 4]
+    """
+    _require_shares(shares)
+    strata: dict[str, set[str]] = {}
+    for prompt in prompts_of(dataset):
+        strata.setdefault(str(prompt.tags.get("kind", "")), set()).add(prompt.id)
+    sides: dict[str, str] = {}
+    for ids in strata.values():
+        order = sorted(ids - sides.keys(), key=lambda each: hashlib.sha256(f"strata:{seed}:{each}".encode()).digest())
+        begin, edge = 0, 0.0
+        for name, share in shares.items():
+            edge += share
+            end = round(edge * len(order))
+            sides |= dict.fromkeys(order[begin:end], name)
+            begin = end
+    return {name: _keep(dataset, _is_on(sides, name), name) for name in shares}
+
+
 def held_out(dataset: Dataset, *, seed: int = 0) -> dict[str, Dataset]:
     """The sides train and test, as the rows say; where they leave one empty, a fifth of the prompts is held out.
 

@@ -1,4 +1,4 @@
-"""Annotators that need no person: a rule, and a scorer that compares by its scores.
+"""Annotators that wait for no person: a rule, a scorer, someone who errs, and what people have written down.
 
 They stand behind the same protocol as people and judges, and say in `origin` what they are.
 """
@@ -6,13 +6,15 @@ They stand behind the same protocol as people and judges, and say in `origin` wh
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.asking import ask
 from poise.feedback.rules import is_refusal
-from poise.types import Comparison, Completion, Origin, Prompt, Scorer
+from poise.types import Annotator, Comparison, Completion, Dataset, Origin, Prompt, Scorer
 
 Criterion = Literal["helpful", "safe"]
 
@@ -74,6 +76,77 @@ class ScoreAnnotator:
         values = [-value if self.criterion == "safe" else value for value in found]
         safe = tuple(value >= 0 for value in values) if self.criterion == "safe" else None
         return _verdict(prompt, responses, values, self.criterion, Origin(kind="model", name=scores[0].source), safe)
+
+
+class ErringAnnotator:
+    """A simulated person: says what another annotator says, and errs at a known rate.
+
+    flip_rate  chance that a verdict is turned around, and for each flag on its own that it is; drawn from the seed, the
+               criterion, the prompt and the responses, so that the same question always gets the same answer
+
+    A model that learned the underlying annotator by heart therefore agrees with this one at 1 - flip_rate at most.
+    """
+
+    def __init__(self, annotator: Annotator, *, flip_rate: float = 0.1, seed: int = 0):
+        if not 0 <= flip_rate < 0.5:
+            raise ConfigError(f"flip_rate is {flip_rate}: give a share from 0 to below 0.5, where labels say nothing")
+        self.annotator, self.flip_rate, self.seed = annotator, flip_rate, seed
+
+    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
+        """The verdict, turned around now and then: the runner-up wins, and a soft verdict speaks for the other side."""
+        found = self.annotator.compare(prompt, responses)
+        draw = random.Random(repr((self.seed, found.criterion, prompt.id, tuple(responses))))
+        if draw.random() < self.flip_rate:
+            found = _turned_around(found)
+        if found.safe is not None:
+            found = replace(found, safe=tuple(flag != (draw.random() < self.flip_rate) for flag in found.safe))
+        name = f"{found.origin.name or found.origin.kind}, {self.flip_rate:.0%} flipped"
+        return replace(found, origin=replace(found.origin, name=name))
+
+
+class RecordedAnnotator:
+    """What people wrote down of these very responses: comparisons read from their file, in whichever order they stand.
+
+    judged  the data set that `poise.load` made of the file
+    """
+
+    def __init__(self, judged: Dataset, criterion: Criterion):
+        self.name, self.criterion = judged.name, criterion
+        self._known = {(c.prompt.id, frozenset(c.responses)): c for c in judged.comparisons if c.criterion == criterion}
+
+    def compare(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
+        """The recorded verdict. Raises FeedbackError if there is none on these responses."""
+        found = self._known.get((prompt.id, frozenset(responses)))
+        if found is None:
+            raise FeedbackError(
+                f"{self.name} has no comparison by the criterion {self.criterion!r} of {len(responses)} responses to "
+                f"prompt {prompt.id} ({prompt.text[:60]!r}): have people compare every row of the stage's asked.jsonl, "
+                "put what they said into that file, and repeat the command"
+            )
+        order = [found.responses.index(response) for response in responses]
+        probability = found.probability
+        if probability is not None and order[0] == 1:
+            probability = 1 - probability
+        return replace(
+            found,
+            prompt=prompt,
+            responses=tuple(responses),
+            winner=None if found.winner is None else order.index(found.winner),
+            probability=probability,
+            safe=None if found.safe is None else tuple(found.safe[place] for place in order),
+            categories=tuple(found.categories[place] for place in order) if found.categories else (),
+            ranking=tuple(order.index(place) for place in found.ranking),
+        )
+
+
+def _turned_around(found: Comparison) -> Comparison:
+    """The same comparison of two responses for the other side; of more, the last of a ranking or another one wins."""
+    probability = None if found.probability is None else 1 - found.probability
+    if found.winner is None:
+        return replace(found, probability=probability)
+    other = (found.winner + 1) % len(found.responses)
+    ranking = tuple(reversed(found.ranking))
+    return replace(found, winner=ranking[0] if ranking else other, ranking=ranking, probability=probability)
 
 
 def _information(response: str) -> float:

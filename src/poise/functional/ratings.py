@@ -10,8 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from poise.errors import DataError
-from poise.functional.cluster_sums import Array, Clusters, finite_vector, paired_vector
-from poise.functional.intervals import share
+from poise.functional.cluster_sums import (
+    Array,
+    Clusters,
+    ClusterSums,
+    effective_rows,
+    exact_ends,
+    finite_vector,
+    jackknife_variance,
+    paired_vector,
+)
+from poise.functional.intervals import FEWEST_DEGREES, share
 from poise.types import Estimate
 
 ELO_SCALE = 400.0
@@ -103,6 +112,74 @@ def bradley_terry_ratings(
         if longest < 1e-10:
             break
     return anchor_rating + ELO_SCALE / math.log(10) * odds
+
+
+def ladder_ratings(
+    scores: ArrayLike, clusters: Clusters, *, anchor: int = 0, anchor_rating: float = 1000.0, level: float = 0.95
+) -> list[Estimate]:
+    """Rate players who all answered the same rows, all against all; in each row the higher score wins, a tie is half.
+
+    Ratings are `bradley_terry_ratings` with half a win added to both sides of every pair. The interval of a rating is
+    that of the expected win rate against the anchor, in Elo points: Clopper and Pearson's at an effective number of
+    rows, whose variance comes from how leaving a prompt out moves all ratings (a sandwich over prompts, by one Newton
+    step), so that what players share cancels. `n` counts the comparisons of a player; the anchor has no interval.
+
+    scores    [P, N] of each player in each row, higher is better
+    clusters  [N] labels of the prompts
+
+    >>> [round(each.value) for each in ladder_ratings([[0.0] * 4, [1.0, 1.0, -1.0, 1.0]], ["a", "b", "c", "d"])]
+    [1000, 1147]
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim != 2 or len(table) < 2 or table.shape[1] != len(clusters) or not np.isfinite(table).all():
+        raise DataError(
+            "ladder_ratings: scores are finite numbers of two players or more [P, N], with a cluster for each row; "
+            f"got shape {table.shape} and {len(clusters)} clusters"
+        )
+    players, rows = table.shape
+    won = (np.sign(table[:, None] - table[None]) + 1) / 2 * (1 - np.eye(players))[:, :, None]  # [P, P, N]
+    ratings = bradley_terry_ratings(won.sum(axis=2), anchor=anchor, anchor_rating=anchor_rating, smoothing=0.5)
+    pulls, freedom = _prompt_pulls(won, ratings, clusters, anchor)
+    games = rows * (players - 1)
+    found = []
+    for player, rating in enumerate(ratings.tolist()):
+        known = {"value": rating, "n": games, "unit": "Elo", "level": level}
+        if player == anchor:
+            found.append(Estimate(**known, method="the anchor"))
+        elif freedom < FEWEST_DEGREES:
+            found.append(Estimate(**known, method="no interval: too few prompts"))
+        else:
+            rate = elo_expected(rating - anchor_rating)
+            variance = jackknife_variance(pulls[:, player]) * (rate * (1 - rate)) ** 2
+            worth = effective_rows(rate, variance, freedom, least=len(pulls), most=games, level=level)
+            ends = (elo_difference(end) for end in exact_ends(rate * worth, worth, level))
+            low, high = (anchor_rating + end if math.isfinite(end) else None for end in ends)
+            method = f"Bradley-Terry, rate against the anchor at {worth:.1f} effective of {rows} rows"
+            found.append(Estimate(**known, low=low, high=high, method=f"{method}, over {len(pulls)} prompts"))
+    return found
+
+
+def _prompt_pulls(won: Array, ratings: Array, clusters: Clusters, anchor: int) -> tuple[Array, float]:
+    """How each prompt moves the log-odds against the anchor [G, P], and the degrees of freedom of that.
+
+    u_g = H^-1 s_g / (1 - w_g),   s_g = wins of prompt g less those expected,   H = curvature of the likelihood
+    """
+    from scipy.special import expit
+
+    labels = list(dict.fromkeys(clusters))
+    place = np.array([labels.index(label) for label in clusters])
+    chance = expit(math.log(10) / ELO_SCALE * (ratings[:, None] - ratings))
+    own = np.array([place == g for g in range(len(labels))])  # [G, N] the rows of each prompt
+    sizes = own.sum(axis=1).astype(np.float64)
+    chance_of_others = chance.sum(axis=1) - 0.5
+    surplus = own @ won.sum(axis=1).T - sizes[:, None] * chance_of_others
+    weights = len(place) * chance * chance.T * (1 - np.eye(len(ratings)))
+    curvature = np.diag(weights.sum(axis=1)) - weights
+    free = np.delete(np.arange(len(ratings)), anchor)
+    pulls = np.zeros_like(surplus)
+    pulls[:, free] = np.linalg.solve(curvature[np.ix_(free, free)], surplus[:, free].T).T
+    pulls /= np.maximum(1 - sizes / sizes.sum(), 1e-9)[:, None]
+    return pulls, ClusterSums(sizes, sizes).degrees_of_freedom()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

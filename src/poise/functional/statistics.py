@@ -39,6 +39,7 @@ from poise.functional.ratings import (
     elo_difference,
     elo_estimate,
     elo_expected,
+    ladder_ratings,
 )
 from poise.types import Estimate
 
@@ -58,6 +59,7 @@ __all__ = [
     "expected_calibration_error",
     "f1",
     "fit_platt",
+    "ladder_ratings",
     "mean",
     "ngrams",
     "paired_difference",

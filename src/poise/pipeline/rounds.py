@@ -1,62 +1,63 @@
-"""Rounds of feedback: responses of the current policy, compared by annotators, each criterion apart."""
+"""Rounds of feedback: answers of the current policy to new prompts, judged on each criterion apart; then all again.
+
+    round k: policy k-1 -> align under the limits of signal k -> policy k -> its answers to prompts held out for round k
+             -> annotators -> signal k measured on them -> signal k+1, which learns from everything gathered so far
+
+Prompts that are held out for rounds teach nothing before their round: neither the SFT start nor any score model. Every
+round goes on from the policy of the round before; the reference of the KL penalty stays the start of the first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from poise.data.rollouts import read_comparison
-from poise.feedback.annotators import RuleAnnotator
-from poise.files import to_jsonable
+from poise.data import load, merge, with_cut_responses
+from poise.data.rollouts import read_comparison, read_label
+from poise.errors import ConfigError, DataError
+from poise.feedback.annotators import ErringAnnotator, RecordedAnnotator, RuleAnnotator, ScoreAnnotator
+from poise.files import atomic_write, json_line, read_jsonl_tolerant, to_jsonable
+from poise.models.channels import COST, REWARD
 from poise.models.policy import Policy
 from poise.pipeline.alignment import FILLED, align
 from poise.pipeline.limits import under_limits
-from poise.pipeline.safety import Material, calibrations_of, held_limits, known_prompts
-from poise.pipeline.scores import TrainedScoreModel
-from poise.plan.work import current_planner
+from poise.pipeline.safety import Material, calibrations_of, held_limits, known_prompts, unseen_accuracy
+from poise.pipeline.scores import TrainedScoreModel, fit_scores
+from poise.plan.work import Planner, current_planner
+from poise.ranks import by_main, current
 from poise.rollout.native import NativeEngine
 from poise.run import Run
 from poise.train.limit_text import LimitText, group_named
 from poise.train.objectives import Objective
+from poise.train.score_model import evaluate_scores
 from poise.train.sharding import shard_engine
 from poise.train.validation import Validation
-from poise.types import Annotator, Dataset, Engine, Prompt, Sampling
+from poise.types import Annotator, Comparison, Completion, Dataset, Engine, Estimate, Prompt, SafetyLabel, Sampling
 
 ANNOTATORS = (RuleAnnotator("helpful"), RuleAnnotator("safe"))
+ANSWERS = 4  # to each prompt that annotators are asked about: two pairs
+PERSON = "person"  # before the flip rate of a simulated person: person:0.1
+FLIP_RATE = 0.1
+_PERSON_DEPTH = 0.6  # neither the signal's nor the judge's
+ASKED = "asked.jsonl"  # of a stage: the responses that are to be compared
+
+RedTeam = Callable[[Run, Policy, int], Sequence[Prompt]]
 
 
-def collect_comparisons(
-    run: Run,
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    annotators: Sequence[Annotator],
-    *,
-    sampling: Sampling = Sampling(),
-    engine: Engine | None = None,
-    name: str = "annotations",
-) -> Dataset:
-    """Sample two responses to each prompt, and let every annotator compare them; equal or empty pairs are skipped.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round: its training signal, and what annotators said of its policy's answers.
 
-    The comparisons are stored in the stage, so a resumed run does not call annotators again.
+    gathered  comparisons and labels of the policy's answers to prompts that nothing had learned from
+    accuracy  of this round's signal on them, by the names of `evaluate_scores`
     """
-    if (planner := current_planner()) is not None:
-        answers, longest = 2 * len(prompts), sampling.max_tokens
-        context = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts]) + longest * FILLED
-        memory = planner.compute.generating(answers, context=context)
-        seconds = planner.compute.decoding(answers, longest, context=context)
-        planner.add(planner.named(run, name), seconds=seconds, memory=memory, work=f"{answers} answers, compared")
-        return Dataset(name=name)
-    stage = run.stage(name)
-    if not stage.finished:
-        answering = shard_engine(engine or NativeEngine(policy))
-        made = answering.generate(prompts, replace(sampling, samples=2))
-        texts = ["" if completion.unfit else completion.text for completion in made]
-        pairs = [(prompt, texts[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts)]
-        usable = [(prompt, pair) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
-        verdicts = [annotator.compare(prompt, pair) for prompt, pair in usable for annotator in annotators]
-        stage.finish({"rows": [to_jsonable(verdict) for verdict in verdicts], "left_out": len(pairs) - len(usable)})
-    return Dataset(name=name, comparisons=tuple(read_comparison(row) for row in stage.result["rows"]))
+
+    number: int
+    signal: TrainedScoreModel
+    gathered: Dataset
+    accuracy: Mapping[str, Estimate]
 
 
 def align_in_rounds(
@@ -69,38 +70,41 @@ def align_in_rounds(
     sampling: Sampling,
     rounds: int = 1,
     annotators: Sequence[Annotator] = ANNOTATORS,
+    red_team: RedTeam | None = None,
     seed: int = 0,
     validate_every: int = 0,
     **options: Any,
-) -> TrainedScoreModel:
-    """Reinforcement learning in rounds of feedback; returns the training signal of the last.
-
-    Each round adds an equal share of the training prompts. Between rounds the annotators compare responses of the
-    current policy to the next round's prompts, and reward and cost model learn anew with what they said.
+) -> tuple[Round, ...]:
+    """Reinforcement learning in rounds of feedback; returns every round, the last with the signal of the policy.
 
     objective       a fresh one for each round, or the limits under which the reward is maximised
+    annotators      one or more for each criterion; they are asked after every round for which prompts are held out
+    red_team        further prompts to ask about after a round, found against its policy; keep them in a stage
     validate_every  updates between checks of these limits on the judge's prompts, which neither policy nor signal learn
                     from; the policy that is kept is chosen there. 0: it is not
     options         further arguments of `align`
+
+    A policy is trained on the prompts of the first round and on those of the rounds before it.
     """
-    prompts, gathered = material.train_prompts, list[Dataset]()
+    prompts, done = list(material.train_prompts), list[Round]()
     limits = () if callable(objective) else tuple(objective)
     for number in range(1, rounds + 1):
         if number > 1:
+            gathered = [each.gathered for each in done]
             signal = material.signal(run, gathered=gathered, name=f"scores-{number}")
-        known = prompts[: max(1, len(prompts) * number // rounds)]
+            prompts += gathered[-1].prompts
         if limits:
             limits = held_limits(limits, signal)
             run.record_reading("limits", [each.record() for each in limits])
             options["validate"] = validation_of(limits, signal, material, every=validate_every)
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
-        align(run, policy, material.scorers(signal, limits), known, name=f"policy-{number}", **options)
-        if number < rounds:
-            asked = prompts[: max(1, len(prompts) * (number + 1) // rounds)]
-            drawn, name = replace(sampling, temperature=1.0, seed=seed + number), f"annotations-{number}"
-            gathered.append(collect_comparisons(run, policy, asked, annotators, sampling=drawn, name=name))
-    return signal
+        align(run, policy, material.scorers(signal, limits), prompts, name=f"policy-{number}", **options)
+        asked = [*material.asked_after(number), *(red_team(run, policy, number) if red_team else ())]
+        drawn = replace(sampling, temperature=1.0, seed=seed + number)
+        found = _gathered(run, policy, material, asked, annotators, drawn, f"annotations-{number}")
+        done.append(Round(number=number, signal=signal, gathered=found, accuracy=_on_answers(signal, found)))
+    return tuple(done)
 
 
 def validation_of(
@@ -116,3 +120,164 @@ def validation_of(
         return None
     meant = under_limits([replace(each, margin=0.0) for each in limits], calibrations_of(signal.model)).limits
     return Validation(prompts=prompts, every=every, limits=meant)
+
+
+def collect_comparisons(
+    run: Run,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    annotators: Sequence[Annotator],
+    *,
+    sampling: Sampling = Sampling(),
+    engine: Engine | None = None,
+    name: str = "annotations",
+    answers: int = 2,
+) -> Dataset:
+    """Sample responses to each prompt and have every annotator compare them two by two.
+
+    answers  to each prompt, an even number: every one stands in one pair, but for equal and empty ones
+
+    What is said of a response alone (`safe`) becomes a `SafetyLabel`, apart from the comparisons. The stage keeps the
+    pairs in asked.jsonl before anybody is asked, and then what was said: a resumed run samples and asks nothing twice.
+    """
+    if (planner := current_planner()) is not None:
+        _plan(planner, planner.named(run, name), prompts, answers, sampling.max_tokens)
+        return Dataset(name=name, prompts=tuple(prompts))
+    stage = run.stage(name)
+    if not stage.finished:
+        rows, known = stage.path / ASKED, {prompt.id: prompt for prompt in prompts}
+        if not current().broadcast_object(rows.exists()):
+            answering = shard_engine(engine or NativeEngine(policy))
+            write_asked(rows, prompts, answering.generate(prompts, replace(sampling, samples=answers)))
+        asked = [(known[row["id"]], row["responses"]) for row in read_jsonl_tolerant(rows)]
+        compared, labels = _decoupled([each.compare(*question) for question in asked for each in annotators])
+        left_out = answers // 2 * len(prompts) - len(asked)
+        stage.finish({"rows": to_jsonable(compared), "labels": to_jsonable(labels), "left_out": left_out})
+    return Dataset(
+        name=name,
+        prompts=tuple(prompts),
+        comparisons=tuple(map(read_comparison, stage.result["rows"])),
+        labels=tuple(map(read_label, stage.result["labels"])),
+    )
+
+
+@by_main
+def write_asked(path: Path, prompts: Sequence[Prompt], made: Sequence[Completion]) -> None:
+    """The pairs that annotators are to compare, a line each; responses of one prompt are adjacent in `made`."""
+    texts = ["" if completion.unfit else completion.text for completion in made]
+    answers = len(made) // len(prompts)
+    rows = [
+        {"prompt": prompt.messages, "id": prompt.id, "responses": pair}
+        for place, prompt in enumerate(prompts)
+        for pair in _pairs(texts[answers * place : answers * (place + 1)])
+    ]
+    atomic_write(path, b"".join(json_line(to_jsonable(row)) for row in rows))
+
+
+def _plan(planner: Planner, name: str, prompts: Sequence[Prompt], answers: int, longest: int) -> None:
+    """Sampling alone: nobody knows how long annotators take."""
+    number = answers * len(prompts)
+    context = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts]) + longest * FILLED
+    memory = planner.compute.generating(number, context=context)
+    seconds = planner.compute.decoding(number, longest, context=context)
+    planner.add(name, seconds=seconds, memory=memory, work=f"{number} answers, compared")
+
+
+def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) -> tuple[Annotator, ...]:
+    """Who is asked in rounds: `rule`, `person` or `person:0.2` (a simulated one), or a file of what people said.
+
+    A simulated person is a score model of its own, which learned what the data say of the prompts held out for rounds,
+    which nothing else learns from; a stated share of its verdicts is turned around, on both criteria.
+    """
+    if text == "rule":
+        return ANNOTATORS
+    if (rate := flip_rate_of(text)) is None:
+        judged = load(text)
+        run.record_data(judged.name, judged.provenance)
+        return RecordedAnnotator(judged, "helpful"), RecordedAnnotator(judged, "safe")
+    own, spec = with_cut_responses(merge(material.held_for_rounds, name="person")), material.signal_spec
+    spec = replace(spec, depth=_PERSON_DEPTH, seed=spec.seed + 2000, calibrated=0.0, channels=(REWARD, COST))
+
+    def measure(model: Any) -> Mapping[str, Estimate]:
+        return unseen_accuracy(model, material.splits["test"])
+
+    person = fit_scores(run, material.backbone, own, spec, measure=measure, name=PERSON, cache=material.cache).model
+    return tuple(
+        ErringAnnotator(ScoreAnnotator(person, criterion), flip_rate=rate, seed=seed)
+        for criterion in ("helpful", "safe")
+    )
+
+
+def require_annotator(text: str) -> None:
+    """Raise ConfigError unless `annotators_named` knows who that is, before any work."""
+    if text != "rule" and flip_rate_of(text) is None and not Path(text).exists():
+        raise ConfigError(
+            f"annotator is {text!r}: give rule, {PERSON} (who errs in {FLIP_RATE:.0%} of verdicts), {PERSON}:0.2, or "
+            "the path of a file of comparisons by people"
+        )
+
+
+def flip_rate_of(text: str) -> float | None:
+    """How often a simulated person errs; None where the text names none.
+
+    >>> flip_rate_of("person"), flip_rate_of("person:0.25"), flip_rate_of("rule")
+    (0.1, 0.25, None)
+    """
+    name, colon, rate = text.partition(":")
+    if name != PERSON:
+        return None
+    try:
+        found = float(rate) if colon else FLIP_RATE
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 0.5:
+        raise ConfigError(f"annotator is {text!r}: the share of verdicts that are wrong lies from 0 to below 0.5")
+    return found
+
+
+def _gathered(
+    run: Run,
+    policy: Policy,
+    material: Material,
+    asked: Sequence[Prompt],
+    annotators: Sequence[Annotator],
+    sampling: Sampling,
+    name: str,
+) -> Dataset:
+    """What is said of the policy's answers to new prompts, none of which stands on the sides of judge and test."""
+    if not asked:
+        return Dataset(name=name)
+    outside = {prompt.id for side in ("judge", "test") for prompt in material.outside(side)}
+    if mixed := [prompt.id for prompt in asked if prompt.id in outside]:
+        raise DataError(
+            f"{name}: {len(mixed)} of {len(asked)} prompts to be asked about are prompts of the judge or of the test, "
+            f"such as {mixed[0]}: what measures a policy must not teach it. Leave them out"
+        )
+    return collect_comparisons(run, policy, asked, annotators, sampling=sampling, name=name, answers=ANSWERS)
+
+
+def _on_answers(signal: TrainedScoreModel, found: Dataset) -> dict[str, Estimate]:
+    """How often the signal agrees with the annotators on answers that it has not learned from."""
+    if current_planner() is not None or not (found.comparisons or found.labels):
+        return {}
+    channels = {name for channel in signal.model.channels for name in channel.criteria}
+    known = [row for row in found.comparisons if row.criterion in channels]
+    reads = any(channel.higher_is_worse for channel in signal.model.channels)
+    return evaluate_scores(signal.model, known, found.labels if reads else ()) if known else {}
+
+
+def _pairs(texts: Sequence[str]) -> list[list[str]]:
+    """Different responses two by two, each in one pair."""
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    return [list(pair) for pair in zip(distinct[::2], distinct[1::2], strict=False)]
+
+
+def _decoupled(verdicts: Sequence[Comparison]) -> tuple[list[Comparison], list[SafetyLabel]]:
+    """Comparisons without flags, and the flags as labels of single responses."""
+    labels = [
+        SafetyLabel(prompt=row.prompt, response=text, safe=flag, categories=categories, origin=row.origin)
+        for row in verdicts
+        if row.safe is not None
+        for text, flag, categories in zip(row.responses, row.safe, row.categories or ((),) * len(row.safe), strict=True)
+    ]
+    return [replace(row, safe=None, categories=()) for row in verdicts], labels

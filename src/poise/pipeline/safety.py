@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from poise.data import first_prompts, held_out, judges_harm, load, merge, split_by_prompt, with_cut_responses
+from poise.data import (
+    first_prompts,
+    held_out,
+    judges_harm,
+    load,
+    merge,
+    split_by_prompt,
+    split_in_strata,
+    with_cut_responses,
+)
 from poise.errors import DataError, FeedbackError
 from poise.evaluate.divergence import sequence_kl
 from poise.evaluate.suite import KINDS, Suite, SuiteResult
@@ -42,6 +51,7 @@ from poise.train.limit_text import LimitText
 from poise.train.score_model import evaluate_scores
 from poise.types import Dataset, Engine, Estimate, Prompt, Rollout, Sampling, Scorer
 
+FOR_ROUNDS, ROUNDS_SHARE = "asked-after-", 0.4  # of the training prompts, for all rounds together
 SHARES = {"train": 0.4, "judge": 0.35, "test": 0.25}  # for data without splits of its own
 SIGNAL = ScoreModelSpec(
     depth=0.5, channels=(REWARD, replace(COST, bound=COST_BOUND)), reading={"pooling": "mean+last+prompt"}
@@ -88,6 +98,20 @@ class Material:
     def test_prompts(self) -> tuple[Prompt, ...]:
         """The test prompts that say their kind, in the order of their ids."""
         return known_prompts(self.splits["test"])
+
+    def outside(self, side: str) -> tuple[Prompt, ...]:
+        """The prompts of a side that policies must not learn from; none where there is no such side."""
+        return self.splits[side].prompts if side in self.splits else ()
+
+    def asked_after(self, number: int) -> tuple[Prompt, ...]:
+        """The prompts that are held out to ask about after a round; none where feedback comes in one round."""
+        side = self.splits.get(f"{FOR_ROUNDS}{number}")
+        return tuple(sorted(side.prompts, key=lambda prompt: prompt.id)) if side else ()
+
+    @property
+    def held_for_rounds(self) -> list[Dataset]:
+        """What the data themselves say of these prompts, which neither start nor signal learn."""
+        return [side for name, side in self.splits.items() if name.startswith(FOR_ROUNDS)]
 
     @property
     def left_out(self) -> list[str]:
@@ -188,6 +212,7 @@ def prepare(
     supervised_steps: int = 0,
     warmstart_steps: int = 0,
     most_prompts: int = 0,
+    rounds: int = 1,
     score_steps: int | None = None,
     needs_judge: bool = True,
     require: Callable[[Dataset], None] = lambda train: None,
@@ -200,6 +225,7 @@ def prepare(
     supervised_steps  updates of supervised fine-tuning on preferred responses, whatever they are
     warmstart_steps   updates of it on refusals of harmful prompts, and three times as many answers to harmless ones
     most_prompts      of each split; 0: all
+    rounds            of feedback: where there are several, training prompts are held out for each
     score_steps       most updates of the score heads; None: as many as their epochs need
     needs_judge       False: data that say nothing of kinds or of harm are divided in two, and there is no judge
     require           raises an error for rows of the training side that cannot be learned from, before any work
@@ -212,6 +238,7 @@ def prepare(
     splits = divided(dataset, seed=seed, needs_judge=needs_judge, data=data)
     if most_prompts:
         splits = {name: first_prompts(part, most_prompts) for name, part in splits.items()}
+    splits = splits | with_rounds(splits["train"], rounds, seed=seed)
     require(splits["train"])
     limits = that_apply(limits, splits["train"].prompts)
     backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
@@ -256,6 +283,23 @@ def divided(dataset: Dataset, *, seed: int = 0, needs_judge: bool = True, data: 
     if not needs_judge:
         return held_out(dataset, seed=seed)
     raise DataError(_why_not_evaluated(dataset.name, splits, data or dataset.name))
+
+
+def with_rounds(train: Dataset, rounds: int, *, seed: int = 0) -> dict[str, Dataset]:
+    """What is learned from first, and a side of prompts to ask about after each round, all kinds in equal shares.
+
+    Raises DataError if there are too few prompts for so many rounds.
+    """
+    if rounds == 1:
+        return {"train": train}
+    later = {f"{FOR_ROUNDS}{number}": ROUNDS_SHARE / rounds for number in range(1, rounds + 1)}
+    sides = split_in_strata(train, {"train": 1 - ROUNDS_SHARE, **later}, seed=seed)
+    if empty := [name for name, side in sides.items() if not side.prompts]:
+        raise DataError(
+            f"{train.name}: {len(train.prompts)} training prompts are too few for {rounds} rounds: none is left for "
+            f"{', '.join(empty)}. Give fewer rounds, or more prompts"
+        )
+    return sides
 
 
 def held_limits(limits: Sequence[LimitText], signal: TrainedScoreModel) -> tuple[LimitText, ...]:

@@ -14,7 +14,7 @@ from poise.run import Run
 from poise.train.limit_text import LimitText
 from poise.types import Sampling
 
-_TAKEN = ("model", "chat_template", "data", "columns", "supervised_steps", "warmstart_steps", "most_prompts")
+_TAKEN = ("model", "chat_template", "data", "columns", "supervised_steps", "warmstart_steps", "most_prompts", "rounds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,7 +137,7 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
             ),
             demonstrations=mixed_in(policy, material.train, longest_answer=longest, seed=seed)
             if given.ptx_coef else None,
-        )  # fmt: skip
+        )[-1].signal  # fmt: skip
         compared = start, material.evaluated(part, policy, **{**begun.judged, "signal": signal})
         curves = training_curves(part, f"policy-{given.rounds}", limits=material.limits)
     drawn, fitted = cost_limit(material.limits), map(str, safety.held_limits(material.limits, signal))
