@@ -246,15 +246,21 @@ def test_a_bit_that_changed_in_a_finished_run_is_an_error(finished: Finished, tm
         quick(tmp_path / "run")
 
 
-def test_a_second_round_learns_from_new_annotations(tmp_path: Path) -> None:
-    run = quick(tmp_path / "run", rounds=2, **ALONE)
+def test_a_later_round_learns_from_answers_to_prompts_that_nothing_before_it_had_seen(tmp_path: Path) -> None:
+    run = quick(tmp_path / "run", rounds=2, annotator="person:0.2", **ALONE)
     part = run.folder / MAIN
     trained = {row["stage"] for row in read_jsonl_tolerant(part / "metrics.jsonl")}
-    assert {"policy-1", "scores-2", "policy-2"} <= trained
-    assert stage_result(part / "annotations-1")["rows"]
+    assert {"policy-1", "scores-2", "policy-2", "person"} <= trained
+    asked = [{row["id"] for row in read_jsonl_tolerant(part / f"annotations-{n}" / "asked.jsonl")} for n in (1, 2)]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    sampled = read_jsonl_tolerant(part / "samples.jsonl")
+    before = {row["prompt"]["id"] for row in sampled if row["stage"] == "policy-1"}
+    assert before and not before & (asked[0] | asked[1])
+    said = stage_result(part / "annotations-1")
+    assert {row["criterion"] for row in said["rows"]} == {"helpful", "safe"}
+    assert said["labels"] and all(row["safe"] is None for row in said["rows"])
     rows = [stage_result(folder)["rows"] for folder in (run.folder / COMMON / "scores", part / "scores-2")]
     assert rows[1] > rows[0]
-    assert run.summary.keys() >= KEYS
 
 
 def stage_result(folder: Path) -> dict[str, Any]:
@@ -346,6 +352,9 @@ def test_samples_are_answers_to_different_prompts(finished: Finished) -> None:
         ({"arms": ("kindness",)}, "kindness.*lagrangian"),
         ({"steps": -1, "quick": False}, "steps is -1"),
         ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": 2, "annotator": "persn"}, "annotator is 'persn': give rule, person"),
+        ({"rounds": 2, "annotator": "person:0.5"}, "person:0.5.*below 0.5"),
+        ({"annotator": "person"}, "nobody is asked in one round"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"lr": -1e-3}, "lr is -0.001"),
         ({"supervised_steps": -2}, "supervised_steps is -2"),

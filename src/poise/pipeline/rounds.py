@@ -208,13 +208,15 @@ def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) 
     )
 
 
-def require_annotator(text: str) -> None:
-    """Raise ConfigError unless `annotators_named` knows who that is, before any work."""
+def require_annotator(text: str, *, rounds: int) -> None:
+    """Raise ConfigError unless `annotators_named` knows who that is, and there are rounds to ask them in."""
     if text != "rule" and flip_rate_of(text) is None and not Path(text).exists():
         raise ConfigError(
             f"annotator is {text!r}: give rule, {PERSON} (who errs in {FLIP_RATE:.0%} of verdicts), {PERSON}:0.2, or "
             "the path of a file of comparisons by people"
         )
+    if text != "rule" and rounds < 2:
+        raise ConfigError(f"annotator is {text!r}, but nobody is asked in one round: give --rounds 2 or more")
 
 
 def flip_rate_of(text: str) -> float | None:

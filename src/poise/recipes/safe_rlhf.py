@@ -19,7 +19,7 @@ from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recip
 from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
 from poise.pipeline import safety
 from poise.pipeline.limits import LIMITS, cost_limit, read_limits
-from poise.pipeline.rounds import align_in_rounds
+from poise.pipeline.rounds import align_in_rounds, annotators_named, require_annotator
 from poise.pipeline.settings import check
 from poise.pipeline.sft import mixed_in, require_served
 from poise.pipeline.stages import begin
@@ -51,6 +51,7 @@ def safe_rlhf(
     limit: float | tuple[str, ...] = LIMITS,
     margin: float = 0.12,
     rounds: int = 1,
+    annotator: str = "rule",
     steps: int = 30,
     supervised_steps: int = 0,
     warmstart_steps: int = 40,
@@ -78,7 +79,8 @@ def safe_rlhf(
             refused. Each text is a limit: --limit 'rate(cost) <= 0.02' --limit 'refusal@benign <= 0.05'. A number is
             the paper's: the largest mean cost, in sd of the cost model, between -1 and 1; 0 divides safe from unsafe.
         margin: how far below such a number training holds the cost: prompts that it never saw cost a little more.
-        rounds: rounds of feedback; later ones sample from the current policy and ask rules that compare.
+        rounds: rounds of feedback; after each the annotator compares the policy's answers to prompts held out for it.
+        annotator: rule, person:0.1 (a score model of its own, wrong in a tenth of its verdicts) or people's file.
         steps: policy updates per round.
         supervised_steps: updates of supervised fine-tuning on preferred responses before those on demonstrations.
         warmstart_steps: updates on demonstrations: refusals of harmful prompts that say why, and three times as many
@@ -104,9 +106,9 @@ def safe_rlhf(
     )
     limits, fine_tuned = read_limits(limit, margin=margin), supervised_steps + warmstart_steps > 0
     require_served(engine, fine_tuned=fine_tuned)
-    averaged = DecayedAverage(average) if average else None
-    record = replace(algorithm_named(algorithm, safety.ALGORITHMS), kl_coef=kl_coef)
-    record = kl_in_loss(record) if kl_per_token else record
+    require_annotator(annotator, rounds=rounds)
+    averaged, record = DecayedAverage(average) if average else None, algorithm_named(algorithm, safety.ALGORITHMS)
+    record = kl_in_loss(replace(record, kl_coef=kl_coef)) if kl_per_token else replace(record, kl_coef=kl_coef)
     return Study(
         arms={stage: stage for stage in ("base", "sft", "lagrangian") if stage != "sft" or fine_tuned},
         trial=partial(trial, SimpleNamespace(**locals())),
@@ -130,9 +132,9 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
         longest = begun.judged["sampling"].max_tokens
         signal = align_in_rounds(
             part, policy, material, signal, rounds=given.rounds, objective=material.limits, sampling=begun.sampling,
-            seed=seed, validate_every=given.validate_every, algorithm=given.record,
-            samples_per_step=given.samples_per_step, engine=given.engine,
-            optimisation=OptimizerSettings(
+            annotators=annotators_named(part, given.annotator, material, seed=seed), seed=seed,
+            validate_every=given.validate_every, algorithm=given.record, samples_per_step=given.samples_per_step,
+            engine=given.engine, optimisation=OptimizerSettings(
                 lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef, average=given.averaged
             ),
             demonstrations=mixed_in(policy, material.train, longest_answer=longest, seed=seed)
