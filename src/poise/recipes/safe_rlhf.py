@@ -86,13 +86,12 @@ def safe_rlhf(
         warmstart_steps: updates on demonstrations: refusals of harmful prompts that say why, and three times as many
             good answers to harmless ones; 0 starts reinforcement from the base itself.
         ptx_coef: weight of the cross-entropy on preferred answers to harmless prompts in every update of a policy.
-        samples_per_step: responses sampled for each policy update.
+        samples_per_step: responses sampled for each update.
         response_tokens: longest response in training, in tokens; evaluation allows a fifth more.
         temperature: sampling temperature, in training and evaluation.
         lr: learning rate of the policy adapter.
         average: how much of the average of the weights stays in each update; the average is the policy. 0: no average.
-        validate_every: updates between checks of the limits on prompts that nothing but the judge learns from; the
-            policy that is kept is the best one there that meets them. 0: it is the last average.
+        validate_every: updates between checks of the limits on the judge's prompts, which choose the policy; 0: never.
         kl_coef: weight of the KL penalty to the SFT start, per nat.
         kl_per_token: charge it in the loss, as a mean over tokens: the sum over a response favours short answers.
         engine: who samples: native, ray:4 (workers of a Ray cluster) or the http://HOST:PORT of a vLLM server.
