@@ -23,6 +23,7 @@ from poise.types import PER_CENT, Estimate
 Outcome = Literal["holds", "not shown", "contradicted"]
 Row = tuple[int, str, int]  # seed, prompt id, which row of the prompt
 ENOUGH_SIGNS = 6  # seeds that all differ by the very same, whose sign alone then has p <= 2 / 2^6 < 0.05
+_KEPT = ("metrics", "by_prompt", "facts", "paths")  # of a trial: all that estimates and verdicts are made of
 POWER = 0.8  # how often a difference of the size that is reported as detectable would be shown
 
 
@@ -145,7 +146,7 @@ class Results:
             "metrics": list(study.metrics),
             "trials": {
                 arm: [
-                    {"seed": seed, "metrics": trial.metrics, "facts": trial.facts, "paths": trial.paths}
+                    {"seed": seed, **{name: kept for name in _KEPT if (kept := getattr(trial, name))}}
                     for seed, trial in zip(self.seeds, trials, strict=True)
                 ]
                 for arm, trials in self.trials.items()
@@ -161,6 +162,15 @@ class Results:
             "discussion": study.discussion.strip(),
             "pilots": list(study.pilots),
         }
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], study: Study) -> Results:
+        """The results again from the document that they were kept in, for the study that made it; without curves."""
+        trials = {
+            arm: [Trial.read({name: row[name] for name in _KEPT if name in row}) for row in rows]
+            for arm, rows in document["trials"].items()
+        }
+        return cls(study=study, seeds=tuple(document["seeds"]), trials=trials)
 
     def _can_test(self, claim: Claim) -> bool:
         """Whether both sides were measured, on prompts that they share: data without harmless prompts say no wins."""
