@@ -19,6 +19,7 @@ from poise.evaluate.calibration import calibrate
 from poise.evaluate.diversity import distinct_estimate
 from poise.evaluate.judges import check_judge
 from poise.evaluate.tails import lower_tail, tail_difference
+from poise.functional.agreement import kappa
 from poise.functional.intervals import (
     clopper_pearson,
     mean,
@@ -358,9 +359,31 @@ def texts() -> Iterator[Case]:
             )
 
 
+def agreements() -> Iterator[Case]:
+    """Two raters who copy the truth with errors of their own; the truth is that of very many rows."""
+    for prompts in PROMPTS:
+        for right, rate in ((0.75, 0.5), (0.9, 0.5), (0.9, 0.2)):
+            for alike in (0.0, 0.3):
+
+                def draw(random, prompts=prompts, right=right, rate=rate, alike=alike):
+                    labels = prompts_of(random, prompts, False)
+                    truth = flags_of(random, labels, rate, alike)
+                    raters = [np.where(random.random(len(labels)) < right, truth, 1 - truth) for _ in range(2)]
+                    return kappa(raters[0].tolist(), raters[1].tolist(), labels)
+
+                said = rate * right + (1 - rate) * (1 - right)
+                same, chance = right**2 + (1 - right) ** 2, said**2 + (1 - said) ** 2
+                data = f"{prompts} prompts, 8 rows each, alike {alike:g}, raters right at {right:g}, yes at {rate:g}"
+                yield Case(interval="kappa", data=data, truth=(same - chance) / (1 - chance), draw=draw)
+
+
 CASES = tuple(
-    case for family in (shares, bounded, means, differences, ratios, ranks, ladders, tails, texts) for case in family()
+    case
+    for family in (shares, bounded, means, differences, ratios, ranks, ladders, tails, texts, agreements)
+    for case in family()
 )
+
+
 # Every function that sets the ends of an interval, or is public and gives estimates, with the cases that stand for it.
 COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals.clopper_pearson": ("clopper_pearson",),
@@ -374,6 +397,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals.ratio_of_sums": ("ratio_of_sums", "check_judge"),
     "functional.intervals._ratio_of_shares": ("ratio_of_sums",),
     "functional.statistics.area_under_curve": ("area_under_curve",),
+    "functional.agreement.kappa": ("kappa",),
     "functional.ratings.elo_estimate": ("elo_estimate",),
     "functional.ratings.ladder_ratings": ("ladder_ratings",),
     "functional.ratings.arena_table": ("arena_table",),
@@ -395,6 +419,10 @@ def rows_of(replications: int, only: str = "") -> list[Row]:
     return [coverage(case, replications) for case in CASES if only in ("", case.interval)]
 
 
+SUMMARY = ("interval", "cases", "lowest coverage", "where", "median")
+DETAILS = ("interval", "data", "coverage", "samples with an interval", "median width")
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
@@ -407,7 +435,7 @@ def summary(rows: Sequence[Row]) -> str:
         worst = min(own, key=lambda row: row.covered)
         usual = float(np.median([row.covered for row in own]))
         lines.append([f"`{interval}`", str(len(own)), f"{worst.covered:.1%}", worst.case.data, f"{usual:.1%}"])
-    return table(["interval", "cases", "lowest coverage", "where", "median"], lines)
+    return table(SUMMARY, lines)
 
 
 def details(rows: Sequence[Row]) -> str:
@@ -415,14 +443,30 @@ def details(rows: Sequence[Row]) -> str:
         [f"`{row.case.interval}`", row.case.data, f"{row.covered:.1%}", f"{row.given:.0%}", f"{row.width:.3g}"]
         for row in rows
     ]
-    return table(["interval", "data", "coverage", "samples with an interval", "median width"], lines)
+    return table(DETAILS, lines)
+
+
+def write_page(rows: Sequence[Row], only: str, replications: int) -> None:
+    """Put the tables into the page; of one interval alone, put its rows after those of the others, which stay."""
+    above, _, below = PAGE.read_text(encoding="utf-8").partition("<!-- coverage -->")
+    note = f"{replications} samples of each case, written by `python benchmarks/interval_coverage.py --page`."
+    new = [[line for line in text.splitlines() if line.startswith("| `")] for text in (summary(rows), details(rows))]
+    if only and note not in below:
+        raise SystemExit(f"{PAGE} has another number of samples than {replications}: see --replications there")
+    heads = [table(head, []) for head in (SUMMARY, DETAILS)]
+    if only:
+        old = [[line for line in text.splitlines() if line.startswith("| `")] for text in below.split("### Every case")]
+        new = [[*(line for line in kept if f"| `{only}` |" not in line), *added]
+               for kept, added in zip(old, new, strict=True)]  # fmt: skip
+    first, second = ("\n".join((head, *lines)) for head, lines in zip(heads, new, strict=True))
+    PAGE.write_text(f"{above}<!-- coverage -->\n\n{note}\n\n{first}\n\n### Every case\n\n{second}\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Coverage of every interval in simulations.")
     parser.add_argument("--replications", type=int, default=2000)
     parser.add_argument("--only", default="", help="the cases of one interval, such as share")
-    parser.add_argument("--page", action="store_true", help=f"put the tables into {PAGE}")
+    parser.add_argument("--page", action="store_true", help=f"put the tables into {PAGE}; with --only, its rows alone")
     options = parser.parse_args()
     rows = rows_of(options.replications, options.only)
     text = f"{summary(rows)}\n\n### Every case\n\n{details(rows)}\n"
@@ -430,10 +474,7 @@ def main() -> None:
     low = [row for row in rows if row.covered < LEAST]
     print(f"{len(low)} of {len(rows)} cases below {LEAST:.0%}; {options.replications} samples each.")
     if options.page:
-        above = PAGE.read_text(encoding="utf-8").split("<!-- coverage -->")[0]
-        command = "python benchmarks/interval_coverage.py --page"
-        note = f"{options.replications} samples of each case, written by `{command}`.\n\n"
-        PAGE.write_text(f"{above}<!-- coverage -->\n\n{note}{text}", encoding="utf-8")
+        write_page(rows, options.only, options.replications)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 PER_CENT = ("share", "ratio")  # units that print as per cent; a ratio may leave 0 to 1
 
@@ -69,3 +70,39 @@ class Estimate:
         else:
             needed = 1 - math.floor(math.log10(size)) if 0 < size < 1 else 0
         return max(usual, min(needed, 6))
+
+
+LEAST_RIGHT = 0.6  # how often a judge must order pairs as people do, with its whole interval, for its rates to be read
+NOT_MEASURABLE: Literal["not measurable"] = "not measurable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedRate:
+    """A rate that a judge gave, such as a win rate, beside how often it is right on pairs that it never saw.
+
+    A judge whose interval includes 60 %, lies below, or is not there measures nothing: the rate is not printed then.
+
+    >>> rate = Estimate(value=0.55, n=90, unit="share")
+    >>> f"{JudgedRate(rate=rate, right=Estimate(value=0.7, n=900, unit='share', low=0.67, high=0.73)):bare}"
+    '55.0 % (judge right on 70.0 % [67.0, 73.0] of unseen pairs)'
+    >>> str(JudgedRate(rate=rate, right=Estimate(value=0.58, n=400, unit="share", low=0.53, high=0.63)))
+    'not measurable (judge right on 58.0 % [53.0, 63.0] of unseen pairs)'
+    """
+
+    rate: Estimate
+    right: Estimate | None
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the judge orders pairs well enough for its rate to be read."""
+        return self.right is not None and self.right.low is not None and self.right.low > LEAST_RIGHT
+
+    def __str__(self) -> str:
+        return self._with(str(self.rate))
+
+    def __format__(self, how: str) -> str:
+        return self._with(format(self.rate, how)) if how else str(self)
+
+    def _with(self, rate: str) -> str:
+        worth = "is not known on unseen pairs" if self.right is None else f"right on {self.right:bare} of unseen pairs"
+        return f"{rate if self.is_measurable else NOT_MEASURABLE} (judge {worth})"

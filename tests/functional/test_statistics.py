@@ -15,7 +15,6 @@ from poise.functional.statistics import (
     arena_table,
     bradley_terry_ratings,
     clopper_pearson,
-    cohens_kappa,
     distinct_n,
     elo_difference,
     elo_estimate,
@@ -276,15 +275,6 @@ def test_calibration_error_of_calibrated_forecasts_vanishes():
 def test_f1_by_hand():
     assert f1([True, True, False, False], [True, False, True, False]) == 0.5
     assert f1([False], [False]) is None
-
-
-def test_kappa_by_hand():
-    # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed 0.7, chance 0.5*0.6 + 0.5*0.4 = 0.5
-    first = ["y"] * 25 + ["n"] * 25
-    second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
-    assert cohens_kappa(first, second) == pytest.approx(0.4)
-    assert cohens_kappa(first, first) == 1
-    assert cohens_kappa(["y"], ["y"]) is None
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ _FACTS = {
         *("cost_pair_accuracy_pku-safety-pairs", "cost_pair_accuracy_hh-rlhf:harmless"),
     ),
 }
+_HELPFUL = "judge: reward_pair_accuracy"  # what its wins are worth
 _LARGEST = ("partial_refusals_called_compliance", "cost_calibration_error")  # the worst seed's is the largest
 _POINTS = (  # of the learning curves
     ("clean", "cost_sign_accuracy"),
@@ -61,10 +62,12 @@ METRICS = (
     Metric(name="look_alikes_change", label="change", unit="share", over="prompts",
            change=("look_alikes", "look_alikes_start")),
     Metric(name="plain", label="complies with plain questions after", unit="share", over="prompts"),
-    Metric(name="wins", label="helpful wins against the start", unit="share", over="prompts"),
+    Metric(name="wins", label="helpful wins against the start", unit="share", over="prompts",
+           judged_by=_HELPFUL),
     Metric(name="compliance_of_seed", label="complies with harmful requests", unit="share", table=_OVER_SEEDS),
     Metric(name="look_alikes_of_seed", label="with look-alikes", unit="share", table=_OVER_SEEDS),
-    Metric(name="wins_of_seed", label="helpful wins", unit="share", table=_OVER_SEEDS),
+    Metric(name="wins_of_seed", label="helpful wins", unit="share", table=_OVER_SEEDS,
+           judged_by=_HELPFUL),
     Metric(name="trained_cost_start", label="mean cost by the training signal before", unit="sd", table=_OVER_SEEDS),
     Metric(name="trained_cost", label="after", unit="sd", table=_OVER_SEEDS),
     Metric(name="sequence_kl", label="KL to the start", unit="nats/sequence", table=_OVER_SEEDS),

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poise.estimates import Estimate, JudgedRate
 from poise.evaluate.stage_text import markdown_table
 from poise.files import atomic_write, read_json
-from poise.types import Estimate
 
 _AT_ROWS = re.compile(r" at [\d.]+ effective of \d+ rows, over \d+ prompts")  # which differ from cell to cell
 _BY = {"paper": "the paper", "ours": "us"}
@@ -88,7 +88,12 @@ def hardware(made: Mapping[str, Any]) -> str:
 def verdicts(document: Document) -> str:
     """How many claims held, were contradicted or were not shown, over how many seeds."""
     found = [claim["outcome"] for claim in document["claims"]]
-    kinds = {"holds": "held", "not shown": "not shown", "contradicted": "contradicted"}
+    kinds = {
+        "holds": "held",
+        "not shown": "not shown",
+        "contradicted": "contradicted",
+        "not measurable": "not measurable by their judge",
+    }
     counts = [f"{found.count(kind)} {word}" for kind, word in kinds.items() if kind in found]
     return f"{', '.join(counts) or 'no claims'} (n = {len(document['seeds'])} seeds)"
 
@@ -108,11 +113,21 @@ def _tables(document: Document) -> Iterator[dict[str, Any]]:
                 continue
             estimates = [Estimate(**found[each["name"]]) if each["name"] in found else None for each in metrics]
             methods |= dict.fromkeys(each.method for each in estimates if each)
-            rows.append((label, [f"{each:bare}" if each else "–" for each in estimates]))
+            cells = [_cell(found, each, metric) for each, metric in zip(estimates, metrics, strict=True)]
+            rows.append((label, cells))
         head = [metric["label"] for metric in metrics]
         if not rows:
             continue
         yield {"heading": heading, "head": head, "rows": rows, "methods": _explained(methods, document)}
+
+
+def _cell(found: Mapping[str, Any], estimate: Estimate | None, metric: Mapping[str, Any]) -> str:
+    """A figure of an arm; one that a judge gives stands beside what the judge is worth."""
+    if estimate is None:
+        return "–"
+    if not (judge := metric.get("judged_by")):
+        return f"{estimate:bare}"
+    return f"{JudgedRate(rate=estimate, right=Estimate(**found[judge]) if judge in found else None):bare}"
 
 
 def _facts(heading: str, metrics: Sequence[Mapping[str, Any]], document: Document) -> Iterator[dict[str, Any]]:

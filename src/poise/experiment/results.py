@@ -15,12 +15,12 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from poise.errors import DataError
+from poise.estimates import NOT_MEASURABLE, PER_CENT, Estimate, JudgedRate
 from poise.evaluate.figures import Series
 from poise.experiment.study import Claim, Metric, Study, Trial
 from poise.functional.intervals import mean, paired_difference, ratio_of_sums, student_mean
-from poise.types import PER_CENT, Estimate
 
-Outcome = Literal["holds", "not shown", "contradicted"]
+Outcome = Literal["holds", "not shown", "contradicted", "not measurable"]
 Row = tuple[int, str, int]  # seed, prompt id, which row of the prompt
 ENOUGH_SIGNS = 6  # seeds that all differ by the very same, whose sign alone then has p <= 2 / 2^6 < 0.05
 _KEPT = ("metrics", "by_prompt", "facts", "paths")  # of a trial: all that estimates and verdicts are made of
@@ -97,7 +97,9 @@ class Results:
         if low is high is None and not prompts and len(self.seeds) >= ENOUGH_SIGNS:
             low = high = difference.value if difference.method.endswith("nothing varies") else None
         outcome: Outcome = "not shown"
-        if low is not None and low > 0:
+        if not self._is_measurable(claim, metric):
+            outcome = NOT_MEASURABLE
+        elif low is not None and low > 0:
             outcome = "holds"
         elif high is not None and high < 0:
             outcome = "contradicted"
@@ -114,6 +116,21 @@ class Results:
             left_out=left_out,
             detectable=detectable(difference, prompts or len(self.seeds)),
         )
+
+    def judged(self, arm: str, metric: Metric) -> Estimate | JudgedRate:
+        """What the metric is for an arm; where a judge gives it, beside what that judge is worth."""
+        found = self.estimate(arm, metric)
+        return JudgedRate(rate=found, right=self._worth(arm, metric)) if metric.judged_by else found
+
+    def _worth(self, arm: str, metric: Metric) -> Estimate | None:
+        """How often the judge of a metric is right, of several seeds the worst."""
+        judge = next((each for each in self.study.metrics if each.name == metric.judged_by), None)
+        return self.estimate(arm, judge) if judge is not None and self.has(arm, judge.name) else None
+
+    def _is_measurable(self, claim: Claim, metric: Metric) -> bool:
+        sides = [side for side in (claim.higher, claim.lower) if isinstance(side, str)]
+        rates = [self.judged(side, metric) for side in sides if metric.judged_by]
+        return all(rate.is_measurable for rate in rates if isinstance(rate, JudgedRate))
 
     def series(self, arm: str, x: str, y: str) -> Series:
         """A curve as a line with the band of its seeds' intervals."""

@@ -52,6 +52,8 @@ class Metric:
     summary  how seeds are summarised: by their mean, or by the smallest or largest value, without an interval
     table    heading of its table; the first table has none. A table of facts has one row per fact
     per      another metric over prompts: the metric is the ratio of the two sums, over prompts that have both
+    judged_by  a fact: how often the judge that gives the metric orders unseen pairs as people do. It stands beside the
+             figure, which is not printed where the judge is not good enough to measure it (`JudgedRate`)
     change   two metrics over prompts, after and before: the metric is their paired difference
 
     >>> Metric(name="harm", label="harmful answers", unit="share", over="prompts").summary
@@ -66,6 +68,7 @@ class Metric:
     table: str = ""
     per: str = ""
     change: tuple[str, str] | None = None
+    judged_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

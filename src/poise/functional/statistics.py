@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from poise.errors import DataError
+from poise.functional.agreement import kappa
 from poise.functional.cluster_sums import (
     Array,
     Clusters,
@@ -51,7 +52,6 @@ __all__ = [
     "arena_table",
     "bradley_terry_ratings",
     "clopper_pearson",
-    "cohens_kappa",
     "distinct_n",
     "elo_difference",
     "elo_estimate",
@@ -59,6 +59,7 @@ __all__ = [
     "expected_calibration_error",
     "f1",
     "fit_platt",
+    "kappa",
     "ladder_ratings",
     "mean",
     "ngrams",
@@ -137,25 +138,6 @@ def f1(predictions: Sequence[bool], labels: Sequence[bool]) -> float | None:
     pairs = Counter(zip((bool(p) for p in predictions), (bool(y) for y in labels), strict=True))
     hits, errors = pairs[True, True], pairs[True, False] + pairs[False, True]
     return 2 * hits / (2 * hits + errors) if hits + errors else None
-
-
-def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Give the agreement of two raters beyond chance; None where chance alone would always agree.
-
-        kappa = (p_observed - p_chance) / (1 - p_chance)
-
-    Source: Cohen (1960), "A coefficient of agreement for nominal scales".
-
-    >>> cohens_kappa(["a", "b", "a", "b"], ["a", "b", "b", "b"])
-    0.5
-    """
-    pairs = list(zip(first, second, strict=True))
-    if not pairs:
-        return None
-    left, right, n = Counter(first), Counter(second), len(pairs)
-    observed = sum(a == b for a, b in pairs) / n
-    chance = sum(left[label] * right[label] for label in left) / (n * n)
-    return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
