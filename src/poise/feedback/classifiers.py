@@ -112,7 +112,9 @@ def load_classifier(name: str, options: ClassifierOptions | None = None) -> Sequ
         tokenizer = AutoTokenizer.from_pretrained(source)
     beaver = is_beaver(config)
     model = (
-        load_beaver(source, name, config, _dtype(how.dtype, name)) if beaver else _classifier(source, name, config, how)
+        load_beaver(source, name, config, dtype_named(how.dtype, f"hf:{name}"))
+        if beaver
+        else _classifier(source, name, config, how)
     )
     device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.eval().requires_grad_(False).to(device)
@@ -139,15 +141,16 @@ def _classifier(source: str, name: str, config: Any, how: ClassifierOptions) -> 
         )
     with loading(source, name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=_dtype(how.dtype, name), output_loading_info=True, use_safetensors=True
+            source, dtype=dtype_named(how.dtype, f"hf:{name}"), output_loading_info=True, use_safetensors=True
         )
     require_whole(name, report)
     return model
 
 
-def _dtype(given: str, name: str) -> Any:
+def dtype_named(given: str, name: str) -> Any:
+    """A type of torch, or "auto" as it is. Raises ConfigError for another word."""
     if given != "auto" and given not in DTYPES:
-        raise ConfigError(f"hf:{name}: dtype={given}: choose auto, {', '.join(DTYPES)}")
+        raise ConfigError(f"{name}: dtype={given}: choose auto, {', '.join(DTYPES)}")
     return DTYPES.get(given, given)
 
 

@@ -290,6 +290,22 @@ def _classifier(name: ScorerName, how: Loading) -> Source:
     return Source(scorer=scorer, outputs=scorer.ways, must_say=True)
 
 
+def _guard(name: ScorerName, how: Loading) -> Source:
+    from poise.feedback.guard_layouts import layout_of
+    from poise.feedback.guards import load_guard
+
+    asked = {option: name.options.get(option, "") for option in ("layout", "guideline", "risk")}
+    scorer = load_guard(
+        name.place,
+        layout_of(name.place, **asked),
+        device=name.options.get("device", how.device),
+        dtype=name.options.get("dtype", "auto"),
+        batch_size=name.integer("batch", how.batch_size),
+        max_tokens=name.integer("max_tokens", 0) or how.max_tokens,
+    )
+    return Source(scorer=scorer, outputs={"unsafe": True})
+
+
 def _is_base(backbone: Backbone, card: Path) -> bool:
     """Whether a score model reads exactly this backbone: its weights, and its template."""
     stored = json.loads(card.read_text("utf-8"))
@@ -303,4 +319,5 @@ _LOADERS: Mapping[str, Callable[[ScorerName, Loading], Source]] = {
     "http": _server,
     "folder": _folder,
     "hf": _classifier,
+    "guard": _guard,
 }

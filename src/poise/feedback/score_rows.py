@@ -12,6 +12,7 @@ from poise.messages import text_only
 from poise.types import Completion, Message, Prompt
 
 PAIR, RESPONSE = "pair", "response"
+_SAMPLE = ({"role": "user", "content": "poise asks"}, {"role": "assistant", "content": "poise answers"})
 _UNBOUNDED = 1_000_000  # tokenizers without a limit say a number beyond all models
 
 
@@ -23,7 +24,10 @@ class RowReader:
                writes two texts; RESPONSE: the answer alone
     opens      whether the template is asked to open another turn behind the answer, in which a guard gives its verdict
     arguments  what else the template is given
+    leads      what is put behind a row that ends so
     begins     token ids in front of the row, such as the one that begins every text
+
+    Raises ConfigError for a template that does not show what is answered.
     """
 
     tokenizer: Any
@@ -32,14 +36,20 @@ class RowReader:
     max_tokens: int
     opens: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    leads: Mapping[str, str] = field(default_factory=dict)
     begins: tuple[int, ...] = ()
     tokens: TextTokens = field(init=False)
+    reads_parts: bool = field(init=False, default=False)  # the template takes contents as lists of parts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", TextTokens(self.tokenizer))
+        if self.template not in (PAIR, RESPONSE):
+            object.__setattr__(self, "reads_parts", self._needs_parts())
 
-    def read(self, prompt: Prompt, completion: Completion) -> dict[str, list[int]] | str:
+    def read(self, prompt: Prompt, completion: Completion, *, then: str = "") -> dict[str, list[int]] | str:
         """The inputs of one row by name, `input_ids` among them, or why there is none to score.
+
+        then  text behind what the template renders, such as what a guard has answered so far
 
         Raises FeedbackError where the template refuses the conversation, and for a conversation without a template.
         """
@@ -49,7 +59,8 @@ class RowReader:
             messages = text_only([*prompt.messages, *_answers(completion)])
         except DataError as error:
             return str(error)
-        fields = self._texts(prompt, completion) if self.template in (PAIR, RESPONSE) else self._rendered(messages)
+        is_rendered = self.template not in (PAIR, RESPONSE)
+        fields = self._rendered(messages, then) if is_rendered else self._texts(prompt, completion)
         if len(fields["input_ids"]) > self.max_tokens:
             return f"longer than the window of {self.max_tokens} tokens"
         return fields
@@ -67,24 +78,48 @@ class RowReader:
         encoded = self.tokenizer(*texts, split_special_tokens=True, return_attention_mask=False)
         return {key: list(value) for key, value in encoded.items()}
 
-    def _rendered(self, messages: Sequence[Message]) -> dict[str, list[int]]:
+    def _rendered(self, messages: Sequence[Message], then: str) -> dict[str, list[int]]:
         said, meaning = self.tokens.masked_in(list(messages))
         try:
-            text = self.tokenizer.apply_chat_template(
-                said,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=self.opens,
-                **self.arguments,
-            )
+            text = self._by_template(said, as_parts=self.reads_parts)
         except Exception as error:  # a template may raise whatever it likes
             roles = ", ".join(message["role"] for message in messages)
             raise FeedbackError(
                 f"{self.name}: its chat template refuses a conversation with the turns {roles}: "
                 f"{str(error) or type(error).__name__}. Give a template that takes them, as in ?template=FILE.jinja"
             ) from error
-        ids = self.tokens.unmasked(str(text), meaning) if meaning else self.tokens.parsed(str(text))
+        text += next((lead for end, lead in self.leads.items() if text.endswith(end)), "") + then
+        ids = self.tokens.unmasked(text, meaning) if meaning else self.tokens.parsed(text)
         return {"input_ids": [*self.begins, *ids]}
+
+    def _by_template(self, messages: Sequence[Mapping[str, Any]], *, as_parts: bool) -> str:
+        if as_parts:
+            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=self.opens,
+                **self.arguments,
+            )
+        )
+
+    def _needs_parts(self) -> bool:
+        """Whether the template shows an answer only where contents are lists of parts, as that of some guards does."""
+        reason = ""
+        for as_parts in (False, True):
+            try:
+                text = self._by_template(_SAMPLE, as_parts=as_parts)
+            except Exception as error:  # a template may raise whatever it likes
+                reason = reason or f" ({str(error) or type(error).__name__})"
+                continue
+            if _SAMPLE[-1]["content"] in text:
+                return as_parts
+        raise ConfigError(
+            f"{self.name}: its chat template does not show the answer to a question{reason}. Give one that does, as in "
+            "?template=FILE.jinja"
+        )
 
 
 def _answers(completion: Completion) -> list[Message]:
@@ -105,14 +140,15 @@ def window_of(tokenizer: Any, config: Any, asked: int | None, name: str) -> int:
     return known if asked is None else asked
 
 
-def padded(rows: Sequence[Mapping[str, list[int]]], fill: int) -> dict[str, Any]:
-    """Rows of token ids as tensors [B, L], filled on the right, and the mask of what is not filling."""
+def padded(rows: Sequence[Mapping[str, list[int]]], fill: int, *, left: bool = False) -> dict[str, Any]:
+    """Rows of token ids as tensors [B, L], filled on the right or left, and the mask of what is not filling."""
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
 
     def filled(values: Sequence[int], by: int) -> list[int]:
-        return [*values, *[by] * (width - len(values))]
+        filling = [by] * (width - len(values))
+        return [*filling, *values] if left else [*values, *filling]
 
     found = {
         key: torch.tensor([filled(row[key], fill if key == "input_ids" else 0) for row in rows]) for key in rows[0]
