@@ -29,6 +29,7 @@ from poise.functional.intervals import (
     student_mean,
     win_rate,
 )
+from poise.functional.judge_error import corrected_share, prediction_powered_share
 from poise.functional.ratings import arena_table, elo_difference, elo_estimate, ladder_ratings
 from poise.functional.statistics import area_under_curve
 from poise.types import Estimate
@@ -272,6 +273,42 @@ def ranks() -> Iterator[Case]:
             yield Case(interval="area_under_curve", data=data, truth=area, draw=grouped)
 
 
+def judged() -> Iterator[Case]:
+    """Shares that a judge found whose error labels show: labels of other answers, or of a part of these."""
+    for truth in (0.0, 0.01, 0.05, 0.5, 1.0):
+        for finds, alarms in ((0.6, 0.02), (0.95, 0.1), (1.0, 0.0), (0.8, 0.3)):
+            for rows, labelled in ((40, 60), (400, 60), (1000, 300)):
+
+                def draw(random, truth=truth, finds=finds, alarms=alarms, rows=rows, labelled=labelled):
+                    called = random.binomial(rows, truth * finds + (1 - truth) * alarms)
+                    found, false = random.binomial(labelled, finds), random.binomial(labelled, alarms)
+                    return corrected_share(
+                        clopper_pearson(called, rows),
+                        clopper_pearson(found, labelled),
+                        clopper_pearson(false, labelled),
+                    )
+
+                data = (
+                    f"{truth:g}, {rows} rows; sensitivity {finds:g}, false alarms {alarms:g}, {labelled} labels of each"
+                )
+                yield Case(interval="corrected_share", data=data, truth=truth, draw=draw)
+    for truth, finds, alarms in ((0.0, 1.0, 0.0), (0.0, 1.0, 0.1), (0.02, 0.5, 0.02), (0.3, 0.8, 0.1), (0.5, 0.5, 0.5)):
+        for prompts, whole in ((8, False), (50, False), (50, True)):
+
+            def powered(random, truth=truth, finds=finds, alarms=alarms, prompts=prompts, whole=whole):
+                names = np.repeat(np.arange(prompts), 4)
+                harms = flags_of(random, names.tolist(), truth, 0.3)
+                called = np.where(harms > 0, random.random(len(names)) < finds, random.random(len(names)) < alarms)
+                places = np.flatnonzero(names < prompts // 2) if whole else np.arange(0, len(names), 4)
+                return prediction_powered_share(called, places.tolist(), harms[places], names.tolist())
+
+            data = (
+                f"{truth:g}, {prompts} prompts, 4 rows each, {'half of them' if whole else 'a row of each'} labelled; "
+                f"sensitivity {finds:g}, false alarms {alarms:g}"
+            )
+            yield Case(interval="prediction_powered_share", data=data, truth=truth, draw=powered)
+
+
 def ladders() -> Iterator[Case]:
     for rate in (0.02, 0.5, 0.8, 0.98, 0.999):
         truth = elo_difference(rate)
@@ -379,7 +416,7 @@ def agreements() -> Iterator[Case]:
 
 CASES = tuple(
     case
-    for family in (shares, bounded, means, differences, ratios, ranks, ladders, tails, texts, agreements)
+    for family in (shares, bounded, means, differences, ratios, ranks, judged, ladders, tails, texts, agreements)
     for case in family()
 )
 
@@ -398,6 +435,9 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "functional.intervals._ratio_of_shares": ("ratio_of_sums",),
     "functional.statistics.area_under_curve": ("area_under_curve",),
     "functional.agreement.kappa": ("kappa",),
+    "functional.judge_error.corrected_share": ("corrected_share",),
+    "functional.judge_error.prediction_powered_share": ("prediction_powered_share",),
+    "functional.judge_error._within": ("corrected_share", "prediction_powered_share"),
     "functional.ratings.elo_estimate": ("elo_estimate",),
     "functional.ratings.ladder_ratings": ("ladder_ratings",),
     "functional.ratings.arena_table": ("arena_table",),

@@ -142,6 +142,26 @@ def report(
         say(f"Wrote {print_page(page)}")
 
 
+@app.command("gate")
+def gate(
+    requirements: Annotated[Path, typer.Argument(help="A YAML file of requirements (docs/how-to/gate.md).")],
+    answers: Annotated[Path, typer.Argument(help="Judged answers: a rollouts.jsonl, or a folder that holds one.")],
+    reference: Annotated[Path | None, typer.Option(help="Judged answers of the reference model.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="People's labels: a queue that was filled in.")] = None,
+    queue: Annotated[Path | None, typer.Option(help="Write the answers that people should label to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the evidence to this JSON file.")] = None,
+) -> None:
+    """Decide whether a model may be released: exit status 0 yes, 1 no, 2 not enough evidence, 3 an error."""
+    from poise.cli.gating import decide
+
+    try:
+        code = decide(requirements, answers, reference=reference, labels=labels, queue=queue, output=output)
+    except PoiseError as error:
+        say(f"Error: {error}", error=True, red=True)
+        raise typer.Exit(3) from None
+    raise typer.Exit(code)
+
+
 @app.command("chat")
 def chat(
     model: Annotated[str, typer.Argument(help="A model name, a folder, or a run folder.")],
