@@ -24,6 +24,8 @@ SLACK = 2 * math.sqrt(simulations.LEAST * (1 - simulations.LEAST) / MANY)  # wha
 # The first writes ends down; the others move an interval by a known number, which changes nothing of its coverage.
 WRITERS = {  # they write, move or take away an interval that another function gave
     "evaluate.report.interval_text",
+    "evaluate.gate._decided",  # one end each of two intervals; how often it errs is simulated by its own tests
+    "evaluate.gate._compared",
     "evaluate.verdict.wins_above_even",
     "experiment.results._from_number",
     "experiment.results._beyond",
