@@ -8,7 +8,8 @@ import torch
 from poise.errors import ConfigError, ModelError
 from poise.functional.statistics import PlattScale
 from poise.models.adapters import Lora
-from poise.models.heads import COST, REWARD, Channel, Critics, ScoreModel, length_buckets, load_score_model, make_head
+from poise.models.critics import Critics
+from poise.models.heads import COST, REWARD, Channel, ScoreModel, length_buckets, load_score_model, make_head
 from poise.models.load import load_backbone
 from poise.models.shared_pass import run_shared
 from poise.models.shared_rows import SharedRows, States

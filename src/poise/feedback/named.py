@@ -261,9 +261,9 @@ def _server(name: ScorerName, how: Loading) -> Source:
 
 def _folder(name: ScorerName, how: Loading) -> Source:
     from poise.models.heads import load_score_model
-    from poise.models.runs import SCORE_MODEL_CARD
+    from poise.models.runs import SCORE_MODEL_CARD, score_model_of
 
-    folder = expanded(name.place)
+    folder = score_model_of(expanded(name.place))
     if not folder.is_dir():
         raise ConfigError(f"{name.text}: there is no folder {folder}. A scorer is named by\n{GRAMMAR}")
     if not (folder / SCORE_MODEL_CARD).is_file():

@@ -14,7 +14,7 @@ GRAMMAR = """\
     [WEIGHT*]SCORER[#OUTPUT][?OPTION=VALUE&OPTION=VALUE...]
 
     SCORER
-      RUN/scores/model          a folder of a score model that poise trained
+      RUN/scores/model          a folder of a score model that poise trained, or a run of `poise run score-model`
       hf:ID_OR_FOLDER           a sequence classifier of transformers, or a reward or cost model of PKU's Beaver
       guard:ID_OR_FOLDER        a generative guard (Llama-Guard, ShieldGemma, WildGuard, Granite-Guardian): P(unsafe)
       py:FILE.py:FUNCTION       a function with the signature of TRL's reward functions

@@ -1,4 +1,4 @@
-"""Score models and critics: linear heads on a shared backbone.
+"""Score models: heads on a shared backbone.
 
 A `ScoreModel` has named channels ("reward", "cost", ...) over one pass through the first `depth` layers. Each
 channel knows which way is worse and, once fitted, how its value maps to a probability.
@@ -28,15 +28,15 @@ from poise.models.decoder import Decoder
 from poise.models.features import FeatureCache, row_key
 from poise.models.load import Backbone, load_backbone
 from poise.models.runs import SCORE_MODEL_CARD
-from poise.models.score_heads import make_head, make_own_heads
+from poise.models.score_heads import CLASSIFIER, make_head, make_own_heads
 from poise.models.shared_pass import run_in_parts, run_shared
 from poise.models.shared_rows import OwnRows, SharedRows
 from poise.ranks import by_main, current
 from poise.types import Completion, Prompt, Scores
 
-__all__ = ["COST", "REWARD", "Channel", "Critics", "Pooling", "ScoreModel", "length_buckets", "load_score_model"]
+__all__ = ["COST", "REWARD", "Channel", "Pooling", "ScoreModel", "length_buckets", "load_score_model"]
 
-Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt"]
+Pooling = Literal["mean", "last", "mean+prompt", "mean+last+prompt", "classifier"]
 TOKENS_PER_PASS = 4096
 
 
@@ -47,6 +47,8 @@ class ScoreModel(nn.Module):
     pooling "last"         the last response token
     pooling "mean+prompt"  the mean, and the state of the last prompt token
     pooling "mean+last+prompt"  the mean, the last response token and the last prompt token
+    pooling "classifier"   the last token after the last norm, and a head without a bias: what a sequence classifier of
+                           transformers reads, so that one can be written (`models/classifier.py`)
     depth                  number of layers read, from 1 to all; by default 60 % of them
     opening                an attribute: the number of response tokens that are pooled, from the first; None pools all
     hidden                 width of a hidden layer in the head; 0 is a linear head
@@ -86,6 +88,12 @@ class ScoreModel(nn.Module):
         self.depth = max(1, round(layers * 0.6)) if depth is None else depth
         if not 1 <= self.depth <= layers:
             raise ConfigError(f"depth {self.depth} of a backbone with {layers} layers: choose 1 to {layers}")
+        self.is_classifier = pooling == CLASSIFIER
+        if self.is_classifier and (self.depth < layers or hidden or any(each.hidden for each in channels)):
+            raise ConfigError(
+                f"a sequence classifier is a linear head on all {layers} layers; depth {self.depth} or hidden {hidden} "
+                "need another pooling, such as last or mean+prompt"
+            )
         self.backbone = [backbone]  # in a list: the backbone's weights are shared, not this module's
         self.channels, self.pooling, self.hidden = tuple(channels), pooling, hidden
         self.lora, self.adapter = lora, adapter
@@ -98,8 +106,11 @@ class ScoreModel(nn.Module):
         width = backbone.decoder.width * len(pooling.split("+"))
         sizes = [hidden if channel.hidden is None else channel.hidden for channel in self.channels]
         is_shared = all(channel.hidden is None for channel in self.channels)
-        head = make_head(width, hidden, len(sizes), seed) if is_shared else make_own_heads(width, sizes, seed)
-        self.head = head.to(backbone.device)
+        self.head = (
+            make_head(width, hidden, len(sizes), seed, bias=not self.is_classifier)
+            if is_shared or self.is_classifier
+            else make_own_heads(width, sizes, seed)
+        ).to(backbone.device)
         self.register_buffer("feature_mean", torch.zeros(width, device=backbone.device))
         self.register_buffer("feature_std", torch.ones(width, device=backbone.device))
         self.eval()
@@ -158,7 +169,16 @@ class ScoreModel(nn.Module):
             weights = tokens / tokens.sum(-1, keepdim=True).clamp(min=1)
             return torch.where(sizes > 0, torch.einsum("br,brh->bh", weights, states), prompt)
 
-        parts = {"mean": lambda: average(inside), "last": lambda: average(last), "prompt": lambda: prompt}
+        def normed() -> Tensor:
+            normed: Tensor = self.backbone[0].decoder.final_norm(average(last).to(rows.known_states.responses.dtype))
+            return normed.float()
+
+        parts = {
+            "mean": lambda: average(inside),
+            "last": lambda: average(last),
+            "prompt": lambda: prompt,
+            CLASSIFIER: normed,
+        }
         return torch.cat([parts[name]() for name in self.pooling.split("+")], -1)
 
     def frozen_states(self, rows: SharedRows) -> SharedRows:
@@ -353,42 +373,3 @@ def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
-
-
-class Critics(nn.Module):
-    """One value head per channel on the policy's hidden states: V_t from the prompt and the response before token t.
-
-    The features are the last prompt state and the running mean of the response states, without a gradient into the
-    backbone, so training the critics needs no pass through it. Values start at 0.
-
-    channels  names of the value heads
-    width     H, the width of the backbone
-
-    >>> critics = Critics(["reward", "cost"], width=4, device=torch.device("cpu"))
-    >>> {name: values.shape for name, values in critics(torch.ones(2, 3, 8)).items()}
-    {'reward': torch.Size([2, 3]), 'cost': torch.Size([2, 3])}
-    """
-
-    def __init__(self, channels: Sequence[str], width: int, device: torch.device):
-        super().__init__()
-        self.names = tuple(channels)
-        self.head = nn.Linear(2 * width, len(self.names)).to(device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Values by channel, each [...], of features [..., 2H]; in the unit of the channel's return."""
-        values = self.head(features)
-        return {name: values[..., index] for index, name in enumerate(self.names)}
-
-    @staticmethod
-    def features(rows: SharedRows) -> Tensor:
-        """Features [B, T, 2H] of rows with states; token t has those of the prompt and the tokens before t."""
-        prompt = rows.prompt_ends().float()
-        width = rows.response_mask.shape[1]
-        response = torch.nn.functional.pad(rows.known_states.responses.float(), (0, 0, 0, width - rows.width))
-        count = torch.arange(1, width + 1, device=prompt.device)[None, :, None]
-        running = response.cumsum(1) / count
-        before = torch.cat([prompt[:, None], running[:, :-1]], 1)  # what is known before token t
-        features = torch.cat([prompt[:, None].expand_as(before), before], -1)
-        return features / features.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6)

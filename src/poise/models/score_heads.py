@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+CLASSIFIER = "classifier"  # the pooling of a score model that a sequence classifier of transformers can compute
 
-def make_head(width: int, hidden: int, outputs: int, seed: int, *, dropout: float = 0.3) -> nn.Sequential:
+
+def make_head(
+    width: int, hidden: int, outputs: int, seed: int, *, dropout: float = 0.3, bias: bool = True
+) -> nn.Sequential:
     """A linear head that starts at zero, or one with a hidden layer and dropout while it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hidden == 0:
-            layer = nn.Linear(width, outputs)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            layer = nn.Linear(width, outputs, bias=bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
             return nn.Sequential(layer)
         layers = (
             nn.Dropout(dropout),

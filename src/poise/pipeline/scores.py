@@ -106,6 +106,7 @@ def fit_scores(
     if (planner := current_planner()) is not None:
         _plan(planner, planner.named(run, name), data, spec, is_cached=cache is not None)
         return TrainedScoreModel(model=spec.model(backbone, adapter=name), accuracy={}, rows=0)
+    model = None
     if not stage.finished:
         model = spec.model(backbone, adapter=stage.name, cache=cache)
         parts = _parts(data, spec)
@@ -121,7 +122,9 @@ def fit_scores(
         facts = {"rows": len(table.rows), "beyond_window": table.beyond_window, "depth": model.depth}
         stage.finish({"accuracy": accuracy} | facts)
     expect = {channel.name: channel.higher_is_worse for channel in spec.channels}
-    model = load_score_model(stage.path / "model", backbone=backbone, adapter=stage.name, expect=expect, cache=cache)
+    if model is None or model.lora is None:  # an adapter that was trained a moment ago is on the backbone already
+        known: dict[str, Any] = {"backbone": backbone, "expect": expect, "cache": cache}
+        model = load_score_model(stage.path / "model", adapter=stage.name, **known)
     accuracy = {key: Estimate(**value) for key, value in stage.result["accuracy"].items()}
     return TrainedScoreModel(model=model, accuracy=accuracy, rows=stage.result["rows"])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from poise.data.batching import epoch_order
 from poise.errors import ConfigError, EngineError, NonFiniteScoreError
 from poise.functional.importance import truncated_importance_weights
-from poise.models.heads import Critics
+from poise.models.critics import Critics
 from poise.models.shared_rows import OwnRows, SharedRows
 from poise.models.trainable import TrainablePolicy
 from poise.ranks import current

@@ -206,7 +206,8 @@ class ScoreTrainer:
         self.regularisation = regularisation
         self.features = model.features(table.rows, table.starts)
         self.lower = _lower(model, table) if model.lora is not None else None
-        model.feature_mean.copy_(self.features.mean(0))
+        if not model.is_classifier:  # whose head has no bias to undo it with
+            model.feature_mean.copy_(self.features.mean(0))
         model.feature_std.copy_(self.features.std(0, correction=0).clamp(min=1e-4))
         self.parameters = model.trained_parameters()
         head = [p for name, p in self.parameters.items() if name.startswith("head.")]
@@ -355,7 +356,8 @@ def calibrate(
 ) -> None:
     """Set units and calibration from held-out feedback: sd 1 per channel, and P(harm) = sigmoid(a cost + b).
 
-    A reward is also centred; a cost is only scaled, its zero stays. A channel whose loss sets the units keeps them.
+    A reward is also centred, but not that of a sequence classifier, which has no bias; a cost is only scaled, its zero
+    stays. A channel whose loss sets the units keeps them.
 
     Raises ConfigError if a channel has too few held-out responses.
     """
@@ -367,7 +369,8 @@ def calibrate(
         if len(used) < 2:
             raise ConfigError(f"channel {channel.name!r}: {len(used)} held-out responses are too few to calibrate it")
         sd = raw[used, column].std().clamp(min=1e-6).item()
-        shift = 0.0 if channel.higher_is_worse else raw[used, column].mean().item()
+        keeps_zero = channel.higher_is_worse or model.is_classifier
+        shift = 0.0 if keeps_zero else raw[used, column].mean().item()
         keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units
         scaled = channel if keeps_units else replace(channel, shift=shift, scale=sd)
         safety = response_flags(rows)
