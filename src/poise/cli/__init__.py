@@ -18,7 +18,7 @@ from poise.cli import running
 from poise.cli.listing import card_text, cards_table
 from poise.cli.recipes import find_recipe, read_card, recipe_files
 from poise.errors import ConfigError, PoiseError, RunError
-from poise.files import reason_of, way_out
+from poise.files import atomic_write, reason_of, way_out
 from poise.provenance import package_versions
 from poise.run_record import require_output
 from poise.text import say
@@ -160,6 +160,22 @@ def gate(
         say(f"Error: {error}", error=True, red=True)
         raise typer.Exit(3) from None
     raise typer.Exit(code)
+
+
+@app.command("table")
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or files that --output FILE.json wrote.")],
+    metrics: Annotated[str, typer.Option(help="Names of metrics, joined by commas; all by default.")] = "",
+    output: Annotated[Path | None, typer.Option(help="A file to write the table to as well.")] = None,
+) -> None:
+    """Print one table of the figures of several runs, with intervals, and what the runs differ in."""
+    from poise.cli.table import table_of
+
+    text = table_of(runs, metrics=[name for name in metrics.split(",") if name.strip()])
+    say(text)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(output, text + "\n")
 
 
 @app.command("chat")
