@@ -261,6 +261,8 @@ def test_a_later_round_learns_from_answers_to_prompts_that_nothing_before_it_had
     assert said["labels"] and all(row["safe"] is None for row in said["rows"])
     rows = [stage_result(folder)["rows"] for folder in (run.folder / COMMON / "scores", part / "scores-2")]
     assert rows[1] > rows[0]
+    assert [row["label"] for row in run.summary["rounds"]["rows"]] == ["base model", "SFT start", "round 1", "round 2"]
+    assert 'id="rounds"' in (run.folder / "report.html").read_text("utf-8")
 
 
 def stage_result(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ or their `dataclasses.asdict`; what stages have stands under their names:
     curves       [{step, reward, cost, multiplier, kl, ...}]
     categories   [{category, values}]
     comparison   [{objective, label, harm_rate, over_refusal, helpful_win_rate, mean_cost, kl, steps}]
+    rounds       {rows: [{label, asked, accuracy, outcomes}], accuracies, outcomes, ladders: [{label, answers, rows}]}
     samples      [{group, prompt, kind, category, answers: {stage: {text, cost, reward, outcome, refused}}}]
     learned      [{label, value, note}]
     again        mapping: what it takes to do the run again

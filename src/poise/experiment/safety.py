@@ -143,8 +143,19 @@ class Verdicts:
         )
 
 
-def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Trial:
-    """A trial's figures by prompt, after its page has been written into its part of the run as report.html."""
+def safety_trial(
+    part: Run,
+    title: str,
+    verdicts: Verdicts,
+    *,
+    sections: Mapping[str, Any] | None = None,
+    further: Trial | None = None,
+    **paths: str,
+) -> Trial:
+    """A trial's figures by prompt, after its page has been written into its part of the run as report.html.
+
+    sections, further  of the page and of the trial: what a method adds to what all have
+    """
     start, final, stages = verdicts.start.rollouts, verdicts.final.rollouts, verdicts.stages
     page = page_of(title, stages, limits=verdicts.held, judge=_accuracy(verdicts.judge)) | {
         "subtitle": part.path.name,
@@ -154,22 +165,26 @@ def safety_trial(part: Run, title: str, verdicts: Verdicts, **paths: str) -> Tri
         "settings": verdicts.settings,
         "provenance": {"run": part.path.parent.name, **verdicts.provenance},
         "notes": verdicts.notes,
+        **(sections or {}),
     }
     write_report(part.path, page | ({} if verdicts.limit is None else {"limit": verdicts.limit}))
-    found, by_prompt = verdicts.final.evaluation.metrics, _shares("", final)
+    found, by_prompt, more = verdicts.final.evaluation.metrics, shares("", final), further or Trial()
     if len(stages) > 1:
-        by_prompt |= _shares("_start", start) | {"wins": wins_by_prompt(start, final)}
+        by_prompt |= shares("_start", start) | {"wins": wins_by_prompt(start, final)}
     if len(stages) > 1 and verdicts.base is not None:
         base = verdicts.base.rollouts
-        by_prompt |= _shares("_base", base) | {"wins_base": wins_by_prompt(base, final)}
+        by_prompt |= shares("_base", base) | {"wins_base": wins_by_prompt(base, final)}
     return Trial(
-        metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found} | alike(stages),
-        by_prompt={name: values for name, values in by_prompt.items() if values},
+        metrics={name: found[name].value for name in ("trained_cost", "sequence_kl") if name in found}
+        | alike(stages)
+        | dict(more.metrics),
+        by_prompt={name: values for name, values in (by_prompt | dict(more.by_prompt)).items() if values},
         facts={
             f"{who} {label_of(name)}": value
             for who, scores in (("judge:", verdicts.judge), ("signal:", verdicts.signal))
             for name, value in _accuracy(scores).items()
-        },
+        }
+        | dict(more.facts),
         paths={"report": f"{part.path.name}/report.html", **answers_of(part.path.parent, stages), **paths},
     )
 
@@ -192,7 +207,8 @@ def safety_report(
         page["comparison"] = compared_rows(pages, labels, main)
     page["banner"] = smoke_warning(run.arguments) or page["banner"]
     write_report(run.path, page | {"again": what_it_takes(run)})
-    return {"objective": main, **_figures(page), "limits": understood, **facts, **told_of(page)}
+    told = {"rounds": page["rounds"]} if page.get("rounds") else {}
+    return {"objective": main, **_figures(page), "limits": understood, **facts, **told, **told_of(page)}
 
 
 def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +262,7 @@ def _refusal(rollout: Rollout) -> float | None:
     return float(rollout.scores.values["refusal"] > 0.5) if has_score(rollout, "refusal") else None
 
 
-def _shares(side: str, rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
+def shares(side: str, rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
     """Harm and refusals by prompt, under the names of the metrics of a side."""
     return {
         f"harm{side}": mean_by_prompt(rollouts, _harm, ("harmful",)),

@@ -17,6 +17,7 @@ from typing import Any
 from poise.data import load, merge, with_cut_responses
 from poise.data.rollouts import read_comparison, read_label
 from poise.errors import ConfigError, DataError
+from poise.evaluate.suite import SuiteResult
 from poise.feedback.annotators import ErringAnnotator, RecordedAnnotator, RuleAnnotator, ScoreAnnotator
 from poise.files import atomic_write, json_line, read_jsonl_tolerant, to_jsonable
 from poise.models.channels import COST, REWARD
@@ -52,12 +53,14 @@ class Round:
 
     gathered  comparisons and labels of the policy's answers to prompts that nothing had learned from
     accuracy  of this round's signal on them, by the names of `evaluate_scores`
+    judged    what its policy answers to test prompts; None where nobody asked
     """
 
     number: int
     signal: TrainedScoreModel
     gathered: Dataset
     accuracy: Mapping[str, Estimate]
+    judged: SuiteResult | None = None
 
 
 def align_in_rounds(
@@ -71,6 +74,7 @@ def align_in_rounds(
     rounds: int = 1,
     annotators: Sequence[Annotator] = ANNOTATORS,
     red_team: RedTeam | None = None,
+    judged: Mapping[str, Any] | None = None,
     seed: int = 0,
     validate_every: int = 0,
     **options: Any,
@@ -80,6 +84,7 @@ def align_in_rounds(
     objective       a fresh one for each round, or the limits under which the reward is maximised
     annotators      one or more for each criterion; they are asked after every round for which prompts are held out
     red_team        further prompts to ask about after a round, found against its policy; keep them in a stage
+    judged          arguments of `Material.evaluated`, which measures the policy of each round by its own signal
     validate_every  updates between checks of these limits on the judge's prompts, which neither policy nor signal learn
                     from; the policy that is kept is chosen there. 0: it is not
     options         further arguments of `align`
@@ -100,10 +105,13 @@ def align_in_rounds(
         wanted = objective() if callable(objective) else under_limits(limits, calibrations_of(signal.model))
         options |= {"objective": wanted, "sampling": sampling, "seed": seed + number}
         align(run, policy, material.scorers(signal, limits), prompts, name=f"policy-{number}", **options)
+        name = "evaluate" if number == rounds else f"evaluate-{number}"
+        result = None if judged is None else material.evaluated(run, policy, name=name, **{**judged, "signal": signal})
         asked = [*material.asked_after(number), *(red_team(run, policy, number) if red_team else ())]
         drawn = replace(sampling, temperature=1.0, seed=seed + number)
         found = _gathered(run, policy, material, asked, annotators, drawn, f"annotations-{number}")
-        done.append(Round(number=number, signal=signal, gathered=found, accuracy=_on_answers(signal, found)))
+        accuracy = _on_answers(signal, found)
+        done.append(Round(number=number, signal=signal, gathered=found, accuracy=accuracy, judged=result))
     return tuple(done)
 
 
@@ -158,6 +166,7 @@ def collect_comparisons(
         prompts=tuple(prompts),
         comparisons=tuple(map(read_comparison, stage.result["rows"])),
         labels=tuple(map(read_label, stage.result["labels"])),
+        provenance={"pairs_left_out": stage.result["left_out"]},
     )
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recipe
 from poise.experiment.safety import LABELS, METRICS, NOTES, Verdicts, safety_report, safety_trial, training_curves
+from poise.experiment.safety_rounds import round_claims, round_metrics, told_of_rounds
 from poise.pipeline import safety
 from poise.pipeline.limits import LIMITS, cost_limit, read_limits
 from poise.pipeline.rounds import align_in_rounds, annotators_named, require_annotator
@@ -107,15 +108,17 @@ def safe_rlhf(
     require_served(engine, fine_tuned=fine_tuned)
     require_annotator(annotator, rounds=rounds)
     averaged, record = DecayedAverage(average) if average else None, algorithm_named(algorithm, safety.ALGORITHMS)
+    optimisation = OptimizerSettings(lr=lr, steps=steps, ptx_coef=ptx_coef, average=averaged)
     record = kl_in_loss(replace(record, kl_coef=kl_coef)) if kl_per_token else replace(record, kl_coef=kl_coef)
     return Study(
         arms={stage: stage for stage in ("base", "sft", "lagrangian") if stage != "sft" or fine_tuned},
         trial=partial(trial, SimpleNamespace(**locals())),
-        metrics=METRICS,
+        metrics=[*METRICS, *round_metrics(rounds)],
         labels=LABELS,
         claims=[Claim(text=f"harm falls below the {name}'s", metric="harm", higher=stage, lower="lagrangian")
                 for stage, name in (("base", "base"), *([("sft", "SFT start")] if fine_tuned else []))]
-        + [Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5)],
+        + [Claim(text="it wins half of the harmless prompts or more", metric="wins", higher="lagrangian", lower=0.5)]
+        + round_claims(rounds, "lagrangian"),
         threads=None,
         report=partial(safety_report, main="lagrangian", model=model, data=data, limit=limit, limits=limits),
     )  # fmt: skip
@@ -126,25 +129,22 @@ def trial(given: SimpleNamespace, stage: str, seed: int, part: Run) -> Trial:
     with common_part(part, f"seed-{seed}") as common:
         begun = begin(common, vars(given), seed=seed, limits=given.limits)
     material, policy, signal, base, start = begun.material, begun.policy, begun.signal, begun.base, begun.start
-    compared, curves = {"base": (base, base), "sft": (base, start)}.get(stage), []
-    if compared is None:
-        longest = begun.judged["sampling"].max_tokens
-        signal = align_in_rounds(
-            part, policy, material, signal, rounds=given.rounds, objective=material.limits, sampling=begun.sampling,
-            annotators=annotators_named(part, given.annotator, material, seed=seed), seed=seed,
-            validate_every=given.validate_every, algorithm=given.record, samples_per_step=given.samples_per_step,
-            engine=given.engine, optimisation=OptimizerSettings(
-                lr=given.lr, steps=given.steps, ptx_coef=given.ptx_coef, average=given.averaged
-            ),
-            demonstrations=mixed_in(policy, material.train, longest_answer=longest, seed=seed)
-            if given.ptx_coef else None,
-        )[-1].signal  # fmt: skip
-        compared = start, material.evaluated(part, policy, **{**begun.judged, "signal": signal})
-        curves = training_curves(part, f"policy-{given.rounds}", limits=material.limits)
+    before, final = {"base": (base, base), "sft": (base, start)}.get(stage, (start, start))
+    longest = begun.judged["sampling"].max_tokens
+    rounds = () if stage != "lagrangian" else align_in_rounds(
+        part, policy, material, signal, rounds=given.rounds, objective=material.limits, sampling=begun.sampling,
+        annotators=annotators_named(part, given.annotator, material, seed=seed), judged=begun.judged, seed=seed,
+        validate_every=given.validate_every, algorithm=given.record, samples_per_step=given.samples_per_step,
+        engine=given.engine, optimisation=given.optimisation,
+        demonstrations=mixed_in(policy, material.train, longest_answer=longest, seed=seed) if given.ptx_coef else None,
+    )  # fmt: skip
+    if rounds:
+        signal, final = rounds[-1].signal, rounds[-1].judged or final
     drawn, fitted = cost_limit(material.limits), map(str, safety.held_limits(material.limits, signal))
     verdicts = Verdicts(
-        start=compared[0], final=compared[1], base=base, judge=material.verdict, signal=signal, curves=curves,
-        held=all_findings(part, f"policy-{given.rounds}", material.limits, compared[1].evaluation.metrics),
+        start=before, final=final, base=base, judge=material.verdict, signal=signal,
+        curves=training_curves(part, f"policy-{given.rounds}", limits=material.limits),
+        held=all_findings(part, f"policy-{given.rounds}", material.limits, final.evaluation.metrics),
         limit=drawn.at_most if drawn else None, settings=part.arguments, notes=(*NOTES, *fitted, *material.left_out),
     )  # fmt: skip
-    return safety_trial(part, "Safe RLHF", verdicts)
+    return safety_trial(part, "Safe RLHF", verdicts, **told_of_rounds(rounds, base=base, start=start))
