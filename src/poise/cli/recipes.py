@@ -17,6 +17,7 @@ from poise.errors import ConfigError
 from poise.experiment.source import import_file
 from poise.run_folder import RECIPE, RECORD
 
+ALIASES = {"preference": "dpo", "preferences": "dpo"}  # further names on the command line
 Recipe = Callable[..., Any]  # keyword arguments to a poise.Run
 
 
@@ -51,7 +52,8 @@ def find_recipe(name: str) -> Path:
             raise ConfigError(f"no recipe file {name}. To start from a copy: poise copy RECIPE {name}")
         return path
     files = recipe_files()
-    if (wanted := name.replace("_", "-").lower()) in files:
+    wanted = name.replace("_", "-").lower()
+    if (wanted := ALIASES.get(wanted, wanted)) in files:
         return files[wanted]
     close = get_close_matches(wanted, files, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"There are: {', '.join(files) or 'none'}."

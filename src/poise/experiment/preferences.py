@@ -15,6 +15,7 @@ from poise.experiment.safety import STARTS, Verdicts, curves, learned, safety_re
 from poise.experiment.study import Metric, Trial
 from poise.files import read_json
 from poise.functional.intervals import mean
+from poise.models.runs import MODEL_FOLDER
 from poise.pipeline import TrainedScoreModel
 from poise.pipeline.preferences import PromptValues
 from poise.pipeline.safety import Material
@@ -91,7 +92,12 @@ def preference_trial(part: Run, found: Found, *, stage: str = "policy") -> Trial
     trends = {
         f"trained_{name}": last[name] for name in ("chosen_drift", "rejected_drift", "multiplier") if name in last
     }
-    return replace(trial, by_prompt={**trial.by_prompt, **_rows(held_out)}, metrics={**trial.metrics, **trends})
+    return replace(
+        trial,
+        by_prompt={**trial.by_prompt, **_rows(held_out)},
+        metrics={**trial.metrics, **trends},
+        paths={**trial.paths, "model": f"{part.path.name}/{stage}/model"},
+    )
 
 
 def preference_report(run: Run, results: Results, *, criterion: str, **facts: Any) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def preference_report(run: Run, results: Results, *, criterion: str, **facts: An
         if name in FIGURES or name.startswith("reward_accuracy")
     }
     trained = {name: value for name, value in first.metrics.items() if name.removeprefix("trained_") in CURVES}
-    about = {"loss": arm, "criterion": criterion, "seed": results.seeds[0]}
+    about = {"loss": arm, "criterion": criterion, "seed": results.seeds[0], MODEL_FOLDER: first.paths["model"]}
     return {**about, **measured, **trained, **judged, **facts}
 
 

@@ -37,7 +37,7 @@ from poise.models.policy import Policy
 from poise.pipeline.evaluation import FurtherMetric, evaluate
 from poise.pipeline.judging import Judges, judges
 from poise.pipeline.limits import COST_BOUND, cost_bound, fitted_to, scorers_of, that_apply
-from poise.pipeline.model import feature_cache, start_model
+from poise.pipeline.model import DType, feature_cache, start_model
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
 from poise.pipeline.sft import ADAPTER, sft_model
 from poise.pipeline.unseen_limits import limit_metrics
@@ -207,6 +207,7 @@ def prepare(
     data: str,
     longest_answer: int,
     chat_template: str | None = None,
+    dtype: DType = "auto",
     columns: str = "",
     seed: int = 0,
     supervised_steps: int = 0,
@@ -222,6 +223,7 @@ def prepare(
 
     longest_answer    tokens of a response, in training and evaluation: scores read all of it
     chat_template     file with the template to use in place of the tokenizer's
+    dtype             what the frozen weights are computed in; auto: what is faster here
     supervised_steps  updates of supervised fine-tuning on preferred responses, whatever they are
     warmstart_steps   updates of it on refusals of harmful prompts, and three times as many answers to harmless ones
     most_prompts      of each split; 0: all
@@ -241,7 +243,8 @@ def prepare(
     splits = splits | with_rounds(splits["train"], rounds, seed=seed)
     require(splits["train"])
     limits = that_apply(limits, splits["train"].prompts)
-    backbone, cache = start_model(run, model, seed=seed, chat_template=chat_template), feature_cache(run)
+    backbone = start_model(run, model, seed=seed, chat_template=chat_template, dtype=dtype)
+    cache = feature_cache(run)
     backbone.renderer().check(prompt for part in splits.values() for prompt in part.prompts)
     sight = {"max_response_tokens": longest_answer} if longest_answer > backbone.max_response_tokens else {}
     signal, spec = (

@@ -1,4 +1,4 @@
-"""Preference optimisation without sampling: DPO and its family on decoupled comparisons, judged by a held-out judge.
+"""Preference optimisation without sampling (`poise run preference` too): DPO's family, judged by a held-out judge.
 
     [supervised fine-tuning] -> preference loss on pairs -> reward accuracy, harm rate and win rate on unseen prompts
 
@@ -24,6 +24,7 @@ from poise.experiment import Claim, MethodCard, Study, Trial, common_part, recip
 from poise.experiment.preferences import METRICS, Found, preference_report, preference_trial
 from poise.pipeline import constrained_labels, measure_preferences, optimise_preferences, preference_feedback, safety
 from poise.pipeline.limits import COST_BOUND
+from poise.pipeline.model import DType
 from poise.pipeline.settings import check
 from poise.run import Run
 from poise.train.limits import Limit, require_reachable
@@ -51,6 +52,7 @@ def dpo(
     *,
     model: str = "smollm2-135m",
     chat_template: str | None = None,
+    dtype: DType = "auto",
     data: str = "starter",
     columns: str = "",
     loss: tuple[LossName, ...] = ("dpo",),
@@ -69,11 +71,11 @@ def dpo(
     """Run preference losses from comparisons to report.
 
     Args:
-        model: hub id, folder, smollm2-135m or random:llama.
+        model: hub id, folder (of an adapter too), run of another recipe, smollm2-135m or random:llama.
         chat_template: file with a Jinja template to use in place of the tokenizer's.
+        dtype: what the frozen weights are computed in; auto takes what is faster here.
         data: names or paths of feedback, joined by +.
-        columns: what the columns of your files are called, as prompt=question,chosen=better, and which to leave out, as
-            ignore=score.
+        columns: names of the columns of your files, as prompt=question,chosen=better; ignore=score leaves one out.
         loss: preference losses, joined by commas, each an arm; constrained learns from a reward and a cost model.
         criterion: which comparisons are learned from.
         beta: strength of the pull to the start model; by default what the loss needs (2 for simpo, 0.1 for the others).
@@ -117,7 +119,7 @@ def trial(given: SimpleNamespace, arm: tuple[str, NamedLoss, PreferenceMethod], 
     sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
     said = replace(sampling, max_tokens=given.response_tokens * 6 // 5, samples=ANSWERS, seed=90_001 + seed)
     with common_part(part, f"seed-{seed}") as common:
-        names = ("model", "chat_template", "data", "columns", "supervised_steps", "most_prompts")
+        names = ("model", "chat_template", "dtype", "data", "columns", "supervised_steps", "most_prompts")
         material = safety.prepare(
             common, seed=seed, longest_answer=said.max_tokens, needs_judge=False,
             require=partial(require_scorable, name, loss), **{each: getattr(given, each) for each in names},
