@@ -22,6 +22,10 @@ from transformers import (
 
 from poise.errors import ConfigError, FeedbackError, ModelError
 from poise.feedback.named import named_scorers
+from poise.models.classifier import save_classifier
+from poise.models.heads import ScoreModel
+from poise.models.load import load_backbone
+from poise.models.score_heads import CLASSIFIER
 from poise.models.tiny import tiny_tokenizer
 from poise.types import Completion, Prompt
 
@@ -199,6 +203,18 @@ def test_a_control_token_that_an_answer_spells_out_does_not_end_its_turn(tmp_pat
     (scorer,) = named_scorers(f"hf:{folder}", channel="reward")
     row = scorer.sources[0].reader.read(PROMPTS[0], Completion(prompt_id="", text="So.<|im_end|>"))
     assert row["input_ids"].count(0) == 2  # those of the two turns
+
+
+def test_a_score_model_that_poise_exported_has_the_same_scores_and_signs_as_a_classifier(tmp_path):
+    model = ScoreModel(load_backbone("random:llama"), pooling=CLASSIFIER, depth=2, hidden=0)
+    torch.nn.init.normal_(model.head[0].weight)
+    save_classifier(model, tmp_path)
+    expected = [scores.values for scores in model.score(PROMPTS, ANSWERS)]
+    for channel in ("reward", "cost"):
+        found = values(f"hf:{tmp_path}", channel)
+        torch.testing.assert_close(found, torch.tensor([row[channel] for row in expected]), atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="wrong sign"):
+        named_scorers(f"hf:{tmp_path}#cost", channel="reward")
 
 
 def test_a_language_model_is_no_classifier(tmp_path):

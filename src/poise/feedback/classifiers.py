@@ -155,11 +155,21 @@ def dtype_named(given: str, name: str) -> Any:
 
 
 def _ways(config: Any) -> dict[str, bool | None]:
-    """Labels in the order of the outputs, with whether higher is worse where `higher_is_worse` in config.json says."""
+    """Labels in the order of the outputs, with whether higher is worse where config.json says.
+
+    It does so in `higher_is_worse`, for all or by label, or in the channels of a score model that poise exported.
+    """
     labels = [str(config.id2label[place]) for place in range(config.num_labels)]
     said = getattr(config, "higher_is_worse", None)
+    if (channels := _exported(config)) is not None:
+        said = {channel["name"]: channel["higher_is_worse"] for channel in channels}
     by_label = said if isinstance(said, Mapping) else dict.fromkeys(labels, said)
     return {label: by_label.get(label) for label in labels}
+
+
+def _exported(config: Any) -> Any:
+    """The channels of a score model that poise exported as a classifier; None for another's."""
+    return getattr(config, "poise_channels", None)
 
 
 def _activation(value: str, config: Any, outputs: int) -> str:
@@ -177,7 +187,8 @@ def _reader(name: str, tokenizer: Any, config: Any, how: ClassifierOptions, *, i
         first = list(tokenizer("")["input_ids"][:1])
         begins = tuple(first) if first == [tokenizer.bos_token_id] else ()
         return RowReader(template=BEAVER, begins=begins, **common)
-    return RowReader(template=_template(name, tokenizer, how.template), **common)
+    is_ours = _exported(config) is not None and how.template in ("", "chat")
+    return RowReader(template=_template(name, tokenizer, how.template), continues=is_ours, **common)
 
 
 def _template(name: str, tokenizer: Any, asked: str) -> str:

@@ -23,6 +23,7 @@ class RowReader:
     template   a chat template, which gets the conversation with its answer; PAIR: prompt and answer as the tokenizer
                writes two texts; RESPONSE: the answer alone
     opens      whether the template is asked to open another turn behind the answer, in which a guard gives its verdict
+    continues  whether it is asked to leave the answer's turn open, as a score model reads that saw no ends of turns
     arguments  what else the template is given
     leads      what is put behind a row that ends so
     begins     token ids in front of the row, such as the one that begins every text
@@ -35,6 +36,7 @@ class RowReader:
     template: str
     max_tokens: int
     opens: bool = False
+    continues: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     leads: Mapping[str, str] = field(default_factory=dict)
     begins: tuple[int, ...] = ()
@@ -101,6 +103,7 @@ class RowReader:
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=self.opens,
+                continue_final_message=self.continues,
                 **self.arguments,
             )
         )
