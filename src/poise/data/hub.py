@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,46 @@ from poise.data.reading import RawFile, RawRow, plain_values
 from poise.errors import DataError
 from poise.files import cache_folder
 
+_NAME = re.compile(
+    r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:#(?P<split>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubName:
+    """A set on the hub as `load` takes it: OWNER/NAME:CONFIG#SPLIT@REVISION; what follows OWNER/NAME may be left out.
+
+    >>> HubName.read("openai/gsm8k:main#train@refs/pr/1").split
+    'train'
+    """
+
+    id: str
+    config: str = ""
+    split: str = ""
+    revision: str = "main"
+
+    @classmethod
+    def read(cls, text: str) -> HubName | None:
+        """The parts of a name; None for what is none."""
+        found = _NAME.fullmatch(text)
+        if found is None:
+            return None
+        given = {name: value for name, value in found.groupdict().items() if value}
+        return cls(**given)
+
+    def files(self) -> list[RawFile]:
+        """The files of the split, or of all splits.
+
+        Raises DataError as `read_hub` does, or for a split that is not there.
+        """
+        files = read_hub(self.id, revision=self.revision, arguments={"name": self.config} if self.config else {})
+        chosen = [file for file in files if self.split in ("", file.split)]
+        if not chosen:
+            raise DataError(
+                f"{self.id} has no split {self.split!r}: there are {', '.join(file.split for file in files)}"
+            )
+        return chosen
 
 
 def read_hub(hub_id: str, *, revision: str, arguments: Mapping[str, Any]) -> list[RawFile]:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from poise.data.kept_columns import KEPT
 from poise.data.reading import RawFile, RawRow
 from poise.errors import ConfigError, DataError
 
 Given = str | Mapping[str, str | Sequence[str]] | None
-_IGNORE = "ignore"
+_IGNORE, _KEEP = "ignore", "keep"
 _MISSING = object()
 
 
@@ -22,12 +23,13 @@ class ColumnNames:
 
     ours: Mapping[str, str] = field(default_factory=dict)  # our name -> theirs
     ignored: frozenset[str] = frozenset()  # left out wherever they stand
+    kept: tuple[str, ...] = ()  # tags of the prompt under their own names, whatever a format would read them as
     found: set[str] = field(default_factory=set)  # of theirs, in any file
     seen: set[str] = field(default_factory=set)  # every column of any file, for the error
 
     @classmethod
     def of(cls, given: Given) -> ColumnNames:
-        """Read "prompt=question,ignore=score", the same as a JSON object, or a mapping.
+        """Read "prompt=question,keep=answer,ignore=score", the same as a JSON object, or a mapping.
 
         Raises ConfigError for what is neither, for a name that no format knows and for one that is given twice.
 
@@ -35,15 +37,16 @@ class ColumnNames:
         {'prompt': 'question'}
         """
         pairs = list(_pairs(given))
-        ours = [(name, theirs) for name, theirs in pairs if name != _IGNORE]
+        ours = [(name, theirs) for name, theirs in pairs if name not in (_IGNORE, _KEEP)]
         _require_known([name for name, _ in ours])
         for names, what in (([name for name, _ in ours], "given"), ([theirs for _, theirs in ours], "used")):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"columns: {', '.join(twice)} is {what} twice")
-        return cls(ours=dict(ours), ignored=frozenset(theirs for name, theirs in pairs if name == _IGNORE))
+        ignored = frozenset(theirs for name, theirs in pairs if name == _IGNORE)
+        return cls(ours=dict(ours), ignored=ignored, kept=tuple(theirs for name, theirs in pairs if name == _KEEP))
 
     def __bool__(self) -> bool:
-        return bool(self.ours or self.ignored)
+        return bool(self.ours or self.ignored or self.kept)
 
     def applied(self, file: RawFile) -> RawFile:
         """The file with its columns under our names; a column that stood under one of ours is left out."""
@@ -53,7 +56,7 @@ class ColumnNames:
 
     def require_all_found(self) -> None:
         """Raise DataError for a column that no file had."""
-        missing = sorted({*self.ours.values(), *self.ignored} - self.found)
+        missing = sorted({*self.ours.values(), *self.ignored, *self.kept} - self.found)
         if missing:
             there = (
                 f"there are {', '.join(sorted(self.seen))}" if self.seen else "only named sets were read, as they are"
@@ -68,8 +71,12 @@ class ColumnNames:
         values = {name: _value_at(kept, theirs) for name, theirs in self.ours.items()}
         given = {name: value for name, value in values.items() if value is not _MISSING}
         self.found.update(self.ours[name] for name in given)
-        rest = {name: value for name, value in kept.items() if name not in {*self.ours, *self.ours.values()}}
-        return replace(row, columns=rest | given)
+        aside = {theirs: value for theirs in self.kept if (value := _value_at(kept, theirs)) is not _MISSING}
+        self.found.update(aside)
+        named = {*self.ours, *self.ours.values(), *self.kept}
+        rest = {name: value for name, value in kept.items() if name not in named}
+        tags = {KEPT: {theirs.rpartition(".")[2]: value for theirs, value in aside.items()}} if aside else {}
+        return replace(row, columns=rest | given | tags)
 
     def _without_ignored(self, value: Any) -> Any:
         """The value without ignored columns, at whatever depth."""
@@ -114,7 +121,7 @@ def _require_known(names: Iterable[str]) -> None:
 
     for name in names:
         if name not in KNOWN:
-            near = difflib.get_close_matches(name, [*KNOWN, _IGNORE], n=1)
+            near = difflib.get_close_matches(name, [*KNOWN, _IGNORE, _KEEP], n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known names: {', '.join(sorted(KNOWN))}."
             raise ConfigError(f"columns: no format has the name {name!r}. Write our name first, then yours. {hint}")
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
+from glob import glob, has_magic
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,11 @@ from typing import Any
 from poise.data.catalogue import GROUPS, NOT_STATED, SOURCES, describe, names
 from poise.data.collect import Collector, write_quarantine
 from poise.data.datasets.base import Parse, ScoresAs
-from poise.data.hub import read_hub
+from poise.data.hub import HubName
 from poise.data.locate import Source, files_of, holds
 from poise.data.reading import RawFile, data_files, is_data_file, known_suffixes, read_file, what_it_is
 from poise.data.renaming import ColumnNames, Given
-from poise.data.splits import merge
+from poise.data.splits import ROWS, merge, split_by_prompt, without_splits
 from poise.errors import DataError
 from poise.files import expanded
 from poise.types import Dataset
@@ -29,6 +32,8 @@ __all__ = ["GROUPS", "SOURCES", "describe", "load", "names"]
 
 MOST_BAD = 0.5  # of the rows of a file: with more of them bad, the file is another one than it is taken for
 _OTHER_MEANING = "If a column has one of our names but another meaning, drop it with --columns ignore=NAME"
+_WEIGHTED = re.compile(r"(\d*\.?\d+)\s*\*\s*(\S.*)")
+_DRAWN = 7_901  # the seed by which a share of a set is drawn
 _FEW_ROWS = 5  # a file of fewer is tried out by hand
 
 
@@ -42,6 +47,9 @@ def load(
     most_bad: float = MOST_BAD,
 ) -> Dataset:
     """Read a data set by name, a file or folder by path, or several joined with `+`; a path may hold a `+` itself.
+
+    A path may be a pattern (`data/*.jsonl`, `data/**/*.parquet`); `0.2*NAME` takes a fifth of the prompts of a set; a
+    set on the hub may say more than its id: `OWNER/NAME:CONFIG#SPLIT@REVISION`.
 
     `columns` says what the columns of your files are called, as "prompt=question,chosen=better" or as a mapping, and
     which to leave out, as "ignore=score"; named sets are read as they are. Rows that cannot be read become `bad_rows`,
@@ -58,10 +66,12 @@ def load(
     'CC0-1.0'
     """
     text = os.fspath(name_or_path)
-    single = dict.fromkeys(name for part in _parts(text) for name in GROUPS.get(part, (part,)))  # each once
+    shares = dict(_weighted(part) for part in _parts(text))
+    single = {name: share for part, share in shares.items() for name in GROUPS.get(part, (part,))}  # each once
     renaming = ColumnNames.of(columns)
     datasets = [_load_one(name, renaming, strict=strict, scores=scores) for name in single]
-    dataset = datasets[0] if len(datasets) == 1 else merge(datasets, name=text)
+    parts = [_share_of(each, share) for each, share in zip(datasets, single.values(), strict=True)]
+    dataset = parts[0] if len(parts) == 1 else merge(parts, name=text)
     if quarantine is not None:
         write_quarantine(quarantine, dataset.bad_rows)
     renaming.require_all_found()
@@ -85,6 +95,37 @@ def _parts(text: str) -> list[str]:
     return found
 
 
+def _weighted(part: str) -> tuple[str, float]:
+    """The name, and the share of its prompts that is taken; a path that is there is a path.
+
+    >>> _weighted("0.25*pairs.jsonl"), _weighted("a.jsonl")
+    (('pairs.jsonl', 0.25), ('a.jsonl', 1.0))
+    """
+    is_path = expanded(part).exists() or bool(_matching(expanded(part)))
+    found = None if is_path else _WEIGHTED.fullmatch(part)
+    if found is None:
+        return part, 1.0
+    share = float(found[1])
+    if not 0 < share <= 1:
+        raise DataError(f"data {part!r}: the number is the share of its prompts that is taken, above 0 and at most 1")
+    return found[2], share
+
+
+def _share_of(dataset: Dataset, share: float) -> Dataset:
+    """The rows of that share of the prompts, drawn by a hash of each prompt."""
+    if share == 1:
+        return dataset
+    # a seed of its own: by that of another split all prompts would fall on one side
+    kept = split_by_prompt(without_splits(dataset), {"kept": share, "left": 1 - share}, seed=_DRAWN)["kept"]
+    there = {prompt.id for prompt in kept.prompts}
+    whole: dict[str, Any] = {
+        name: tuple(row for row in getattr(dataset, name) if row.prompt.id in there) for name in ROWS
+    }
+    prompts = tuple(prompt for prompt in dataset.prompts if prompt.id in there)
+    provenance = {**dataset.provenance, "share": share}
+    return replace(dataset, prompts=prompts, provenance=provenance, **whole)
+
+
 def _load_one(name: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
     if name in SOURCES:
         return _load_source(SOURCES[name], strict=strict)
@@ -96,6 +137,8 @@ def _load_one(name: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs
         grouped = {part for parts in GROUPS.values() for part in parts}
         chosen = [source for source in on_hub if source.name in grouped] or on_hub
         return merge([_load_source(source, strict=strict) for source in chosen], name=name)
+    if matching := _matching(path):
+        return _load_path(path, columns, strict=strict, scores=scores, files=matching)
     if _may_be_hub_id(path, name):
         return _load_hub_id(name, columns, strict=strict, scores=scores)
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
@@ -109,7 +152,14 @@ def _load_one(name: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs
 def _may_be_hub_id(path: Path, name: str) -> bool:
     """True for OWNER/NAME, unless it is written like a file or lies in a folder that is there."""
     is_local = is_data_file(path) or path.parent.is_dir() or name.startswith((".", "/", "~"))
-    return name.count("/") == 1 and not is_local
+    return HubName.read(name) is not None and not is_local
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The data files that a pattern such as data/*.jsonl matches, in the order of their names."""
+    if not has_magic(str(pattern)):
+        return []
+    return sorted(path for found in glob(str(pattern), recursive=True) if is_data_file(path := Path(found)))
 
 
 def _load_source(source: Source, *, strict: bool) -> Dataset:
@@ -128,11 +178,18 @@ def _read(collector: Collector, file: RawFile, source: Source) -> None:
     )
 
 
-def _load_path(path: Path, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
-    """A file, or all files below a folder; a file that lies in the folder of a named set is read as that set."""
-    files = data_files(path) if path.is_dir() else [path]
-    _require_data_files(path, files)
+def _load_path(
+    path: Path, columns: ColumnNames, *, strict: bool, scores: ScoresAs, files: Sequence[Path] = ()
+) -> Dataset:
+    """A file, all files below a folder, or those that a pattern matches.
+
+    A file that lies in the folder of a named set is read as that set.
+    """
     root = path.absolute() if path.is_dir() else path.absolute().parent
+    if files:
+        root = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    files = files or (data_files(path) if path.is_dir() else [path])
+    _require_data_files(path, files)
     collector = Collector(path.absolute().stem, strict=strict, scores=scores)
     sources = {file: None if columns else _source_of(file.absolute()) for file in files}
     read, skipped = 0, []
@@ -190,7 +247,8 @@ def _source_of(file: Path) -> Source | None:
 def _load_hub_id(hub_id: str, columns: ColumnNames, *, strict: bool, scores: ScoresAs) -> Dataset:
     collector = Collector(hub_id, strict=strict, scores=scores)
     try:
-        files = read_hub(hub_id, revision="main", arguments={})
+        name = HubName.read(hub_id) or HubName(id=hub_id)
+        files = name.files()
     except DataError as error:
         raise DataError(
             f"data set {hub_id!r} is not found. Tried 1. a path: there is none; 2. POISE_DATA: it is no known name; "
@@ -198,7 +256,7 @@ def _load_hub_id(hub_id: str, columns: ColumnNames, *, strict: bool, scores: Sco
         ) from error
     for file in files:
         _read_by_columns(collector, file, columns)
-    return collector.dataset(revision="main")
+    return collector.dataset(revision=name.revision)
 
 
 def _read_by_columns(collector: Collector, file: RawFile, columns: ColumnNames) -> None:

@@ -16,7 +16,7 @@ from poise.types import Comparison, Dataset, Demonstration, Origin, Prompt, Rati
 
 Judged = TypeVar("Judged", Demonstration, Comparison, SafetyLabel, Verdict, Rating)
 Choice = str | Collection[str] | None
-_ROWS = ("demonstrations", "comparisons", "labels", "verdicts", "ratings")
+ROWS = ("demonstrations", "comparisons", "labels", "verdicts", "ratings")
 _HELD_OUT = 0.2
 _OUTSIDE = ("test", "validation")  # the splits of a publisher that are held out, the first that has prompts
 
@@ -175,7 +175,7 @@ def select(dataset: Dataset, *, kind: Choice = None, split: Choice = None, crite
 def prompts_of(dataset: Dataset) -> Iterator[Prompt]:
     """Every prompt as it stands in every row: repeated, and with that row's tags."""
     yield from dataset.prompts
-    for name in _ROWS:
+    for name in ROWS:
         yield from (row.prompt for row in getattr(dataset, name))
 
 
@@ -237,7 +237,7 @@ def first_prompts(dataset: Dataset, count: int) -> Dataset:
     for prompt in dataset.prompts:
         kinds.setdefault(str(prompt.tags.get("kind", "")), []).append(prompt)
     chosen = {prompt.id for group in kinds.values() for prompt in group[: max(1, count // len(kinds))]}
-    rows: dict[str, Any] = {name: tuple(x for x in getattr(dataset, name) if x.prompt.id in chosen) for name in _ROWS}
+    rows: dict[str, Any] = {name: tuple(x for x in getattr(dataset, name) if x.prompt.id in chosen) for name in ROWS}
     return Dataset(name=dataset.name, prompts=tuple(p for p in dataset.prompts if p.id in chosen), **rows)
 
 
@@ -250,7 +250,7 @@ def without_splits(dataset: Dataset) -> Dataset:
         return bare.setdefault(prompt.id, replace(prompt, tags=tags))
 
     rows: dict[str, Any] = {
-        name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in _ROWS
+        name: tuple(replace(x, prompt=strip(x.prompt)) for x in getattr(dataset, name)) for name in ROWS
     }
     return Dataset(name=dataset.name, prompts=tuple(strip(p) for p in dataset.prompts), **rows)
 

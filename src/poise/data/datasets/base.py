@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from poise.data.kept_columns import with_kept
 from poise.errors import DataError
 from poise.messages import text_only
 from poise.types import Comparison, Demonstration, Message, Origin, Prompt, Rating, SafetyLabel, Verdict, text_of
@@ -53,7 +54,12 @@ class Place:
 
     def tags(self, row: Row | None = None, **named: Any) -> dict[str, Any]:
         """Prompt tags: source, line, the publisher's split, a row's further columns and named values, where known."""
-        values = {"source": self.dataset, "upstream_split": self.split, **((row and row.model_extra) or {}), **named}
+        values = {
+            "source": self.dataset,
+            "upstream_split": self.split,
+            **with_kept((row and row.model_extra) or {}),
+            **named,
+        }
         return {name: value for name, value in values.items() if not is_unknown(value)} | {"line": self.location}
 
 

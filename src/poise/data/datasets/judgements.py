@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from poise.data.datasets.base import is_unknown
+from poise.data.kept_columns import KEPT
 from poise.errors import DataError
 
 _JUDGING = frozenset(
@@ -91,7 +92,7 @@ def require_understood(*records: BaseModel | None) -> None:
 def _judging(columns: Mapping[str, Any], depth: int = 0, before: str = "") -> Iterator[tuple[str, Any]]:
     """Paths and values of what judges, in the columns and in the objects and lists that they hold."""
     for name, value in columns.items():
-        if is_unknown(value):
+        if is_unknown(value) or name == KEPT:
             continue
         path = f"{before}{name}"
         if speaks_of_judgement(name) or _is_verdict(name, value):
