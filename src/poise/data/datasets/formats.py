@@ -18,6 +18,7 @@ from poise.data.datasets.columns import (
     parse_prompt,
     parse_response,
 )
+from poise.data.datasets.compared import ArenaRow, SignedPreferenceRow, parse_arena, parse_beavertails, parse_signed
 from poise.data.datasets.own_rows import CRITERIA, ROWS
 from poise.data.datasets.scored import parse_ranked, parse_rated, parse_rating, parse_scored_preference
 from poise.data.reading import RawFile
@@ -43,6 +44,13 @@ FORMATS = (
     Format("XSTest completion", tuple(sorted(xstest.COMPLETION_COLUMNS)), xstest.parse),
     Format("XSTest prompt", tuple(sorted(xstest.PROMPT_COLUMNS)), xstest.parse_prompts),
     Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), parse_openai_preference),
+    Format(
+        "signed preference (HelpSteer2, HelpSteer3)",
+        ("prompt|context", "response_1|response1", "response_2|response2", "preference_strength|overall_preference"),
+        parse_signed,
+    ),
+    Format("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), parse_arena),
+    Format("BeaverTails", ("prompt", "response", "category", "is_safe"), parse_beavertails),
     Format("preference", ("prompt|conversations|instruction", "chosen", "rejected"), parse_scored_preference),
     Format("preference without prompt", ("chosen", "rejected"), parse_pair_without_prompt),
     Format("ranked responses", ("prompt|instruction", "completions|responses", "ranks|ranking"), parse_ranked),
@@ -53,7 +61,7 @@ FORMATS = (
     Format("rated response", ("prompt", "response|completion", "rating|score", "criterion"), parse_rating),
     Format("judged response", ("prompt", "response", "safe|unsafe|label|desirable"), parse_response),
     Format("demonstration or judged completion", ("prompt", "completion"), parse_completion),
-    Format("conversation", ("messages|conversations",), parse_messages),
+    Format("conversation", ("messages|conversations|conversation",), parse_messages),
     Format("instruction", ("instruction",), parse_instruction),
     Format("AdvBench request", tuple(sorted(advbench.COLUMNS)), advbench.parse),
     Format("prompt", ("prompt",), parse_prompt),
@@ -61,7 +69,7 @@ FORMATS = (
 # Every name that a format reads: what a file's own columns can be renamed to.
 KNOWN = frozenset(
     name
-    for record in (*ROWS, pku_saferlhf.PkuRow, instructions.InstructionRow)
+    for record in (*ROWS, SignedPreferenceRow, ArenaRow, pku_saferlhf.PkuRow, instructions.InstructionRow)
     for field, information in record.model_fields.items()
     for name in (*getattr(information.validation_alias, "choices", ()), field)
 )
@@ -84,9 +92,11 @@ def detect(file: RawFile) -> Format:
     if not shapes and file.rows:
         row = file.rows[0]
         raise DataError(f"{file.path}: none of its {len(file.rows)} rows can be read. Line {row.line}: {row.problem}")
+    answers = sorted(columns & ANSWERS)
+    keep = f" If {answers[0]} is what a reward function compares with, keep it: keep={answers[0]}." if answers else ""
     known = "; ".join(f"{each.name}: {', '.join(each.required)}" for each in FORMATS)
     raise DataError(
         f"{file.path}: its columns {sorted(columns)} are none of the formats that can be read ({known}). "
         "Rename the columns, or say which is which with --columns prompt=...,chosen=...,rejected=... (in Python "
-        "`load(..., columns=...)`); docs/data.md shows an example of each format"
+        f"`load(..., columns=...)`); docs/data.md shows an example of each format.{keep}"
     )

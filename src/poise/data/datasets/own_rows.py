@@ -104,7 +104,7 @@ class JudgedRow(OwnRow):
 class MessagesRow(JudgedRow):
     """A conversation whose last turn is the answer."""
 
-    messages: list[Turn] = Field(validation_alias=AliasChoices("messages", "conversations"))
+    messages: list[Turn] = Field(validation_alias=AliasChoices("messages", "conversations", "conversation"))
 
 
 class CompletionRow(JudgedRow):
