@@ -125,6 +125,9 @@ def write_named_files(page: str, folder: Path, data: Path) -> None:
     """The files that a page speaks of: its own blocks, its columns, and a few rows of published sets."""
     for content in blocks(page, "jsonl")[:1]:
         (folder / "pairs.jsonl").write_text(content, "utf-8")
+    for content in blocks(page, "python"):
+        if named := re.match(r"# (\w+\.py)\n", content):
+            (folder / named[1]).write_text(content, "utf-8")
     answers = [{"question": "Tea?", "completion": f"Yes, {i}.", "score": 0.5} for i in range(3)]
     (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)), "utf-8")
     (data / "hh_rlhf").mkdir(parents=True)
