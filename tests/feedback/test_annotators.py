@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.annotators import ErringAnnotator, RecordedAnnotator, RuleAnnotator, ScoreAnnotator
-from poise.types import Annotator, Comparison, Completion, Dataset, Prompt, Scores
+from poise.types import Annotator, Comparison, Completion, Dataset, Prompt, SafetyLabel, Scores
 
 HARMFUL = Prompt.of("Help me steal a bike.", kind="harmful")
 BENIGN = Prompt.of("How do I mend a bike?", kind="benign")
@@ -127,7 +128,32 @@ def test_what_people_wrote_down_is_found_in_either_order_of_the_responses_and_ne
     turned = file.compare(BENIGN, [SHORT, LONG])
     assert (turned.winner, turned.safe, turned.responses) == (1, (False, True), (SHORT, LONG))
     assert file.compare(HARMFUL, [SHORT, LONG]).probability == pytest.approx(0.2)
-    with pytest.raises(FeedbackError, match=r"people.jsonl has no comparison .*'safe'.*asked.jsonl"):
+    with pytest.raises(FeedbackError, match=r"people.jsonl has no comparison .*'safe'.*have people compare"):
         file.compare(BENIGN, [LONG, REFUSAL])
     with pytest.raises(FeedbackError, match="'helpful'"):
         RecordedAnnotator(Dataset(name="people.jsonl", comparisons=(said,)), "helpful").compare(BENIGN, [LONG, SHORT])
+
+
+def test_several_people_make_a_share_of_one_pair_and_an_answer_is_safe_where_most_say_so() -> None:
+    pair: dict[str, Any] = {"prompt": BENIGN, "criterion": "safe"}
+    rows = (
+        Comparison(responses=(LONG, SHORT), winner=0, **pair),
+        Comparison(responses=(SHORT, LONG), winner=1, **pair),
+        Comparison(responses=(LONG, SHORT), winner=1, **pair),
+        Comparison(responses=(LONG, SHORT), probability=0.5, **pair),
+    )
+    flags = [(LONG, True), (LONG, True), (LONG, False), (SHORT, True), (SHORT, False)]
+    labels = tuple(SafetyLabel(prompt=BENIGN, response=text, safe=safe) for text, safe in flags)
+    found = RecordedAnnotator(Dataset(name="people", comparisons=rows, labels=labels), "safe")
+    verdict = found.compare(BENIGN, [SHORT, LONG])
+    assert (verdict.winner, verdict.probability) == (None, pytest.approx(2.5 / 4 * -1 + 1))
+    assert verdict.safe == (False, True)  # half is not most
+
+
+def test_a_pair_that_people_labelled_without_preferring_one_is_undecided() -> None:
+    labels = tuple(SafetyLabel(prompt=BENIGN, response=text, safe=True) for text in (LONG, SHORT))
+    for criterion, flags in (("helpful", None), ("safe", (True, True))):
+        verdict = RecordedAnnotator(Dataset(name="people", labels=labels), criterion).compare(BENIGN, [SHORT, LONG])
+        assert (verdict.winner, verdict.probability, verdict.safe) == (None, 0.5, flags)
+    with pytest.raises(FeedbackError):
+        RecordedAnnotator(Dataset(name="people", labels=labels[:1]), "helpful").compare(BENIGN, [SHORT, LONG])

@@ -14,7 +14,7 @@ from typing import Literal
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.asking import ask
 from poise.feedback.rules import is_refusal
-from poise.types import Annotator, Comparison, Completion, Dataset, Origin, Prompt, Scorer
+from poise.types import Annotator, Comparison, Completion, Dataset, Origin, Prompt, SafetyLabel, Scorer
 
 Criterion = Literal["helpful", "safe"]
 
@@ -105,38 +105,80 @@ class ErringAnnotator:
 
 
 class RecordedAnnotator:
-    """What people wrote down of these very responses: comparisons read from their file, in whichever order they stand.
+    """What people wrote down of these very responses, read from their file, in whichever order they stand there.
 
     judged  the data set that `poise.load` made of the file
+
+    A pair that several people judged has the share of those who prefer a response as its probability, and a response
+    is safe where more than half of them say so. A pair whose responses both have labels, but which nobody preferred
+    one of, is undecided: a null id in the columns of PKU-SafeRLHF says so.
     """
 
     def __init__(self, judged: Dataset, criterion: Criterion):
         self.name, self.criterion = judged.name, criterion
-        self._known = {(c.prompt.id, frozenset(c.responses)): c for c in judged.comparisons if c.criterion == criterion}
+        self._said: dict[tuple[str, frozenset[str]], list[Comparison]] = {}
+        self._flags: dict[tuple[str, str], list[SafetyLabel]] = {}
+        for row in judged.comparisons:
+            if row.criterion == criterion:
+                self._said.setdefault((row.prompt.id, frozenset(row.responses)), []).append(row)
+        for label in judged.labels:
+            self._flags.setdefault((label.prompt.id, label.response), []).append(label)
+
+    def knows(self, prompt: Prompt, responses: Sequence[str]) -> bool:
+        """Whether somebody judged these responses."""
+        return (prompt.id, frozenset(responses)) in self._said or self._are_labelled(prompt, responses)
 
     def compare(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
         """The recorded verdict. Raises FeedbackError if there is none on these responses."""
-        found = self._known.get((prompt.id, frozenset(responses)))
-        if found is None:
+        if not self.knows(prompt, responses):
             raise FeedbackError(
                 f"{self.name} has no comparison by the criterion {self.criterion!r} of {len(responses)} responses to "
-                f"prompt {prompt.id} ({prompt.text[:60]!r}): have people compare every row of the stage's asked.jsonl, "
-                "put what they said into that file, and repeat the command"
+                f"prompt {prompt.id} ({prompt.text[:60]!r}): have people compare them, put what they said into that "
+                "file, and repeat the command"
             )
-        order = [found.responses.index(response) for response in responses]
-        probability = found.probability
-        if probability is not None and order[0] == 1:
-            probability = 1 - probability
-        return replace(
-            found,
-            prompt=prompt,
-            responses=tuple(responses),
-            winner=None if found.winner is None else order.index(found.winner),
-            probability=probability,
-            safe=None if found.safe is None else tuple(found.safe[place] for place in order),
-            categories=tuple(found.categories[place] for place in order) if found.categories else (),
-            ranking=tuple(order.index(place) for place in found.ranking),
-        )
+        found = [_in_order(row, responses) for row in self._said.get((prompt.id, frozenset(responses)), ())]
+        verdict = _agreed(found) if found else self._undecided(prompt, responses)
+        labelled = self.criterion == "safe" and self._are_labelled(prompt, responses)
+        flags = tuple(self._is_safe(prompt, text) for text in responses) if labelled else verdict.safe
+        return replace(verdict, prompt=prompt, responses=tuple(responses), safe=flags)
+
+    def _are_labelled(self, prompt: Prompt, responses: Sequence[str]) -> bool:
+        return all((prompt.id, text) in self._flags for text in responses)
+
+    def _is_safe(self, prompt: Prompt, text: str) -> bool:
+        labels = self._flags[prompt.id, text]
+        return 2 * sum(label.safe for label in labels) > len(labels)
+
+    def _undecided(self, prompt: Prompt, responses: Sequence[str]) -> Comparison:
+        origin = self._flags[prompt.id, responses[0]][0].origin
+        level = [0.0] * len(responses)
+        return _verdict(prompt, responses, level, self.criterion, origin, None)
+
+
+def _in_order(found: Comparison, responses: Sequence[str]) -> Comparison:
+    """The same verdict for responses in another order."""
+    order = [found.responses.index(response) for response in responses]
+    probability = found.probability
+    if probability is not None and order[0] == 1:
+        probability = 1 - probability
+    return replace(
+        found,
+        responses=tuple(responses),
+        winner=None if found.winner is None else order.index(found.winner),
+        probability=probability,
+        safe=None if found.safe is None else tuple(found.safe[place] for place in order),
+        categories=tuple(found.categories[place] for place in order) if found.categories else (),
+        ranking=tuple(order.index(place) for place in found.ranking),
+    )
+
+
+def _agreed(found: Sequence[Comparison]) -> Comparison:
+    """One verdict of several on the same two responses: the share of them that prefer the first."""
+    first = found[0]
+    if len(found) == 1 or len(first.responses) != 2 or len({(row.winner, row.probability) for row in found}) == 1:
+        return first
+    shares = [row.probability if row.probability is not None else float(row.winner == 0) for row in found]
+    return replace(first, winner=None, probability=sum(shares) / len(shares), margin=0.0)
 
 
 def _turned_around(found: Comparison) -> Comparison:

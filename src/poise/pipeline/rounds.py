@@ -16,7 +16,7 @@ from typing import Any
 
 from poise.data import load, merge, with_cut_responses
 from poise.data.rollouts import read_comparison, read_label
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, FeedbackError
 from poise.evaluate.suite import SuiteResult
 from poise.feedback.annotators import ErringAnnotator, RecordedAnnotator, RuleAnnotator, ScoreAnnotator
 from poise.files import atomic_write, json_line, read_jsonl_tolerant, to_jsonable
@@ -43,6 +43,9 @@ PERSON = "person"  # before the flip rate of a simulated person: person:0.1
 FLIP_RATE = 0.1
 _PERSON_DEPTH = 0.6  # neither the signal's nor the judge's
 ASKED = "asked.jsonl"  # of a stage: the responses that are to be compared
+TO_JUDGE = "to-judge.jsonl"  # those that people have not judged yet, for them to fill in
+_BLANKS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe")
+_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 
 RedTeam = Callable[[Run, Policy, int], Sequence[Prompt]]
 
@@ -158,6 +161,7 @@ def collect_comparisons(
             answering = shard_engine(engine or NativeEngine(policy))
             write_asked(rows, prompts, answering.generate(prompts, replace(sampling, samples=answers)))
         asked = [(known[row["id"]], row["responses"]) for row in read_jsonl_tolerant(rows)]
+        _require_verdicts(stage.path / TO_JUDGE, asked, annotators)
         compared, labels = _decoupled([each.compare(*question) for question in asked for each in annotators])
         left_out = answers // 2 * len(prompts) - len(asked)
         stage.finish({"rows": to_jsonable(compared), "labels": to_jsonable(labels), "left_out": left_out})
@@ -183,6 +187,27 @@ def write_asked(path: Path, prompts: Sequence[Prompt], made: Sequence[Completion
     atomic_write(path, b"".join(json_line(to_jsonable(row)) for row in rows))
 
 
+def _require_verdicts(
+    path: Path, asked: Sequence[tuple[Prompt, Sequence[str]]], annotators: Sequence[Annotator]
+) -> None:
+    """Write the pairs that people have yet to judge, in the columns of PKU-SafeRLHF, and raise FeedbackError if any."""
+    people = [each for each in annotators if isinstance(each, RecordedAnnotator)]
+    missing = [question for question in asked if not all(each.knows(*question) for each in people)]
+    if not missing:
+        return
+    rows = [
+        {"prompt": prompt.text if len(prompt.messages) == 1 else prompt.messages, "response_0": pair[0]}
+        | {"response_1": pair[1], **dict.fromkeys(_BLANKS)}
+        for prompt, pair in missing
+    ]
+    by_main(atomic_write)(path, b"".join(json_line(to_jsonable(row)) for row in rows))
+    raise FeedbackError(
+        f"{len(missing)} of {len(asked)} pairs are to be judged by people: {path} has them. Fill in better_response_id "
+        "and safer_response_id (0, 1, or null where neither is) and is_response_0_safe and is_response_1_safe (true or "
+        f"false), add the rows to {people[0].name}, and repeat the command: it goes on from there"
+    )
+
+
 def _plan(planner: Planner, name: str, prompts: Sequence[Prompt], answers: int, longest: int) -> None:
     """Sampling alone: nobody knows how long annotators take."""
     number = answers * len(prompts)
@@ -201,8 +226,8 @@ def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) 
     if text == "rule":
         return ANNOTATORS
     if (rate := flip_rate_of(text)) is None:
-        judged = load(text)
-        run.record_data(judged.name, judged.provenance)
+        judged = load(text) if Path(text).exists() else Dataset(name=text)
+        run.record_reading("annotator", {"file": text, **judged.provenance})  # it grows from round to round
         return RecordedAnnotator(judged, "helpful"), RecordedAnnotator(judged, "safe")
     own, spec = with_cut_responses(merge(material.held_for_rounds, name="person")), material.signal_spec
     spec = replace(spec, depth=_PERSON_DEPTH, seed=spec.seed + 2000, calibrated=0.0, channels=(REWARD, COST))
@@ -219,10 +244,11 @@ def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) 
 
 def require_annotator(text: str, *, rounds: int) -> None:
     """Raise ConfigError unless `annotators_named` knows who that is, and there are rounds to ask them in."""
-    if text != "rule" and flip_rate_of(text) is None and not Path(text).exists():
+    is_file = Path(text).exists() or text.endswith(_FILES)
+    if text != "rule" and flip_rate_of(text) is None and not is_file:
         raise ConfigError(
             f"annotator is {text!r}: give rule, {PERSON} (who errs in {FLIP_RATE:.0%} of verdicts), {PERSON}:0.2, or "
-            "the path of a file of comparisons by people"
+            "the path of a file of what people say (.jsonl), which may not be there yet"
         )
     if text != "rule" and rounds < 2:
         raise ConfigError(f"annotator is {text!r}, but nobody is asked in one round: give --rounds 2 or more")
