@@ -217,6 +217,41 @@ def test_a_score_model_that_poise_exported_has_the_same_scores_and_signs_as_a_cl
         named_scorers(f"hf:{tmp_path}#cost", channel="reward")
 
 
+def adapter(folder, base, task="SEQ_CLS"):
+    """A LoRA adapter of a reward model, as peft and TRL save it, and what it gives for each row alone."""
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = get_peft_model(model, LoraConfig(task_type=task, r=2, target_modules=["q_proj", "v_proj"])).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer("random:llama")
+    rows = []
+    for question, answer in TEXTS:
+        talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        said = tokenizer.apply_chat_template(talk, tokenize=False)
+        with torch.no_grad():
+            rows.append(model(**tokenizer(said, add_special_tokens=False, return_tensors="pt")).logits[0, 0])
+    return torch.stack(rows)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft and transformers about one another
+def test_an_adapter_of_a_reward_model_is_read_with_its_base_and_its_own_head(tmp_path):
+    base = saved(
+        tmp_path / "base",
+        LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=260, pad_token_id=0, max_position_embeddings=128)),
+        tiny_tokenizer("random:llama"),
+    )
+    expected = adapter(tmp_path / "adapter", str(base))
+    torch.testing.assert_close(values(f"hf:{tmp_path / 'adapter'}"), expected, atol=1e-5, rtol=0)
+    card = tmp_path / "adapter" / "adapter_config.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"task_type": "CAUSAL_LM"}))
+    with pytest.raises(ModelError, match="adapter for CAUSAL_LM, not for a sequence classifier"):
+        named_scorers(f"hf:{tmp_path / 'adapter'}", channel="reward")
+
+
 def test_a_language_model_is_no_classifier(tmp_path):
     folder = saved(tmp_path, LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=260)), tiny_tokenizer("random:llama"))
     with pytest.raises(ModelError, match=r"LlamaForCausalLM, not a sequence classifier.*guard:ID"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from poise.errors import ConfigError, ModelError
 from poise.feedback.beaver import BEAVER, is_beaver, load_beaver, ways_of_beaver
+from poise.feedback.classifier_adapters import load_adapted
 from poise.feedback.score_rows import PAIR, RESPONSE, RowReader, batches_of, padded, window_of
 from poise.files import expanded
 from poise.models.load import read_template
 from poise.models.locate import locate
+from poise.models.merged import adapter_in
 from poise.models.usable import loading, require_whole
 from poise.types import Completion, Prompt, Scores
 
@@ -107,15 +110,14 @@ def load_classifier(name: str, options: ClassifierOptions | None = None) -> Sequ
     from transformers import AutoConfig, AutoTokenizer
 
     how, source = options or ClassifierOptions(), locate(name)
+    dtype = dtype_named(how.dtype, f"hf:{name}")
+    adapted = load_adapted(source, name, dtype)
     with loading(source, name):
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    beaver = is_beaver(config)
-    model = (
-        load_beaver(source, name, config, dtype_named(how.dtype, f"hf:{name}"))
-        if beaver
-        else _classifier(source, name, config, how)
-    )
+        config = AutoConfig.from_pretrained(source) if adapted is None else adapted.config
+        tokenizer = AutoTokenizer.from_pretrained(_with_tokenizer(source))
+    beaver = adapted is None and is_beaver(config)
+    load = load_beaver if beaver else _classifier
+    model = load(source, name, config, dtype) if adapted is None else adapted
     device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.eval().requires_grad_(False).to(device)
     ways = ways_of_beaver(config) if beaver else _ways(config)
@@ -130,7 +132,15 @@ def load_classifier(name: str, options: ClassifierOptions | None = None) -> Sequ
     )
 
 
-def _classifier(source: str, name: str, config: Any, how: ClassifierOptions) -> Any:
+def _with_tokenizer(source: str) -> str:
+    """The folder or id with the tokenizer: that of its base, for an adapter saved without one."""
+    card = adapter_in(source)
+    if card is None or (card.parent / "tokenizer_config.json").is_file():
+        return source
+    return locate(str(json.loads(card.read_text("utf-8"))["base_model_name_or_path"]))
+
+
+def _classifier(source: str, name: str, config: Any, dtype: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     made = getattr(config, "architectures", None) or []
@@ -141,7 +151,7 @@ def _classifier(source: str, name: str, config: Any, how: ClassifierOptions) -> 
         )
     with loading(source, name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype_named(how.dtype, f"hf:{name}"), output_loading_info=True, use_safetensors=True
+            source, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
     require_whole(name, report)
     return model

@@ -74,10 +74,10 @@ def _merge(base: Callable[[], Any], adapter: Path) -> Any:
             shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}
         model = _with_rows(base(), shapes)
         ids, parts_ends = probe_ids(model), _changes_one_end(model, set(shapes))
-        adapted = _adapted(model, adapter, set(shapes))
+        adapted = with_adapter(model, adapter, set(shapes))
         expected = _logprobs(adapted, ids)
         if parts_ends:  # merged, it would change both
-            adapted = _adapted(_untied(_with_rows(base(), shapes)), adapter, set(shapes))
+            adapted = with_adapter(_untied(_with_rows(base(), shapes)), adapter, set(shapes))
         merged = adapted.merge_and_unload()
         apart = distance(merged, _logprobs(merged, ids), expected)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
@@ -91,7 +91,7 @@ def _merge(base: Callable[[], Any], adapter: Path) -> Any:
     return merged
 
 
-def _adapted(model: Any, adapter: Path, there: set[str]) -> Any:
+def with_adapter(model: Any, adapter: Path, there: set[str]) -> Any:
     """The model with the adapter beside it; ModelError unless each has a place for the other's tensors."""
     from peft import PeftModel, get_peft_model_state_dict
 
