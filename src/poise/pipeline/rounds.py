@@ -226,7 +226,7 @@ def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) 
     if text == "rule":
         return ANNOTATORS
     if (rate := flip_rate_of(text)) is None:
-        judged = load(text) if Path(text).exists() else Dataset(name=text)
+        judged = replace(load(text), name=text) if Path(text).exists() else Dataset(name=text)
         run.record_reading("annotator", {"file": text, **judged.provenance})  # it grows from round to round
         return RecordedAnnotator(judged, "helpful"), RecordedAnnotator(judged, "safe")
     own, spec = with_cut_responses(merge(material.held_for_rounds, name="person")), material.signal_spec
