@@ -64,6 +64,8 @@ _NAMES_BY_MODULE = {
     "poise.train.controllers": ("PID", "ProjectedAscent"),
     "poise.train.limits": ("among", "cvar", "per_category", "rate"),
     "poise.train.loop": ("fit",),
+    "poise.train.lagrangian_reward": ("LagrangianReward",),
+    "poise.feedback.named": ("named_scorers", "scorers_by_channel"),
     "poise.train.objectives": ("Lagrangian", "Limit", "Objective", "Penalty", "Unconstrained"),
     "poise.train.on_policy": ("OnPolicyTrainer", "OptimizerSettings"),
 }

@@ -217,6 +217,14 @@ def test_a_score_model_that_poise_exported_has_the_same_scores_and_signs_as_a_cl
         named_scorers(f"hf:{tmp_path}#cost", channel="reward")
 
 
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_here_is_an_error_that_lists_those_that_are(tmp_path, device):
+    folder = llama(tmp_path, num_labels=1)
+    for name in (f"hf:{folder}?device={device}", f"guard:{folder}?layout=wildguard&device={device}"):
+        with pytest.raises(ConfigError, match=f"device={device} cannot be used.*Here are cpu"):
+            named_scorers(name, channel="cost")
+
+
 def adapter(folder, base, task="SEQ_CLS"):
     """A LoRA adapter of a reward model, as peft and TRL save it, and what it gives for each row alone."""
     from peft import LoraConfig, get_peft_model

@@ -44,6 +44,9 @@ def broken(completions):
 
 def wants(completions, solution):
     return solution
+
+def wants_more(completions, trainer_state, **columns):
+    return [trainer_state.global_step for _ in completions]
 """
 
 
@@ -129,6 +132,7 @@ def test_functions_are_given_columns_and_messages_as_trl_gives_them(functions):
         ("nan", "gave nan for completion 2 of 2.*None for what cannot be scored"),
         ("words", "gave 'good'.*expected a finite number"),
         ("broken", "failed: TypeError.*format=messages gives messages instead"),
+        ("wants_more", "takes trainer_state, and the data has no such column"),
         ("wants", "takes solution, and the data has no such column.*grade, source.*--columns"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from poise.errors import ConfigError, ModelError
 from poise.feedback.beaver import BEAVER, is_beaver, load_beaver, ways_of_beaver
 from poise.feedback.classifier_adapters import load_adapted
-from poise.feedback.score_rows import PAIR, RESPONSE, RowReader, batches_of, padded, window_of
+from poise.feedback.score_rows import PAIR, RESPONSE, RowReader, batches_of, padded, usable_device, window_of
 from poise.files import expanded
 from poise.models.load import read_template
 from poise.models.locate import locate
@@ -111,6 +111,7 @@ def load_classifier(name: str, options: ClassifierOptions | None = None) -> Sequ
 
     how, source = options or ClassifierOptions(), locate(name)
     dtype = dtype_named(how.dtype, f"hf:{name}")
+    device = usable_device(how.device, f"hf:{name}")
     adapted = load_adapted(source, name, dtype)
     with loading(source, name):
         config = AutoConfig.from_pretrained(source) if adapted is None else adapted.config
@@ -118,7 +119,6 @@ def load_classifier(name: str, options: ClassifierOptions | None = None) -> Sequ
     beaver = adapted is None and is_beaver(config)
     load = load_beaver if beaver else _classifier
     model = load(source, name, config, dtype) if adapted is None else adapted
-    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.eval().requires_grad_(False).to(device)
     ways = ways_of_beaver(config) if beaver else _ways(config)
     return SequenceClassifier(

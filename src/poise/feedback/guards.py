@@ -13,7 +13,7 @@ from torch import Tensor
 from poise.errors import ConfigError, ModelError
 from poise.feedback.classifiers import dtype_named
 from poise.feedback.guard_layouts import GuardLayout
-from poise.feedback.score_rows import RowReader, batches_of, padded, window_of
+from poise.feedback.score_rows import RowReader, batches_of, padded, usable_device, window_of
 from poise.models.locate import locate
 from poise.models.usable import loading, require_whole
 from poise.text import say
@@ -168,6 +168,7 @@ def load_guard(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source, called = locate(name), f"guard:{name}"
+    where = usable_device(device, called)
     with loading(source, name):
         tokenizer = AutoTokenizer.from_pretrained(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -190,5 +191,4 @@ def load_guard(
         arguments=layout.arguments,
         leads=layout.leads,
     )
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return GuardScorer(called, model.eval().requires_grad_(False).to(where), reader, layout, batch_size=batch_size)

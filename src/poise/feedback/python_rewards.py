@@ -112,18 +112,15 @@ class PythonReward:
             parameters = inspect.signature(self.function).parameters.values()
         except (TypeError, ValueError):  # of a function in C
             return dict(columns)
-        if any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return dict(columns)
-        known = {each.name: each for each in parameters}
-        due = [
-            name for name, each in known.items() if each.default is each.empty and each.kind is not each.VAR_POSITIONAL
-        ]
+        known = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        due = [name for name, each in known.items() if each.default is each.empty]
         if missing := [name for name in due if name not in columns]:
             raise FeedbackError(
                 f"{self.name} takes {', '.join(missing)}, and the data has no such column. It has {_listed(columns)}. "
                 "Rename the column of the data (--columns), or give the parameter a default"
             )
-        return {name: columns[name] for name in known if name in columns}
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        return dict(columns) if takes_all else {name: columns[name] for name in known if name in columns}
 
     def _checked(self, value: Any, place: int, number: int) -> float | None:
         if value is None:

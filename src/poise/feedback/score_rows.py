@@ -143,6 +143,19 @@ def window_of(tokenizer: Any, config: Any, asked: int | None, name: str) -> int:
     return known if asked is None else asked
 
 
+def usable_device(asked: str | None, name: str) -> Any:
+    """The device that is asked for, or the first GPU, or the CPU. Raises ConfigError for one that is not here."""
+    import torch
+
+    chosen = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{name}: device={chosen} cannot be used ({reason:.120}). Here are {here}") from error
+
+
 def padded(rows: Sequence[Mapping[str, list[int]]], fill: int, *, left: bool = False) -> dict[str, Any]:
     """Rows of token ids as tensors [B, L], filled on the right or left, and the mask of what is not filling."""
     import torch
