@@ -212,3 +212,15 @@ def test_a_server_says_which_way_its_channels_point(model_folder, backbone, monk
 def test_bounds_of_a_sum_are_known_where_those_of_every_term_are(functions):
     assert named_scorers("-2*rule:refusal + rule:refusal", channel="reward")[0].bounds == {"reward": (-2.0, 1.0)}
     assert named_scorers(f"{functions('length')} + rule:refusal", channel="reward")[0].bounds == {}
+
+
+def test_over_several_processes_each_summed_scorer_is_asked_as_it_would_be_alone(model_folder, monkeypatch):
+    from types import SimpleNamespace
+
+    from poise.train import sharding
+
+    (scorer,) = scorers_by_channel({"reward": f"{model_folder} + rule:refusal"})
+    monkeypatch.setattr(sharding, "current", lambda: SimpleNamespace(size=2))
+    model, rule = sharding.shard_scorer(scorer).sources
+    assert isinstance(model, ScoreModel)  # parts its rows over the processes: all of them must take part
+    assert type(rule).__name__ == "_MainScorer"
