@@ -205,6 +205,25 @@ def test_preferences_feedback_rounds_and_evaluation_run_on_the_same_objects(run:
     assert (run.path / "evaluate" / "rollouts.jsonl").exists()
 
 
+def test_a_plan_counts_checks_on_validation_prompts_a_dual_start_and_what_later_rounds_learn(
+    run: Run, few: Dataset
+) -> None:
+    plans = []
+    for more in ({}, {"validate": Validation(prompts=few.prompts, every=2), "start": "dual"}):
+        planner = Planner(compute=Compute(model=MODEL_SIZES["7b"], machine=named_machine("h100x8")), folder=run.path)
+        with planning(planner):
+            policy = Policy(start_model(run, "owner/seven-billion"), Lora(rank=2))
+            options: dict[str, Any] = {"objective": Lagrangian(), "optimisation": OptimizerSettings(steps=5), **more}
+            align(run, policy, [], few.prompts, sampling=SHORT, **options)
+            asked = collect_comparisons(run, policy, few.prompts, [], sampling=SHORT, answers=4)
+        plans.append(planner.stages)
+        assert len(asked.labels) == 4 * len(few.prompts)
+    assert plans[1]["policy"].seconds > plans[0]["policy"].seconds
+    assert f"3 checks on {len(few.prompts)} prompts" in plans[1]["policy"].work
+    assert plans[1]["policy-start"].seconds > 0
+    assert "policy-start" not in plans[0]
+
+
 def test_a_planned_stage_says_what_it_takes_and_trains_nothing(run: Run, few: Dataset) -> None:
     planner = Planner(compute=Compute(model=MODEL_SIZES["7b"], machine=named_machine("h100x8")), folder=run.path)
     with planning(planner):

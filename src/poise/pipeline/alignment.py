@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from poise.files import write_json
 from poise.models.policy import Policy
-from poise.pipeline.dual_start import start_from_dual
+from poise.pipeline.dual_start import MOST_PROMPTS, start_from_dual
+from poise.pipeline.dual_start import SAMPLES as DUAL_SAMPLES
 from poise.pipeline.kept import keep, taken_back
 from poise.pipeline.supervised import update_seconds
 from poise.plan.work import Planner, current_planner
@@ -66,8 +68,11 @@ def align(
     whole) loads as it is, and the policy after the last update in `last` where that may be another one.
     """
     if (planner := current_planner()) is not None:
-        place = planner.named(run, name)
-        _plan(planner, place, prompts, algorithm, optimisation.steps, samples_per_step, sampling, demonstrations)
+        place, steps = planner.named(run, name), optimisation.steps
+        if start == "dual":
+            _plan_dual_start(planner, f"{place}-start", prompts, sampling)
+        beside = demonstrations, validate
+        _plan(planner, place, prompts, algorithm, steps, samples_per_step, sampling, *beside)
         return policy
     stage, steps = run.stage(name), optimisation.steps
     if not stage.finished:
@@ -146,8 +151,9 @@ def _plan(
     samples: int,
     sampling: Sampling,
     demonstrations: DemonstrationBatches | None,
+    validate: Validation | None,
 ) -> None:
-    """Each step samples, scores, asks the reference and updates."""
+    """Each step samples, scores, asks the reference and updates; now and then the policy is checked."""
     compute, longest = planner.compute, sampling.max_tokens
     asked = max(1, samples // algorithm.samples_per_prompt)
     samples = asked * algorithm.samples_per_prompt
@@ -164,9 +170,37 @@ def _plan(
         imitated = demonstrations.per_step
         each = 2 * prompt_tokens
         seconds += algorithm.epochs * update_seconds(compute, imitated * each, imitated * prompt_tokens)
+    seconds, checked = steps * seconds, ""
+    if validate is not None:
+        checks = math.ceil(steps / validate.every)
+        checked = f", {checks} checks on {len(validate.prompts)} prompts"
+        seconds += checks * _asking(planner, validate.prompts, validate.samples, sampling)
     planner.add(
         name,
-        seconds=steps * seconds,
+        seconds=seconds,
         memory=max(compute.updating() + compute.states(tokens), compute.generating(samples, context=context)),
-        work=f"{steps} updates of {samples} samples, {tokens:,.0f} tokens",
+        work=f"{steps} updates of {samples} samples, {tokens:,.0f} tokens{checked}",
     )
+
+
+def _plan_dual_start(planner: Planner, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """The start model answers some of the prompts, and its answers are scored."""
+    asked = prompts[:MOST_PROMPTS]
+    context = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in asked]) + sampling.max_tokens
+    answers = DUAL_SAMPLES * len(asked)
+    planner.add(
+        name,
+        seconds=_asking(planner, asked, DUAL_SAMPLES, sampling),
+        memory=planner.compute.generating(answers, context=context),
+        work=f"{answers} answers of the start model, scored",
+    )
+
+
+def _asking(planner: Planner, prompts: Sequence[Prompt], samples: int, sampling: Sampling) -> float:
+    """Seconds to answer every prompt so many times, and to score the answers."""
+    compute, longest, answers = planner.compute, sampling.max_tokens, samples * len(prompts)
+    prompt_tokens = planner.tokens.template + planner.tokens.mean([prompt.text for prompt in prompts])
+    seconds = compute.forward(len(prompts) * prompt_tokens)
+    seconds += compute.decoding(answers, longest, context=prompt_tokens + longest)
+    tokens = len(prompts) * prompt_tokens + answers * longest * FILLED
+    return seconds + compute.forward(tokens, layers=compute.model.layers * 0.5)

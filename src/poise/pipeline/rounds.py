@@ -26,7 +26,7 @@ from poise.pipeline.alignment import FILLED, align
 from poise.pipeline.limits import under_limits
 from poise.pipeline.safety import Material, calibrations_of, held_limits, known_prompts, unseen_accuracy
 from poise.pipeline.scores import TrainedScoreModel, fit_scores
-from poise.plan.work import Planner, current_planner
+from poise.plan.work import CHARACTERS_PER_TOKEN, Planner, current_planner
 from poise.ranks import by_main, current
 from poise.rollout.native import NativeEngine
 from poise.run import Run
@@ -153,7 +153,7 @@ def collect_comparisons(
     """
     if (planner := current_planner()) is not None:
         _plan(planner, planner.named(run, name), prompts, answers, sampling.max_tokens)
-        return Dataset(name=name, prompts=tuple(prompts))
+        return _expected(prompts, answers, sampling.max_tokens, name)
     stage = run.stage(name)
     if not stage.finished:
         rows, known = stage.path / ASKED, {prompt.id: prompt for prompt in prompts}
@@ -215,6 +215,14 @@ def _plan(planner: Planner, name: str, prompts: Sequence[Prompt], answers: int, 
     memory = planner.compute.generating(number, context=context)
     seconds = planner.compute.decoding(number, longest, context=context)
     planner.add(name, seconds=seconds, memory=memory, work=f"{number} answers, compared")
+
+
+def _expected(prompts: Sequence[Prompt], answers: int, longest: int, name: str) -> Dataset:
+    """Judgements as many and as long as there may be, for the plan of what learns from them."""
+    told = [(prompt, f"{number} ".ljust(round(longest * FILLED * CHARACTERS_PER_TOKEN), "x"))
+            for prompt in prompts for number in range(answers)]  # fmt: skip
+    labels = tuple(SafetyLabel(prompt=prompt, response=text, safe=True) for prompt, text in told)
+    return Dataset(name=name, prompts=tuple(prompts), labels=labels)
 
 
 def annotators_named(run: Run, text: str, material: Material, *, seed: int = 0) -> tuple[Annotator, ...]:

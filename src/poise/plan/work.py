@@ -11,7 +11,7 @@ from pathlib import Path
 from poise.plan.compute import Compute
 from poise.run import Run
 
-_CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
+CHARACTERS_PER_TOKEN = 4.2  # where the tokenizer is not at hand
 _SAMPLED_TEXTS = 64  # whose tokens are counted
 
 
@@ -29,7 +29,7 @@ class StagePlan:
 class Tokens:
     """How many tokens texts have; told from characters where the tokenizer is not at hand."""
 
-    of: Callable[[str], float] = lambda text: len(text) / _CHARACTERS_PER_TOKEN
+    of: Callable[[str], float] = lambda text: len(text) / CHARACTERS_PER_TOKEN
     template: float = 20.0  # around a prompt
 
     def mean(self, texts: Sequence[str]) -> float:
