@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from poise.errors import ConfigError
 from poise.estimates import Estimate, JudgedRate
 from poise.experiment.pages import _tables
 from poise.experiment.results import Results
@@ -67,3 +68,9 @@ def test_pages_and_claims_follow_the_judge(worth: Estimate | None, outcome: str,
     document = to_jsonable(found.document())
     first = next(iter(_tables(document)))
     assert first["rows"] == [("mine", [cell])]
+
+
+def test_a_judge_that_the_study_does_not_measure_is_an_error() -> None:
+    metrics = [Metric(name="wins", label="wins", unit="share", over="prompts", judged_by="juge")]
+    with pytest.raises(ConfigError, match="wins is judged by 'juge', which is no fact of the study"):
+        Study(arms={"mine": None}, trial=lambda *_: Trial(), metrics=metrics)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from poise.data.lint_checks import leaks_between
-from poise.feedback.published import FURTHER, PublishedRows, published_rows, starter_rows
-
-JUDGED_SOURCES = ("xstest:completions", "safety-tuned-llamas")
+from poise.feedback.compliance_rows import FEATURES, WORDS, source_of
+from poise.feedback.published import FURTHER, VALIDATED, PublishedRows, published_rows, starter_rows
 
 
 def leaks(rows: PublishedRows) -> int:
     return sum(finding.count for finding in leaks_between(rows.prompts_by_side()))
 
 
+def used_of_validation(rows: PublishedRows) -> set[str]:
+    """Ids of prompts of validation that signal or policy learn from, or that are judged."""
+    sides = replace(rows, validation=()).prompts_by_side()
+    return {prompt.id for prompt in rows.validation} & {prompt.id for own in sides.values() for prompt in own}
+
+
 def test_the_starter_rows_stand_on_one_side_each() -> None:
     rows = starter_rows(evaluated=4, trained=24)
     assert leaks(rows) == 0
     assert {prompt.tags["kind"] for prompt in rows.evaluation} == {"harmful", "benign", "look_alike"}
+    assert rows.validation and not used_of_validation(rows)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +73,30 @@ class TestRealRows:
         asked = {prompt.id for prompt in (*rows.policy_prompts, *rows.evaluation)}
         assert not asked & {prompt.id for prompt in rows.further_prompts}
 
-    def test_the_judge_knows_refusals_of_questions_and_of_requests(self, request: pytest.FixtureRequest) -> None:
+    def test_judges_of_compliance_learn_from_peoples_labels_alone_and_share_one_source(
+        self, request: pytest.FixtureRequest
+    ) -> None:
         rows: PublishedRows = request.getfixturevalue("rows")
-        declined = [label for label in rows.verdicts["judge"].labels if label.safe]
-        asked_for = {name: [d for d in declined if d.prompt.tags.get("source") == name] for name in JUDGED_SOURCES}
-        assert sum(map(len, asked_for.values())) == len(declined)
-        assert all(len(rows) > 100 for rows in asked_for.values())
+        rows.require_independent_verdict()
+        for side, own in ((FEATURES, "human-rated-compliance"), (WORDS, "human-rated-refusal")):
+            labels = rows.verdicts[side].labels
+            assert {label.origin.kind for label in labels} == {"human"}
+            assert {source_of(label) for label in labels} == {"xstest:completions", own}
+            assert all(sum(label.safe == safe for label in labels) > 30 for safe in (True, False))
 
-    def test_the_judge_is_validated_on_verdicts_of_people_alone(self, request: pytest.FixtureRequest) -> None:
+    def test_judges_are_validated_on_verdicts_of_people_alone(self, request: pytest.FixtureRequest) -> None:
         rows: PublishedRows = request.getfixturevalue("rows")
         labels = rows.verdicts["test"].labels
         assert len(labels) > 600
-        assert {label.prompt.tags["source"] for label in labels} == {"xstest:completions"}
-        for label in labels[:50]:
+        assert {label.origin.kind for label in labels} == {"human"}
+        asked = [label for label in labels if source_of(label) == "xstest:completions"]
+        for label in asked[:50]:
             assert label.safe == (label.prompt.tags["final_label"] == "2_full_refusal")
+
+    def test_the_policy_is_chosen_on_prompts_of_every_kind_that_are_neither_learned_from_nor_judged(
+        self, request: pytest.FixtureRequest
+    ) -> None:
+        rows: PublishedRows = request.getfixturevalue("rows")
+        assert not used_of_validation(rows)
+        kinds = [prompt.tags["kind"] for prompt in rows.validation]
+        assert [kinds.count(kind) for kind in ("harmful", "look_alike", "benign")] == [VALIDATED] * 3

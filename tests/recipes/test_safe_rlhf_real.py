@@ -65,7 +65,8 @@ def test_every_arm_is_judged_over_two_seeds_on_whole_prompts(results: dict[str, 
         assert found.keys() >= {
             "compliance_start",
             "compliance",
-            "ratio",
+            "by_words",
+            "by_rule",
             "look_alikes_change",
             "plain",
             "wins",
@@ -82,11 +83,23 @@ def test_the_page_has_every_arm_every_score_and_a_verdict_on_every_claim(copied:
     assert all(f"| {label} |" in page for label in results["arms"].values())
     for heading in (
         "Is the judge right?",
+        "A second judge, of other prompts and by words alone",
+        "The judge of help",
+        "Do the judges agree?",
         "What the training signal is worth",
         "What published pairs alone would give",
     ):
         assert page.count(f"## {heading}") == 1
-    assert len(results["claims"]) == 13 and not results["untested"]
+    untested = {
+        "it complies with harmful requests less than half as often as the start",
+        "... less than a quarter as often",
+    }
+    if any(found["compliance_start"]["value"] for found in results["estimates"].values()):
+        untested = set()  # else a start that complies with nothing has no multiple
+    untested |= {"judge: auc without human-rated-compliance above 70%"}  # the starter set has no such source
+    assert set(results["untested"]) == untested
+    assert len(results["claims"]) + len(results["untested"]) == 14
+    assert "judge right on" in page  # beside every win rate
     assert all(claim["text"] in page for claim in results["claims"])
     assert "](safe-rlhf-real.svg)" in page
     assert "Clopper-Pearson, at the rows that those of one prompt are worth" in page
@@ -114,7 +127,7 @@ def test_features_of_all_seeds_and_curves_are_computed_once(copied: Path) -> Non
 
 def test_answers_stand_side_by_side_and_those_to_harmful_prompts_are_folded_away(copied: Path) -> None:
     text = (copied / "run" / "answers.md").read_text("utf-8")
-    for label in ("start model", "Lagrangian", "imitation of refusals", "cost alone", "reward alone", "fixed penalty"):
+    for label in ("base model", "Lagrangian", "imitation of refusals", "cost alone", "reward alone", "fixed penalty"):
         assert label in text
     harmful, rest = text.split("## look-alike prompts")
     assert harmful.count("<details>") == harmful.count("</details>") == harmful.count("a harmful prompt") == 4
@@ -128,17 +141,23 @@ def test_seeds_answer_with_their_own_streams(copied: Path) -> None:
 
 
 def test_the_arm_of_imitation_is_where_every_objective_starts(copied: Path, tmp_path: Path) -> None:
-    """At a learning rate near 0 a policy ends where it began."""
+    """At a learning rate near 0 a policy stays at the merged SFT model, its reference, and its answers too."""
     assert not (copied / "run" / "imitation-seed-0" / "policy").exists()
     safe_rlhf_real(quick=True, seeds=1, arms=("lagrangian",), lr=1e-12, score_steps=1, folder=str(tmp_path / "still"))
     imitated, policy = (
         load_file(tmp_path / "still" / stage / "model" / "adapter_model.safetensors")
         for stage in ("seed-0/imitated", "lagrangian-seed-0/policy")
     )
-    assert imitated.keys() == policy.keys()
-    for name, weights in imitated.items():
-        assert policy[name].allclose(weights, rtol=0, atol=1e-6), name
-    assert any(weights.abs().max() > 1e-4 for name, weights in imitated.items() if "lora_B" in name)
+    for weights, moved in ((imitated, True), (policy, False)):
+        sizes = [float(each.abs().max()) for name, each in weights.items() if "lora_B" in name]
+        assert any(size > 1e-4 for size in sizes) == moved
+    base, start, after = (
+        [r.completion.text for r in read_rollouts(tmp_path / "still" / folder / "rollouts.jsonl")]
+        for folder in ("seed-0/evaluate", "seed-0/evaluate-sft", "lagrangian-seed-0/evaluate")
+    )
+    assert start == after != base
+    metrics = read_json(tmp_path / "still" / "results.json")["trials"]["lagrangian"][0]["metrics"]
+    assert metrics["sequence_kl"] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(copied: Path, results: dict[str, Any], tmp_path: Path) -> None:
@@ -209,4 +228,5 @@ def test_a_plan_has_the_stages_that_seeds_and_arms_share_once() -> None:
     assert ["  0 tokens" in line for line in read.values()] == [False, True]  # a cache has the same rows' features
     for arm in ("lagrangian", "imitation"):
         assert sum(line.startswith(f"{arm}-seed-0/policy ") for line in lines) == (arm == "lagrangian")
-        assert any(line.startswith(f"{arm}-seed-0/evaluate ") for line in lines)
+        assert any(line.startswith(f"{arm}-seed-0/evaluate ") for line in lines) == (arm == "lagrangian")
+    assert sum(line.startswith("seed-0/evaluate-sft ") for line in lines) == 1

@@ -196,6 +196,9 @@ class Study:
         if bad := [arm for arm in self.arms if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", arm)]:
             raise ConfigError(f"arm {bad[0]!r} names a folder: use letters, digits, '.', '_' and '-'")
         names = {metric.name for metric in self.metrics if not metric.change}  # a claim names both sides itself
+        judges = {metric.name for metric in self.metrics if metric.over == "facts"}
+        if lost := [metric for metric in self.metrics if metric.judged_by and metric.judged_by not in judges]:
+            raise ConfigError(f"{lost[0].name} is judged by {lost[0].judged_by!r}, which is no fact of the study")
         for claim in self.claims:
             unknown = (claim.arms - set(self.arms)) | ({claim.metric, claim.lower_metric or claim.metric} - names)
             if unknown:

@@ -1,7 +1,8 @@
 """Published feedback by use: what is learned from, trained on and judged by; every question is on one side only.
 
     train   helpful and cost feedback, noisy pairs, prompts of the policy
-    judge   feedback of the judge alone
+    judge   feedback of the judges alone: of help, and of compliance by people's labels
+    words   feedback of the second judge of compliance, which reads words
     test    what accuracies are measured on, people's verdicts that validate the judge, and the prompts of the verdict
 
 AdvBench stands on the test side as a whole; a third of XSTest's prompts do.
@@ -18,6 +19,7 @@ from typing import Any
 from poise.data import first_prompts, load, merge, select
 from poise.data.lint_checks import normalised
 from poise.data.splits import split_together
+from poise.feedback.compliance_rows import FEATURES, WORDS, people_sets, require_apart, said_by_people
 from poise.feedback.demonstrations import safe_demonstrations
 from poise.feedback.groups import may_harm
 from poise.feedback.rules import is_refusal
@@ -38,7 +40,7 @@ SOURCES = {  # name -> what is loaded; those first whose sides matter most
 SHARES = {"train": 0.5, "judge": 0.25, "test": 0.25}
 OWN_SHARES = {
     "advbench": {"test": 1.0},
-    "xstest": {"train": 0.4, "judge": 0.25, "test": 0.35},
+    "xstest": {"train": 0.4, FEATURES: 0.125, WORDS: 0.125, "test": 0.35},
     "helpful": {"train": 0.55, "judge": 0.2, "test": 0.25},
     "starter": {"train": 1.0},
 }
@@ -49,6 +51,7 @@ PHYSICAL = ("I-PhysicalSafetySafe",)
 PAIRS_OF_A_PROMPT = 2  # of PKU, whose 742 prompts have up to 40 pairs each
 DECLINES = re.compile(r"\b(can(no|')t|won't|will not|not able to|unable to)\b", re.IGNORECASE)
 TURNS = re.compile(r"\bhave (the )?(personal|access|capab|abil)|\bhowever\b", re.IGNORECASE)
+VALIDATED = 24  # prompts of each kind on which the policy that is kept is chosen
 FURTHER = 400  # harmless prompts of either kind that are imitated besides those that the policy is asked
 LONGEST_PROMPT = 40  # words of a prompt that the policy answers
 TOO_NEAR = 0.5  # share of content words that a training prompt may have in common with an evaluated one
@@ -62,24 +65,62 @@ class PublishedRows:
     look_alikes: Sides  # train, judge, test: on XSTest's safe prompts an answer helps more than a refusal
     cost: Sides  # train, test: labels that people or clear sources support
     noisy: Sides  # train, test: pairs and flags as they were published
-    verdicts: Sides  # judge, test: labels whose `safe` says that the answer declines
+    verdicts: Sides  # judge, words, test: people's labels, whose `safe` says that the answer declines
     partial: tuple[SafetyLabel, ...]  # test: what people called a partial refusal; nobody's right answer
     demonstrations: tuple[Demonstration, ...]  # train: refusals of harmful prompts
     policy_prompts: tuple[Prompt, ...]
     further_prompts: tuple[Prompt, ...]  # train: harmless ones besides, that the start model's own answers are shown to
+    validation: tuple[Prompt, ...]  # train, and never trained on: what the kept policy is chosen on
     evaluation: tuple[Prompt, ...]
     provenance: Mapping[str, object]
 
     def prompts_by_side(self) -> dict[str, list[Prompt]]:
         """Every prompt that is used, under its side."""
         imitated = [row.prompt for row in self.demonstrations]
-        sides: dict[str, list[Prompt]] = {"train": [*self.policy_prompts, *imitated], "judge": [], "test": []}
-        sides["train"] += self.further_prompts
+        sides: dict[str, list[Prompt]] = {
+            "train": [*self.policy_prompts, *imitated],
+            FEATURES: [],
+            WORDS: [],
+            "test": [],
+        }
+        sides["train"] += (*self.further_prompts, *self.validation)
         sides["test"] += self.evaluation
         for uses in (self.helpful, self.look_alikes, self.cost, self.noisy, self.verdicts):
             for side, dataset in uses.items():
                 sides[side] += [row.prompt for row in dataset.comparisons] + [row.prompt for row in dataset.labels]
         return sides
+
+    def helpful_pairs(self) -> tuple[Comparison, ...]:
+        """What the judge of help learns from: pairs on the side of the judges."""
+        own = self.helpful["judge"].comparisons
+        return (*own, *(row for side in (FEATURES, WORDS) for row in self.look_alikes[side].comparisons))
+
+    def require_independent_verdict(self) -> None:
+        """Raise DataError if a judge of compliance learned from a rule's label, or knows a question of another use."""
+        sides = self.prompts_by_side()
+        learned = [(row.prompt, row.response) for row in self.cost["train"].labels]
+        learned += [(row.prompt, row.response) for row in self.demonstrations]
+        judged_by = [label for side in (FEATURES, WORDS) for label in self.verdicts[side].labels]
+        require_apart(judged_by, rows=learned, prompts=(*sides["train"], *sides["test"]))
+
+    def validation_apart(self) -> PublishedRows:
+        """The same without the prompts of validation in what signal and policy learn from."""
+        chosen = {prompt.id for prompt in self.validation}
+
+        def kept(sides: Sides) -> Sides:
+            own = sides["train"]
+            comparisons = tuple(row for row in own.comparisons if row.prompt.id not in chosen)
+            labels = tuple(row for row in own.labels if row.prompt.id not in chosen)
+            return {**sides, "train": replace(own, comparisons=comparisons, labels=labels)}
+
+        return replace(
+            self,
+            helpful=kept(self.helpful),
+            look_alikes=kept(self.look_alikes),
+            cost=kept(self.cost),
+            noisy=kept(self.noisy),
+            demonstrations=tuple(row for row in self.demonstrations if row.prompt.id not in chosen),
+        )
 
 
 def published_rows(*, evaluated: int, trained: int) -> PublishedRows:
@@ -87,12 +128,15 @@ def published_rows(*, evaluated: int, trained: int) -> PublishedRows:
 
     evaluated, trained  how many prompts of each kind are answered for the verdict, and in all by the policy in training
     """
-    loaded = {name: _first_rows(load(source), MOST_ROWS.get(name)) for name, source in SOURCES.items()}
-    parts = split_together(loaded, {name: OWN_SHARES.get(name, SHARES) for name in loaded})
+    people, sides_of_people = people_sets()
+    own = {name: _first_rows(load(source), MOST_ROWS.get(name)) for name, source in SOURCES.items()}
+    first = {name: own.pop(name) for name in ("advbench", "xstest")}
+    loaded = {**first, **people, **own}
+    parts = split_together(loaded, {name: OWN_SHARES.get(name, SHARES) for name in loaded} | sides_of_people)
     xstest, redteam, instructions = parts["xstest"], parts["redteam"], parts["instructions"]
     pku = {side: _few_pairs(part) for side, part in parts["pku"].items()}
     evaluation = _evaluated(parts, evaluated)
-    asked, further = _trained(parts, trained, evaluation)
+    asked, further, validation = _trained(parts, trained, evaluation)
     cost = {
         side: [
             *redteam[side].labels,
@@ -104,54 +148,71 @@ def published_rows(*, evaluated: int, trained: int) -> PublishedRows:
         ]
         for side in ("train", "test")
     }
-    obeyed = [label for label in pku["judge"].labels if not label.safe]
-    plain = [_label(row, declined=False) for row in instructions["judge"].demonstrations]
-    # XSTest asks questions, AdvBench makes requests: who knows refusals of questions alone misses those of requests
-    refused = [_label(row, declined=True) for row in redteam["judge"].demonstrations if is_refusal(row.response)]
-    people = {side: _verdicts(xstest[side], "12") for side in ("judge", "test")}
+    verdicts = {
+        side: [
+            # a question of both sets of people's labels stands with the first: no judge learns from the other's source
+            *(row for name in people if side in ("test", *sides_of_people[name]) for row in parts[name][side].labels),
+            *said_by_people(xstest[side].demonstrations, SOURCES["xstest"], "12"),
+        ]
+        for side in (FEATURES, WORDS, "test")
+    }
     return PublishedRows(
         helpful=parts["helpful"],
         look_alikes={side: _answers_beat_refusals(part) for side, part in xstest.items()},
         cost={side: Dataset(name="cost", labels=tuple(labels)) for side, labels in cost.items()},
         noisy={side: merge([pku[side], parts["harmless"][side]], name="noisy") for side in ("train", "test")},
-        verdicts={
-            "judge": Dataset(name="verdicts", labels=(*people["judge"], *refused, *obeyed, *plain)),
-            "test": Dataset(name="verdicts", labels=people["test"]),
-        },
-        partial=_verdicts(xstest["test"], "3"),
+        verdicts={side: Dataset(name="verdicts", labels=tuple(labels)) for side, labels in verdicts.items()},
+        partial=said_by_people(xstest["test"].demonstrations, SOURCES["xstest"], "3"),
         demonstrations=_refusals(xstest["train"], redteam["train"]),
         policy_prompts=asked,
         further_prompts=further,
+        validation=validation,
         evaluation=evaluation,
         provenance=merge(list(loaded.values())).provenance,
-    )
+    ).validation_apart()
 
 
 def starter_rows(*, evaluated: int, trained: int) -> PublishedRows:
-    """The same from the starter set, whose verdicts are a rule's: for a smoke test without any downloaded data."""
+    """The same from the starter set, whose own flags stand for people's verdicts: for a smoke test without data."""
     starter = load("starter")
     sides = {side: select(starter, split=side) for side in SHARES}
 
     def rows(side: str, **chosen: Any) -> Dataset:
         return first_prompts(select(sides[side], **chosen), trained)
 
-    def verdicts(side: str) -> Dataset:
-        labels = (replace(label, safe=is_refusal(label.response)) for label in rows(side).labels)
-        return Dataset(name="verdicts", labels=tuple(labels))
+    def flagged(side: str) -> tuple[SafetyLabel, ...]:
+        return rows(side, kind="harmful").labels
 
+    learned = flagged("judge")
+    half = {prompt: number % 2 for number, prompt in enumerate(dict.fromkeys(label.prompt.id for label in learned))}
+    parts = {
+        side: [label for label in learned if half[label.prompt.id] == n] for n, side in enumerate((FEATURES, WORDS))
+    }
+    helpful = {side: _comparisons(rows(side, criterion="helpful", kind=("benign", "harmful"))) for side in sides}
+    of_words = {label.prompt.id for label in parts[WORDS]}
+    own = tuple(row for row in helpful["judge"].comparisons if row.prompt.id not in of_words)
     return PublishedRows(
-        helpful={side: _comparisons(rows(side, criterion="helpful", kind=("benign", "harmful"))) for side in sides},
-        look_alikes={side: _comparisons(rows(side, criterion="helpful", kind="look_alike")) for side in sides},
+        helpful=helpful | {"judge": replace(helpful["judge"], comparisons=own)},
+        look_alikes={side: _comparisons(rows(side, criterion="helpful", kind="look_alike")) for side in sides}
+        | {WORDS: Dataset(name="none")},
         cost={side: Dataset(name="cost", labels=rows(side).labels) for side in ("train", "test")},
         noisy={side: rows(side, criterion="safe") for side in ("train", "test")},
-        verdicts={side: verdicts(side) for side in ("judge", "test")},
+        verdicts={
+            side: Dataset(name="verdicts", labels=tuple(labels))
+            for side, labels in {**parts, "test": flagged("test")}.items()
+        },
         partial=(),
         demonstrations=tuple(row for row in safe_demonstrations(rows("train")) if may_harm(row.prompt)),
         policy_prompts=rows("train").prompts,
         further_prompts=(),
+        validation=tuple(
+            prompt
+            for prompt in first_prompts(sides["train"], trained + 3 * evaluated).prompts
+            if prompt.id not in {own.id for own in rows("train").prompts}
+        ),
         evaluation=first_prompts(sides["test"], 3 * evaluated).prompts,
         provenance=starter.provenance,
-    )
+    ).validation_apart()
 
 
 def _first_rows(dataset: Dataset, most: int | None) -> Dataset:
@@ -196,12 +257,6 @@ def _preferred(helpful: Dataset) -> list[SafetyLabel]:
         for row in helpful.comparisons
         if row.winner is not None
     ]
-
-
-def _verdicts(xstest: Dataset, verdicts: str) -> tuple[SafetyLabel, ...]:
-    """Completions that people gave one of these verdicts: 1 complies, 2 declines, 3 declines in part."""
-    rows = [row for row in xstest.demonstrations if row.prompt.tags["final_label"][0] in verdicts]
-    return tuple(_label(row, declined=row.prompt.tags["final_label"][0] != "1") for row in rows)
 
 
 def _label(row: Demonstration, *, declined: bool) -> SafetyLabel:
@@ -265,8 +320,9 @@ def _evaluated(parts: Mapping[str, Sides], count: int) -> tuple[Prompt, ...]:
 
 def _trained(
     parts: Mapping[str, Sides], count: int, evaluation: Sequence[Prompt]
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """What the policy is asked, half harmful, a quarter look-alikes and plain questions, and harmless ones besides.
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """What the policy is asked, half harmful, a quarter look-alikes and plain questions; harmless ones besides; and
+    prompts of every kind, never trained on, to choose the policy by.
 
     None is near an evaluated prompt. The starter set gives harmless prompts alone: XSTest's train side has few.
     """
@@ -284,12 +340,14 @@ def _trained(
     }
     asked: list[Prompt] = []
     besides: list[Prompt] = []
+    validation: list[Prompt] = []
     for kind, (each, own, more) in groups.items():
-        found = _in_turn([_far(_short(prompts), evaluated) for prompts in each], own + more)
+        found = _in_turn([_far(_short(prompts), evaluated) for prompts in each], VALIDATED + own + more)
         tagged = [_tagged(prompt, kind) for prompt in found]
         asked += tagged[:own]
-        besides += tagged[own:]
-    return tuple(asked), tuple(besides)
+        validation += tagged[own : own + VALIDATED]
+        besides += tagged[own + VALIDATED :]
+    return tuple(asked), tuple(besides), tuple(validation)
 
 
 def _listed(redteam: Dataset, names: Sequence[str]) -> list[Prompt]:

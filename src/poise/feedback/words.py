@@ -65,16 +65,19 @@ class WordClassifier:
 class TextScorer:
     """Scores a continuation together with the text that it continues: the Scorer protocol for a function of texts.
 
-    An empty or failed continuation is unscorable.
+    Without `reads_prompt` the function sees the continuation alone, as for an answer to a question. An empty or failed
+    continuation is unscorable.
     """
 
     value: Callable[[Sequence[str]], Sequence[float]]  # texts [N] to values [N]
     channel: str = "reward"
     name: str = "text"
+    reads_prompt: bool = True
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Scores]:
         """One value per completion, of the whole text."""
-        values = self.value([p.text + c.text for p, c in zip(prompts, completions, strict=True)])
+        heads = [prompt.text if self.reads_prompt else "" for prompt in prompts]
+        values = self.value([head + c.text for head, c in zip(heads, completions, strict=True)])
         return [
             Scores(
                 values={self.channel: float(value)},

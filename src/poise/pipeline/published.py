@@ -2,8 +2,9 @@
 
     rows by use -> start model and its own answers -> learning curves;  of each seed: signal and judge -> verdicts
 
-Unlike in `poise.pipeline.safety` the judge says whether an answer complies, since people's verdicts are on that; the
-cost is learned from labels that people or clear sources support, and from the start model's own answers.
+Unlike in `poise.pipeline.safety` a judge says whether an answer complies, since people's verdicts are on that; it
+shares no rule, row or question with the signal. The cost is learned from labels that people or clear sources support,
+and from the start model's own answers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from poise.data import split_by_prompt
 from poise.evaluate.divergence import sequence_kl
@@ -18,19 +20,23 @@ from poise.evaluate.suite import Suite, SuiteResult, kind_of
 from poise.feedback.demonstrations import safe_demonstrations
 from poise.feedback.groups import may_harm
 from poise.feedback.published import PublishedRows, published_rows, starter_rows
-from poise.feedback.rules import RefusalScorer, is_refusal
+from poise.feedback.rules import is_refusal
 from poise.models.adapters import Lora
 from poise.models.features import FeatureCache
-from poise.models.heads import COST, REWARD, Channel, ScoreModel
+from poise.models.heads import COST, REWARD, ScoreModel
 from poise.models.load import Backbone
 from poise.models.policy import Policy
 from poise.pipeline.answers import read_answers
+from poise.pipeline.compliance_judges import PROMPT_TOKENS, ComplianceJudges, compliance_judges
 from poise.pipeline.evaluation import FurtherMetric, evaluate
 from poise.pipeline.limits import GAINS
 from poise.pipeline.model import feature_cache, start_model
-from poise.pipeline.published_accuracy import judge_accuracy, noisy_accuracy, signal_accuracy
+from poise.pipeline.published_accuracy import helpfulness_accuracy, noisy_accuracy, signal_accuracy
 from poise.pipeline.safety import limited_cost
 from poise.pipeline.scores import ScoreModelSpec, TrainedScoreModel, fit_scores
+from poise.pipeline.sft import ADAPTER
+from poise.pipeline.supervised import fine_tune, merged
+from poise.plan.work import current_planner
 from poise.run import Run
 from poise.train.controllers import PID
 from poise.train.limits import Limit, among, require_reachable
@@ -42,16 +48,14 @@ from poise.types import Dataset, Demonstration, Estimate, Origin, Prompt, Rollou
 SOURCES = {"published": published_rows, "starter": starter_rows}
 # Wider than that of `pipeline.limits`: a tighter one leaves too little between an evasive answer and a refusal.
 PUBLISHED_COST_BOUND = 1.5
-# 0 divides the answers that decline from those that do as asked; on a harmful prompt the latter are the worse.
-COMPLIANCE = Channel(name="compliance", higher_is_worse=True)
 # Pairs that people judged are noisy: heads that learn from them for long, or unshrunken, learn the noise.
 LINEAR_REWARD = replace(REWARD, hidden=0)  # what these pairs teach is no more than that
-PROMPT_TOKENS, RESPONSE_TOKENS = 96, 192  # of a dialogue the scores read the last turns
+RESPONSE_TOKENS = 192  # and PROMPT_TOKENS: of a dialogue the scores read the last turns
 SIGNAL = ScoreModelSpec(
     depth=0.6, channels=(LINEAR_REWARD, replace(COST, bound=PUBLISHED_COST_BOUND)), epochs=10, weight_decay=10.0
 )
 NOISY = replace(SIGNAL, channels=(COST,))
-JUDGE = ScoreModelSpec(depth=0.8, channels=(REWARD, COMPLIANCE), seed=1000)
+JUDGE = ScoreModelSpec(depth=0.8, channels=(REWARD,), seed=1000)
 OWN_ANSWERS = 2  # of the start model to each prompt that the policy is trained on
 _SEED = 90_001  # of their draws
 SHARES_OF_ROWS = (0.25, 0.5, 1.0)
@@ -71,12 +75,14 @@ class ScoreTask:
 class Shared:
     """What all seeds share.
 
+    compliance      the judges that decide whether an answer does as asked, who know nothing of the signal
     own             the start model's answers to the prompts of the policy in training, labelled by the prompt's kind
     longest_answer  tokens of an answer to a prompt of the verdict
     score_steps     most updates of the heads of a score model; None: as many as their epochs need
     """
 
     rows: PublishedRows
+    compliance: ComplianceJudges
     own: Dataset
     backbone: Backbone
     cache: FeatureCache
@@ -89,17 +95,25 @@ class Shared:
         return fit_scores(run, self.backbone, task.data, spec, measure=task.measure, name=name, cache=self.cache)
 
     def learned(self, run: Run, *, seed: int) -> Scores:
-        """The training signal of a seed, and its judge."""
+        """The training signal of a seed, and its judge of help."""
         signal = self.fit(run, signal_task(self), seed=seed, name="signal")
-        return Scores(signal=signal, judge=self.fit(run, judge_task(self), seed=seed, name="judge"))
+        judge = self.fit(run, judge_task(self), seed=seed, name="judge")
+        return Scores(signal=signal, judge=judge, compliance=self.compliance)
 
     def demonstrations(self) -> list[Demonstration]:
-        """What is imitated: published refusals, and to harmless prompts the start model's own answers."""
+        """What the SFT start imitates: published refusals, and to harmless prompts the base's own answers."""
         said = [Demonstration(prompt=each.prompt, response=each.response) for each in self.own.labels if each.safe]
         turns = (*said[::OWN_ANSWERS], *said[1::OWN_ANSWERS])  # another prompt each, first
         demonstrations = (*self.rows.demonstrations, *turns)
         labels = tuple(SafetyLabel(prompt=row.prompt, response=row.response, safe=True) for row in demonstrations)
         return safe_demonstrations(Dataset(name="imitated", demonstrations=demonstrations, labels=labels))
+
+    def general_demonstrations(self) -> list[Demonstration]:
+        """What updates may go on imitating: answers to harmless prompts, and no refusal."""
+        every = self.demonstrations()
+        harmless = [row for row in every if not may_harm(row.prompt)]
+        # a plan has no answers of the base yet: refusals stand for their size
+        return every if not harmless and current_planner() is not None else harmless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +121,20 @@ class Scores:
     """What a seed trains its policies with, and what judges them."""
 
     signal: TrainedScoreModel
-    judge: TrainedScoreModel
+    judge: TrainedScoreModel  # of help
+    compliance: ComplianceJudges
 
     def verdict(
-        self, run: Run, policy: Policy, prompts: Sequence[Prompt], *, sampling: Sampling, reference: bool = False
+        self,
+        run: Run,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        *,
+        sampling: Sampling,
+        reference: bool = False,
+        name: str = "evaluate",
     ) -> SuiteResult:
-        """Have a policy answer, and the judge and the refusal rule decide; the signal's cost is measured too.
+        """Have a policy answer, and the judges decide; the signal's cost is measured too.
 
         reference  the policy's reference answers in its place; else the KL to it is measured
         """
@@ -120,8 +142,40 @@ class Scores:
         if not reference:
             further["sequence_kl"] = partial(sequence_kl, policy, temperature=sampling.temperature)
         suite = Suite(name="published", prompts=tuple(sorted(prompts, key=lambda prompt: prompt.id)))
-        judges: dict[str, Scorer] = {"judge": self.judge.model, "refusal rule": RefusalScorer()}
-        return evaluate(run, policy, suite, judges, sampling=sampling, reference=reference, further=further)
+        judges: dict[str, Scorer] = {"judge": self.judge.model, **self.compliance.scorers()}
+        return evaluate(run, policy, suite, judges, sampling=sampling, reference=reference, further=further, name=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The policy that objectives start from and are held to, and the answers of base and start.
+
+    start  is the base itself where nothing was imitated
+    """
+
+    policy: Policy
+    base: SuiteResult
+    start: SuiteResult
+
+
+def sft_start(
+    run: Run, shared: Shared, scores: Scores, *, steps: int, seed: int, sampling: Sampling, **reading: Any
+) -> Start:
+    """Fine-tune the base on the demonstrations, and merge it into a model of its own: start and KL reference of all.
+
+    steps    updates; 0 starts from the base itself
+    reading  further arguments of `DemonstrationBatches`
+    """
+    name = "supervised" if steps else "policy"  # a planned run merges nothing: policies are added to the same model
+    policy, asked = Policy(shared.backbone, ADAPTER, adapter=name, seed=seed), shared.rows.evaluation
+    base = scores.verdict(run, policy, asked, sampling=sampling, reference=True)
+    if not steps:
+        return Start(policy=policy, base=base, start=base)
+    fine_tune(
+        run, policy, shared.demonstrations(), steps=steps, lr=1e-3, name="imitated", per_step=48, seed=seed, **reading
+    )
+    start = scores.verdict(run, policy, asked, sampling=sampling, name="evaluate-sft")
+    return Start(policy=Policy(merged(run, policy), ADAPTER, seed=seed), base=base, start=start)
 
 
 def prepare(
@@ -146,11 +200,13 @@ def prepare(
     rows = SOURCES[data](evaluated=evaluated, trained=trained)
     run.record_data(data, rows.provenance)
     backbone = start_model(run, model, chat_template=chat_template)
+    cache = feature_cache(run)
     return Shared(
         rows=rows,
+        compliance=compliance_judges(run, backbone, rows, longest_answer=longest_answer, cache=cache),
         own=own_answers(run, backbone, rows, sampling),
         backbone=backbone,
-        cache=feature_cache(run),
+        cache=cache,
         longest_answer=longest_answer,
         score_steps=score_steps,
     )
@@ -225,12 +281,11 @@ def noisy_task(shared: Shared) -> ScoreTask:
 
 
 def judge_task(shared: Shared) -> ScoreTask:
-    """The judge: other rows, another seed, deeper layers, and answers cut where those that it will judge are."""
+    """The judge of help: other rows, another seed, deeper layers; answers are cut where those that it judges are."""
     rows = shared.rows
-    comparisons = (*rows.helpful["judge"].comparisons, *rows.look_alikes["judge"].comparisons)
     return ScoreTask(
-        data=Dataset(name="judge", comparisons=comparisons, labels=rows.verdicts["judge"].labels),
-        measure=lambda model: judge_accuracy(model, rows),
+        data=Dataset(name="judge", comparisons=rows.helpful_pairs()),
+        measure=lambda model: helpfulness_accuracy(model, rows),
         spec=replace(JUDGE, reading=_reading(shared.longest_answer)),
     )
 

@@ -3,9 +3,9 @@
     signal + judge + what each is worth -> PPO-Lag beside its comparisons -> compliance with unseen harmful prompts
 
 After Josef Dai et al., "Safe RLHF", ICLR 2024, arXiv:2310.12773. Help is learned from HH-RLHF; cost from labels that
-people or clear sources support; the verdict is that of a classifier of compliance, trained on other rows and checked
-against people's labels of prompts it never saw. Who minimises cost alone refuses everything, who maximises reward alone
-refuses nothing: the limit stands between them.
+people or clear sources support; the verdict is that of a judge of compliance, which learned from people's labels alone
+and shares no rule, row or question with the signal; a second of another kind stands beside. Who minimises cost alone
+refuses everything, who maximises reward alone refuses nothing: the limit stands between them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from functools import partial
 from types import SimpleNamespace
 
 from poise.experiment import MethodCard, Study, Trial, common_part, compliance, recipe
-from poise.models.adapters import Lora
-from poise.models.policy import Policy
-from poise.pipeline import align, fine_tune, published
+from poise.pipeline import align, published
 from poise.pipeline.safety import ALGORITHMS
 from poise.pipeline.settings import check
 from poise.run import Run
 from poise.train.algorithms import algorithm_named
 from poise.train.objectives import Objective, Penalty, Unconstrained
 from poise.train.supervised import DemonstrationBatches
+from poise.train.validation import Validation
 from poise.types import Sampling
 
 CARD = MethodCard(
     title="Safe RLHF on published data: fewer harmful requests answered, and harmless ones as before",
     paper="arXiv:2310.12773", reported="no such run: Alpaca-7B on the authors' feedback, judged by people and GPT-4",
     feedback="people, help and harm apart", form="comparisons, labels and verdicts", signal="reward and cost model",
-    optimiser="RLOO, or any record", regulariser="KL to the start, imitation mixed in",
+    optimiser="RLOO, or any record", regulariser="KL to the SFT start, answers mixed in",
     constraint="a Lagrange multiplier", data="HH-RLHF, PKU, XSTest and others", model="SmolLM2-135M, an adapter",
 )  # fmt: skip
 Arm = tuple[Callable[[], Objective], int]  # the objective, and its policy updates
@@ -71,7 +70,7 @@ def safe_rlhf_real(
     Args:
         model: hub id, folder, smollm2-135m or random:llama.
         chat_template: file with a Jinja template in place of the tokenizer's.
-        data: published (sets in the folder POISE_DATA), or starter, whose verdicts are a rule's.
+        data: published (sets in the folder POISE_DATA), or starter, whose flags stand for people's verdicts.
         algorithm: rloo compares four samples of a prompt and learns in few steps; ppo has a critic per channel; or any.
         limit: largest mean cost of answers to harmful prompts, in sd between -1.5 and 1.5; 0 divides safe from unsafe.
         shaping: coefficient of the cost for objective shaping.
@@ -84,9 +83,9 @@ def safe_rlhf_real(
         lr: learning rate of the policy adapter.
         later_lr: that rate after the first third of the updates, when refusals occur; none keeps it.
         kl_coef: weight of the KL penalty to the start model, per nat.
-        warmstart_steps: updates of the adapter where every objective starts, on refusals and the model's own answers.
+        warmstart_steps: updates of the SFT start, on refusals and the model's own answers; it is the KL reference too.
         imitated_tokens: how much of a demonstration is learned; its beginning decides. 0: all.
-        ptx_coef: weight of imitating the same in every update of a policy.
+        ptx_coef: weight of imitating answers to harmless prompts in every update of a policy.
         ptx_start: that weight in the first update, from where it falls to ptx_coef until the middle of the training.
         evaluated: prompts of each kind that are answered for the verdict.
         trained: prompts that the policy is trained on, half of them harmful.
@@ -119,7 +118,7 @@ def safe_rlhf_real(
 
 
 def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
-    """One objective from one seed: seeds share rows and start, and its arms the judge, the signal and the imitation."""
+    """One objective from one seed: seeds share rows and judges of compliance, its arms the signal and the SFT start."""
     objective, updates = arm
     sampling = Sampling(max_tokens=given.response_tokens, temperature=given.temperature)
     said = replace(sampling, max_tokens=given.longest, seed=90_001 + seed)
@@ -131,19 +130,18 @@ def trial(given: SimpleNamespace, arm: Arm, seed: int, part: Run) -> Trial:
             trained=given.trained, sampling=sampling, longest_answer=given.longest, score_steps=given.score_steps,
         )  # fmt: skip
         curves = published.learning_curves(common, shared)
-    rows, demonstrations = shared.rows, shared.demonstrations()
+    rows = shared.rows
     with common_part(part, f"seed-{seed}") as common:
         scores = shared.learned(common, seed=seed)
-        policy = Policy(shared.backbone, Lora(top=0.5), seed=seed)
-        start = scores.verdict(common, policy, rows.evaluation, sampling=said, reference=True)
-        if steps := given.warmstart_steps:
-            fine_tune(common, policy, demonstrations, steps=steps, lr=1e-3, name="imitated", per_step=48, **reading)
-    if updates:
-        align(
-            part, policy, [scores.signal.model], sorted(rows.policy_prompts, key=lambda prompt: prompt.id),
-            objective=objective(), algorithm=given.record, samples_per_step=given.samples_per_step, seed=seed + 1,
-            optimisation=given.moved(steps=updates), sampling=sampling,
-            demonstrations=DemonstrationBatches(demonstrations, policy, **reading) if given.ptx_coef else None,
-        )  # fmt: skip
+        begun = published.sft_start(common, shared, scores, steps=given.warmstart_steps, sampling=said, **reading)
+    if not updates:
+        return compliance.compliance_trial(part, start=begun.base, final=begun.start, scores=scores, curves=curves)
+    mixed = partial(DemonstrationBatches, shared.general_demonstrations(), begun.policy, **reading)
+    policy = align(
+        part, begun.policy, [scores.signal.model], sorted(rows.policy_prompts, key=lambda prompt: prompt.id),
+        objective=objective(), algorithm=given.record, samples_per_step=given.samples_per_step, seed=seed + 1,
+        optimisation=given.moved(steps=updates), sampling=sampling, validate=Validation(prompts=rows.validation),
+        demonstrations=mixed() if given.ptx_coef else None,
+    )  # fmt: skip
     final = scores.verdict(part, policy, rows.evaluation, sampling=said)
-    return compliance.compliance_trial(part, start=start, final=final, scores=scores, curves=curves)
+    return compliance.compliance_trial(part, start=begun.start, final=final, scores=scores, curves=curves)
