@@ -104,7 +104,7 @@ def demo_table(cards: Sequence[RecipeCard], *, links: str = "") -> str:
     columns = _measured(found, DEMO_COLUMNS)
     rows = [{"label": label, "values": found["estimates"][arm]} for arm, label in found["arms"].items()]
     limits = found.get("verdict", "").split("; against ")[0]  # the rest is what the rows say
-    sentences = [text for text in (found.get("warning"), limits and f"{limits}.") if text]
+    sentences = [text for text in (found.get("warning"), limits and f"{limits.rstrip('.')}.") if text]
     return "\n\n".join([" ".join([*sentences, _demo_setting(found, links)]),
                        markdown_table({"columns": columns, "rows": rows})])  # fmt: skip
 
