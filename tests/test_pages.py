@@ -45,7 +45,7 @@ PAGES = {
     if path.name != "log.md"
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
-LANGUAGES = {"", "sh", "python", "jsonl"}
+LANGUAGES = {"", "sh", "python", "jsonl", "yaml"}
 SMALL = (  # what a page says, as a pattern, and what the test says instead
     (r'"smollm2-135m"', '"random:llama"'),
     (r"\bsteps=\d+", "steps=1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,14 @@ def test_a_file_that_cannot_be_met_or_read_is_refused_when_it_is_read(text: str,
     (tmp_path / "rules.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_requirements(tmp_path / "rules.yaml")
+
+
+def test_the_page_shows_requirements_that_can_be_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "gate.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.S)
+    (tmp_path / "release.yaml").write_text(block)
+    found = read_requirements(tmp_path / "release.yaml")
+    assert (found.looks, found.labels, len(found.requirements)) == (2, 40, 4)
 
 
 def test_the_fewest_prompts_are_what_the_exact_interval_needs() -> None:
