@@ -64,6 +64,7 @@ CANNOT_RUN = (  # a pattern of a command or block, why it cannot run here, and w
     (r"owner/model|--model (MODEL|7b)", "needs a model of the reader's: options"),
     (r"POISE_DATA|safe-rlhf-real|ra-rlhf|f-dpo|mmpo", "needs downloaded data: options"),
     (r"serve-scorer", "serves until it is stopped (tests/feedback/test_serving.py): options"),
+    (r"^poise gate", "its exit status is a decision (tests/evaluate/test_gate.py): options"),
     (r"VLLMEngine|RayEngine", "needs vLLM or Ray: its names exist and its calls fit their signatures"),
     (r"^python benchmarks/", "takes minutes: the script has the option"),
     (r"^def step", "is an excerpt: it is what the source says"),
