@@ -9,6 +9,7 @@ from poise.errors import ConfigError, FeedbackError
 from poise.feedback.named import Loading, named_scorers, scorers_by_channel
 from poise.feedback.remote import RemoteScorer
 from poise.feedback.scorer_names import read_scorer_name
+from poise.feedback.selected import SelectedChannels
 from poise.feedback.serving import ScorerServer
 from poise.models.heads import ScoreModel
 from poise.models.load import load_backbone
@@ -224,3 +225,6 @@ def test_over_several_processes_each_summed_scorer_is_asked_as_it_would_be_alone
     model, rule = sharding.shard_scorer(scorer).sources
     assert isinstance(model, ScoreModel)  # parts its rows over the processes: all of them must take part
     assert type(rule).__name__ == "_MainScorer"
+    chosen = sharding.shard_scorer(SelectedChannels(model, {"reward": "mine"}))
+    assert isinstance(chosen.scorer, ScoreModel)
+    assert chosen.channels == {"reward": "mine"}

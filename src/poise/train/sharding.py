@@ -8,6 +8,7 @@ from dataclasses import asdict
 from poise.data.rollouts import read_completion
 from poise.feedback.asking import ask, name_of
 from poise.feedback.named import NamedScorer
+from poise.feedback.selected import SelectedChannels
 from poise.models.heads import ScoreModel
 from poise.models.one_pass import OnePass
 from poise.models.policy import Policy
@@ -31,10 +32,12 @@ def shard_engine(engine: Engine) -> Engine:
 def shard_scorer(scorer: Scorer) -> Scorer:
     """The scorer over all processes; a score model parts its rows itself, any other is asked by the main process.
 
-    Of one that sums what others give, each of the others is over all processes.
+    Of one that sums or chooses from what others give, each of the others is over all processes.
     """
     if isinstance(scorer, NamedScorer):
         return scorer.with_sources(shard_scorer)
+    if isinstance(scorer, SelectedChannels):
+        return SelectedChannels(shard_scorer(scorer.scorer), scorer.channels)
     is_whole = current().size == 1 or isinstance(scorer, (ScoreModel, OnePass, _MainScorer))
     return scorer if is_whole else _MainScorer(scorer)
 
