@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 
 from poise.errors import ConfigError, DataError
-from poise.functional.graded_losses import plackett_luce_loss, regression_loss
+from poise.functional.graded_losses import plackett_luce_loss, regression_loss, segment_class_loss
 from poise.functional.score_losses import bradley_terry_loss, cost_sign_loss
 from poise.models.channels import Channel
 
-Form = Literal["pairs", "rankings", "ratings"]
+Form = Literal["pairs", "rankings", "ratings", "classes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """One row of feedback on numbered responses: a ranking of two or more, a rating, or the safety of one."""
+    """One row of feedback on numbered responses: a ranking of two or more, a rating, the safety of one, or classes.
+
+    Of classes the responses are one response up to the ends of its segments, and `channel` is the first class.
+    """
 
     channel: str
     first: int  # preferred for a reward, safer for a cost; the only one for a label or a rating
@@ -34,11 +37,15 @@ class Judgement:
     first_safe: bool | None = None
     second_safe: bool | None = None
     rating: float | None = None
-    behind: tuple[int, ...] = ()  # of a ranking: the responses after the second, the best first
+    behind: tuple[int, ...] = ()  # of a ranking: the responses after the second, the best first; of classes: the rest
+    class_names: tuple[str, ...] = ()  # the channels of the K classes, for classes alone
+    classes: tuple[int, ...] = ()  # an index into them for each of `numbers`
 
     @property
     def form(self) -> Form | None:
         """What is judged; None for the safety of one response, which is a matter of signs alone."""
+        if self.classes:
+            return "classes"
         if self.rating is not None:
             return "ratings"
         return "rankings" if self.behind else "pairs" if self.second >= 0 else None
@@ -64,6 +71,8 @@ class JudgementBatch:
     rating: Tensor  # [J]
     ranked: Tensor  # [J, R] raw scores from the best response to the worst
     ranked_mask: Tensor  # [J, R] bool: which responses there are
+    logits: Tensor  # [J, R, K] raw scores of the same responses under the K classes; K is 0 for other judgements
+    classes: Tensor  # [J, R] int64 in 0..K-1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +101,14 @@ def _regression(batch: JudgementBatch) -> Tensor:
     return regression_loss(batch.first, batch.rating)
 
 
+def _segment_class(batch: JudgementBatch) -> Tensor:
+    return segment_class_loss(batch.logits, batch.classes, batch.ranked_mask)
+
+
 BRADLEY_TERRY = ChannelLoss(loss=_bradley_terry)
 PLACKETT_LUCE = ChannelLoss(loss=_plackett_luce, reads="rankings")
 REGRESSION = ChannelLoss(loss=_regression, reads="ratings", sets_units=True)
+SEGMENT_CLASS = ChannelLoss(loss=_segment_class, reads="classes", sets_units=True)
 
 
 def required_margin(margin: float) -> ChannelLoss:
@@ -142,12 +156,13 @@ def judgement_losses(
 ) -> Tensor:
     """The loss [J] of each judgement: its channel's loss, sign terms and the regulariser of its own scores."""
     given = losses or {}
-    by_loss: dict[ChannelLoss, list[int]] = {}
+    by_loss: dict[tuple[ChannelLoss, tuple[str, ...]], list[int]] = {}
     for place, judgement in enumerate(judgements):
-        by_loss.setdefault(given.get(judgement.channel, BRADLEY_TERRY), []).append(place)
+        loss = given.get(judgement.channel, BRADLEY_TERRY)
+        by_loss.setdefault((loss, judgement.class_names), []).append(place)
     found = [
         _losses(scores, numbers, channels, [judgements[i] for i in places], regularisation, loss)
-        for loss, places in by_loss.items()
+        for (loss, _), places in by_loss.items()
     ]
     order = torch.tensor([i for places in by_loss.values() for i in places], device=scores.device)
     return found[0] if len(found) == 1 else torch.cat(found)[order.argsort()]
@@ -183,6 +198,8 @@ def _losses(
         rating=tensor([0.0 if j.rating is None else j.rating for j in judgements]),
         ranked=scores[rows, column[:, None]],
         ranked_mask=there,
+        logits=_logits(scores, [columns[name] for name in judgements[0].class_names], rows),
+        classes=tensor([[*j.classes, *[0] * (width - len(j.classes))] for j in judgements]),
     )
     is_judged = tensor([j.form is not None for j in judgements])
     is_pair = tensor([j.second >= 0 for j in judgements])
@@ -190,11 +207,18 @@ def _losses(
     squares = torch.where(is_pair, (first.square() + second.square()) / 2, first.square())
     if width > 2:
         squares = batch.ranked.square().masked_fill(~there, 0).sum(-1) / there.sum(-1)
+    if batch.logits.shape[-1]:
+        squares = batch.logits.square().mean(-1).masked_fill(~there, 0).sum(-1) / there.sum(-1)
     found = torch.where(is_judged, judged, 0.0) + regularisation * squares
     for values, flags in ((first, [j.first_safe for j in judgements]), (second, [j.second_safe for j in judgements])):
         safe, known = tensor([bool(flag) for flag in flags]), tensor([flag is not None for flag in flags])
         found = found + torch.where(known, cost_sign_loss(values, safe), 0.0)
     return found
+
+
+def _logits(scores: Tensor, columns: Sequence[int], rows: Tensor) -> Tensor:
+    """The raw scores [J, R, K] of the chosen columns; none of none, which leaves the gradient its order of sums."""
+    return scores[:, list(columns)][rows] if columns else scores.new_zeros(*rows.shape, 0)
 
 
 def response_numbers(judgements: Sequence[Judgement]) -> list[int]:

@@ -34,6 +34,7 @@ from poise.train.channel_losses import (
 from poise.train.checkpoint import load_optimizer_state, optimizer_state, restore_parameters
 from poise.train.loop import Schedule, apply_gradients, cosine, require_finite, set_learning_rate
 from poise.train.responses import Responses, ranked_pairs
+from poise.train.segment_classes import SegmentClasses, segment_judgements
 from poise.types import Comparison, Estimate, Rating, SafetyLabel
 
 
@@ -44,27 +45,28 @@ class FeedbackTable:
     error. Safety labels teach the sign of the channels that read them: by default the first where higher is worse.
 
     Judgements of responses that only differ beyond the model's window teach nothing: they are left out, and
-    `beyond_window` is their share.
+    `beyond_window` is their share, `segments_beyond_window` that of segments that the model cannot read whole.
 
     Raises:
         DataError: nothing teaches a channel of the model, or something would teach none of them.
-        ConfigError: a loss belongs to a channel that the model does not have.
+        ConfigError: a loss belongs to a channel that the model does not have, or reads another form than it is given.
     """
 
     def __init__(
         self,
         model: ScoreModel,
-        comparisons: Sequence[Comparison],
+        comparisons: Sequence[Comparison] = (),
         labels: Sequence[SafetyLabel] = (),
         ratings: Sequence[Rating] = (),
         *,
+        segments: Sequence[SegmentClasses] = (),
         losses: Mapping[str, ChannelLoss] | None = None,
     ):
         self._responses = Responses()
         self.judgements: list[Judgement] = []
         self.losses = dict(losses or {})
         require_known(self.losses, model.channels)
-        _require_learned(model, (*comparisons, *ratings), labels)
+        _require_learned(model, (*comparisons, *ratings, *segments), labels)
         labelled = _labelled(model.channels)
         for comparison in comparisons:
             for channel in _learning(model.channels, comparison.criterion):
@@ -73,6 +75,9 @@ class FeedbackTable:
             number = self._responses.number(rating.prompt, rating.response)
             for channel in _learning(model.channels, rating.criterion):
                 self.judgements.append(Judgement(channel=channel.name, first=number, rating=rating.value))
+        of_segments = segment_judgements(model, segments, self.losses, self._responses.number)
+        self.judgements += of_segments[0]
+        self.segments_beyond_window = of_segments[1]
         for name in labelled:
             flagged = response_flags([j for j in self.judgements if j.channel == name])
             for label in labels:
@@ -149,7 +154,7 @@ def _labelled(channels: Sequence[Channel]) -> list[str]:
 
 
 def _require_learned(
-    model: ScoreModel, judgements: Sequence[Comparison | Rating], labels: Sequence[SafetyLabel]
+    model: ScoreModel, judgements: Sequence[Comparison | Rating | SegmentClasses], labels: Sequence[SafetyLabel]
 ) -> None:
     """Raise DataError for feedback that would teach no channel."""
     known = {criterion for channel in model.channels for criterion in channel.criteria}
@@ -364,6 +369,9 @@ def calibrate(
     table = FeedbackTable(model, comparisons, labels, ratings, losses=losses)
     raw = model(model.features(table.rows, table.starts)).cpu()
     for column, channel in enumerate(model.channels):
+        loss = table.losses.get(channel.name, BRADLEY_TERRY)
+        if loss.reads == "classes":  # of the classes of segments only the differences mean something
+            continue
         rows = [j for j in table.judgements if j.channel == channel.name]
         used = response_numbers(rows)
         if len(used) < 2:
@@ -371,8 +379,7 @@ def calibrate(
         sd = raw[used, column].std().clamp(min=1e-6).item()
         keeps_zero = channel.higher_is_worse or model.is_classifier
         shift = 0.0 if keeps_zero else raw[used, column].mean().item()
-        keeps_units = table.losses.get(channel.name, BRADLEY_TERRY).sets_units
-        scaled = channel if keeps_units else replace(channel, shift=shift, scale=sd)
+        scaled = channel if loss.sets_units else replace(channel, shift=shift, scale=sd)
         safety = response_flags(rows)
         if safety and len(set(safety.values())) == 2:
             costs = scaled.value(raw[list(safety), column])
