@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -148,3 +148,9 @@ def test_a_planted_copy_of_eight_lines_is_found() -> None:
     first, second = "\n".join(["import a", *lines]), "if b:\n" + "".join(f"    {line}\n\n" for line in lines)
     assert set(map(frozenset, shared_runs({"a": first, "b": second}).values())) == {frozenset("ab")}
     assert not shared_runs({"a": first, "b": "\n".join(lines[:7])})
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """One process that collects both could not import the second."""
+    counts = Counter(path.name for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert [name for name, count in counts.items() if count > 1] == []
