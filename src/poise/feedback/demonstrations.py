@@ -52,7 +52,7 @@ def general_demonstrations(dataset: Dataset) -> list[Demonstration]:
     answers = [row for row in found if not is_refusal(row.response)]
     if not answers:
         raise DataError(
-            f"{dataset.name} has no preferred answer to a prompt of kind benign or look_alike: so so so so so "
+            f"{dataset.name} has no preferred answer to a prompt of kind benign or look_alike, so "
             "there are no general instructions to mix in; set ptx_coef to 0"
         )
     return answers
