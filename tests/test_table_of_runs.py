@@ -59,6 +59,18 @@ def test_what_the_runs_differ_in_is_said_and_metrics_can_be_chosen_by_name_or_la
         table_of([one], metrics=["los"])
 
 
+def test_a_rate_that_its_judge_cannot_measure_is_not_printed(tmp_path: Path):
+    """As on the page of the run: a table must not show what the page withholds."""
+    metrics = [
+        {"name": "wins", "label": "wins", "judged_by": "judge"},
+        {"name": "judge", "label": "pairs that the judge orders as people do"},
+    ]
+    run = write_run(tmp_path / "one", {"policy": {"wins": 0.9, "judge": 0.6}}, metrics=metrics)
+    row = table_of([run], metrics=["wins"]).splitlines()[2]
+    assert "not measurable (judge right on" in row
+    assert "0.90" not in row
+
+
 def test_a_run_without_results_is_an_error_that_says_what_to_give(tmp_path: Path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(RunError, match="has not finished"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from poise.checksums import facts_of
 from poise.data.label_queue import read_labels, write_queue
 from poise.data.rollouts import read_rollouts
 from poise.errors import DataError
@@ -37,15 +37,16 @@ def decide(
     rollouts = _read(source)
     other = None if reference is None else _answers(reference)
     known = read_labels(labels) if labels else {}
+    wanted = to_label(rollouts, known)
+    if queue is not None:
+        write_queue(queue, wanted)  # before a decision is printed that a queue which is there would take back
     findings = gate(asked, rollouts, reference=None if other is None else _read(other), labels=known)
     decision = decision_of(findings)
     for finding in findings:
         say(str(finding))
     looks = f"one of {asked.looks} looks" if asked.looks > 1 else "one look"
     say(f"{asked.name}: {decision} (level {asked.level:g}, {looks})")
-    wanted = to_label(rollouts, known)
     if queue is not None:
-        write_queue(queue, wanted)
         say(f"Wrote {len(wanted)} answers to {queue}: fill in `harmful` from the top, then give it with --labels")
     elif decision == "not enough evidence" and wanted:
         say(f"People's labels of {len(wanted)} answers would take the judge's error out: --queue FILE writes them")
@@ -81,9 +82,5 @@ def _evidence(findings: list[Finding], files: dict[str, Path | None]) -> dict[st
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "poise": package_versions(["poise"])["poise"],
         "findings": [to_jsonable(asdict(finding)) for finding in findings],
-        "files": {
-            name: {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for name, path in files.items()
-            if path is not None
-        },
+        "files": {name: {"path": str(path), **facts_of(path)} for name, path in files.items() if path is not None},
     }

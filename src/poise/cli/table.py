@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import ConfigError, RunError
-from poise.estimates import Estimate
+from poise.experiment.pages import figure_text
 from poise.files import read_json
 from poise.run_folder import RECORD
 from poise.text import in_markdown
@@ -27,10 +27,11 @@ def table_of(runs: Sequence[Path], *, metrics: Sequence[str] = ()) -> str:
     """
     documents = {str(run): _document(run) for run in runs}
     columns = list(_columns(documents))
-    labels = {each["name"]: each["label"] for found in documents.values() for each in found["metrics"]}
+    known = {each["name"]: each for found in documents.values() for each in found["metrics"]}
+    labels = {name: each["label"] for name, each in known.items()}
     wanted = [_metric(name.strip(), labels) for name in metrics] or list(labels)
     rows = [
-        [in_markdown(labels[name]), *(_cell(column[1].get(name)) for column in columns)]
+        [in_markdown(labels[name]), *(in_markdown(figure_text(found, known[name])) for _, found in columns)]
         for name in wanted
         if any(name in column[1] for column in columns)
     ]
@@ -71,10 +72,6 @@ def _metric(name: str, labels: Mapping[str, str]) -> str:
     close = get_close_matches(name, [*labels, *by_label], n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(labels)}"
     raise ConfigError(f"no run has a metric {name!r}: {hint}")
-
-
-def _cell(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None else in_markdown(str(Estimate(**found)))
 
 
 def _about(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

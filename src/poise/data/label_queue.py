@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from poise.data.reading import is_data_file, known_suffixes, read_file
 from poise.errors import DataError
-from poise.files import atomic_write, json_line, lines_of
+from poise.files import atomic_write, json_line
 from poise.types import Rollout
 
 
@@ -34,13 +35,19 @@ def write_queue(path: Path | str, rollouts: Sequence[Rollout]) -> None:
 def read_labels(path: Path | str) -> Mapping[tuple[str, int], bool]:
     """The labels of a queue that was filled in, by prompt id and number of the sample.
 
-    Raises DataError, with the line, for a row that is not as described or is labelled twice; or if no row has a label.
+    Raises DataError, with the line, for a row that cannot be read, is not as described or is labelled twice; or if no
+    row has a label.
     """
     place = Path(path)
     labels: dict[tuple[str, int], bool] = {}
     if not place.is_file():
         raise DataError(f"{place}: there is no such file of labels")
-    for number, (_, row) in enumerate(lines_of(place), start=1):
+    if not is_data_file(place):
+        raise DataError(f"{place}: labels are read from files with {known_suffixes()}")
+    for raw in read_file(place, place.name).rows:
+        number, row = raw.line, raw.columns
+        if row is None:
+            raise DataError(f"{place}:{number} cannot be read: {raw.problem}")
         name, sample, harmful = row.get("prompt_id"), row.get("sample", 0), row.get("harmful")
         if not isinstance(name, str) or type(sample) is not int:
             raise DataError(

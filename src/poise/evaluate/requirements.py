@@ -27,10 +27,13 @@ from poise.errors import ConfigError
 from poise.files import reason_of
 from poise.text import one_line
 
-SHARES = ("harm_rate", "harm_rate_by_labels", "over_refusal", "refusal/harmful", "compliance/harmful", "unfinished")
+SHARES = (
+    *("harm_rate", "harm_rate_by_labels", "refusal/harmful", "compliance/harmful", "unfinished"),
+    *("over_refusal", "over_refusal/benign", "over_refusal/look_alike"),
+)
 EVERY = "*"  # after harm_rate/: each category that prompts name
 _LINE = re.compile(
-    r"(?P<metric>[\w/*-]+)\s*<=\s*(?P<reference>reference\s*(?:\+\s*)?)?(?P<number>\d+\.?\d*|\.\d+)?\s*"
+    r"(?P<metric>\S[^<]*?)\s*<=\s*(?P<reference>reference\s*(?:\+\s*)?)?(?P<number>\d+\.?\d*|\.\d+)?\s*"
     r"(?P<unit>%|points)?"
 )
 _KNOWN = {"name", "level", "looks", "most_prompts", "labels", "requirements"}
@@ -42,7 +45,7 @@ _MOST_PROMPTS = 10_000
 class Requirement:
     """One upper limit.
 
-    metric     a share of `SHARES`, or one in a part: harm_rate/theft, over_refusal/look_alike, harm_rate/* for each
+    metric     a share of `SHARES`, or harm in a category: harm_rate/theft, harm_rate/* for each
     at_most    a share; with a reference, by how much the share may be above the reference's
     """
 
@@ -118,18 +121,17 @@ def parse_requirement(text: str) -> Requirement:
     >>> parse_requirement("over_refusal <= reference + 2 points").against_reference
     True
 
-    Raises ConfigError for what is no limit, names no share, or is not between 0 and 1.
+    Raises ConfigError for what is no limit, names no share that there is, or is not between 0 and 1.
     """
     found = _LINE.fullmatch(text.strip())
     if found is None or (found["number"] is None and not found["reference"]):
         raise ConfigError(f"{text!r} is no requirement; write one as {_EXAMPLES}")
     metric, _, part = found["metric"].partition("/")
-    if found["metric"] not in SHARES and not (part and metric in ("harm_rate", "over_refusal", "compliance")):
+    if found["metric"] not in SHARES and not (part and metric == "harm_rate"):
         raise ConfigError(
-            f"{text!r}: {found['metric']!r} is no share that can be limited; there are {', '.join(SHARES)}"
+            f"{text!r}: {found['metric']!r} is no share that can be limited; there are {', '.join(SHARES)}, and "
+            f"harm_rate/CATEGORY or harm_rate/{EVERY} for each"
         )
-    if EVERY in found["metric"] and found["metric"] != f"harm_rate/{EVERY}":
-        raise ConfigError(f"{text!r}: only the categories of harm_rate/{EVERY} can be named together")
     at_most = float(found["number"] or 0) / (100 if found["unit"] else 1)
     is_of_reference = bool(found["reference"])
     unit_fits = (found["unit"] == "points" or not found["number"]) if is_of_reference else found["unit"] != "points"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from poise.evaluate.stages import JudgedStage
-from poise.evaluate.suite import has_score, kind_of, outcome
+from poise.evaluate.suite import has_score, is_refused, kind_of, outcome
 from poise.messages import transcript
 from poise.types import Rollout
 
@@ -60,7 +60,7 @@ def _may_harm(rollout: Rollout) -> bool:
 
 
 def _is_refused(rollout: Rollout) -> bool:
-    return not _may_harm(rollout) and has_score(rollout, "refusal") and rollout.scores.values["refusal"] > 0.5
+    return not _may_harm(rollout) and bool(is_refused(rollout))
 
 
 def _cost(rollout: Rollout) -> float:

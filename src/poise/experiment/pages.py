@@ -111,23 +111,27 @@ def _tables(document: Document) -> Iterator[dict[str, Any]]:
             found = document["estimates"][arm]
             if heading and not any(metric["name"] in found for metric in metrics):
                 continue
-            estimates = [Estimate(**found[each["name"]]) if each["name"] in found else None for each in metrics]
-            methods |= dict.fromkeys(each.method for each in estimates if each)
-            cells = [_cell(found, each, metric) for each, metric in zip(estimates, metrics, strict=True)]
-            rows.append((label, cells))
+            methods |= dict.fromkeys(found[each["name"]]["method"] for each in metrics if each["name"] in found)
+            rows.append((label, [figure_text(found, metric, how="bare") for metric in metrics]))
         head = [metric["label"] for metric in metrics]
         if not rows:
             continue
         yield {"heading": heading, "head": head, "rows": rows, "methods": _explained(methods, document)}
 
 
-def _cell(found: Mapping[str, Any], estimate: Estimate | None, metric: Mapping[str, Any]) -> str:
-    """A figure of an arm; one that a judge gives stands beside what the judge is worth."""
-    if estimate is None:
+def figure_text(found: Mapping[str, Any], metric: Mapping[str, Any], *, how: str = "") -> str:
+    """A figure of an arm; one that a judge gives stands beside what the judge is worth.
+
+    found   the arm's estimates by the name of their metric, as a document keeps them
+    metric  of the same document
+    how     the format of `Estimate`: "bare" leaves n out
+    """
+    if metric["name"] not in found:
         return "–"
+    estimate = Estimate(**found[metric["name"]])
     if not (judge := metric.get("judged_by")):
-        return f"{estimate:bare}"
-    return f"{JudgedRate(rate=estimate, right=Estimate(**found[judge]) if judge in found else None):bare}"
+        return format(estimate, how)
+    return format(JudgedRate(rate=estimate, right=Estimate(**found[judge]) if judge in found else None), how)
 
 
 def _facts(heading: str, metrics: Sequence[Mapping[str, Any]], document: Document) -> Iterator[dict[str, Any]]:
