@@ -1,8 +1,9 @@
-"""How far judges and scorers of refusals agree with answers that were read: prints the tables of `docs/judges.md`.
+"""How far judges and scorers of refusals agree with answers that were read: tables of docs/judges.md and results.md.
 
     python benchmarks/hand_labels.py
 
-Answers, labels and what each judge said stand in `docs/guidelines/read_answers.jsonl`, the guideline beside it.
+Answers, labels and what each judge said stand in `docs/guidelines`, the guideline beside them: `read_answers.jsonl` of
+an earlier run, and `read_demo_answers.jsonl` of the published one, whose other answers `results/safe-rlhf.json` counts.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from typing import Any
 
 from poise.feedback.rules import is_refusal
 from poise.functional.agreement import kappa
-from poise.functional.statistics import area_under_curve, share
+from poise.functional.judge_error import prediction_powered_share
+from poise.functional.statistics import area_under_curve, paired_difference, share
 
-ANSWERS = Path(__file__).parent.parent / "docs" / "guidelines" / "read_answers.jsonl"
+TOP = Path(__file__).parent.parent
+ANSWERS = TOP / "docs" / "guidelines" / "read_answers.jsonl"
+DEMO_ANSWERS = TOP / "docs" / "guidelines" / "read_demo_answers.jsonl"
+RESULTS = TOP / "results" / "safe-rlhf.json"
+SAMPLES = 4  # answers to each prompt of an evaluation, of which the first was read
 LABELS = ("complied", "partly", "refused", "evades")
 STAGES = ("base", "start", "final")
+ARMS = {"base": "base", "start": "sft", "final": "lagrangian"}  # of the published run
+BY = {"people's ratings": "harm", "the data's labels": "labels_harm"}  # metrics of the published run
 Row = Mapping[str, Any]
 Says = Callable[[Row], float]  # above 0: yes
 HARM: Mapping[str, Says] = {
@@ -36,12 +44,46 @@ REFUSALS: Mapping[str, Says] = {
 
 def main() -> None:
     """Print every table."""
-    print("\n\n".join("\n".join(lines) for lines in tables(read())))
+    every = [*tables(read()), *demo_tables(read(DEMO_ANSWERS), json.loads(RESULTS.read_text(encoding="utf-8")))]
+    print("\n\n".join("\n".join(lines) for lines in every))
 
 
-def read() -> list[Row]:
+def read(path: Path = ANSWERS) -> list[Row]:
     """The answers with their labels."""
-    return [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def demo_tables(rows: Sequence[Row], results: Mapping[str, Any]) -> list[list[str]]:
+    """The published run: harm as read and as judges find it once reading corrects them; changes; what judges find."""
+    read_of = {stage: {row["prompt_id"]: row for row in rows if row["stage"] == stage} for stage in STAGES}
+    shares = table("harmful answers to harmful prompts", STAGES)
+    shares.append(line("as read", [share([row["harmful"] for row in read_of[stage].values()]) for stage in STAGES]))
+    for judge in BY:
+        cells = [corrected(read_of[stage], judged(results, stage, judge), judge) for stage in STAGES]
+        shares.append(line(f"the judge of {judge}, corrected", cells))
+    changes = table("as read, by prompt", ("difference",))
+    for before, after in (("base", "start"), ("start", "final"), ("base", "final")):
+        sides = [[float(read_of[stage][key]["harmful"]) for key in read_of["base"]] for stage in (before, after)]
+        changes.append(line(f"{after} less {before}", [paired_difference(*sides, unit="share")]))
+    return [shares, changes, harm(rows)]
+
+
+def judged(results: Mapping[str, Any], stage: str, judge: str) -> dict[str, int]:
+    """How many of each prompt's answers a judge calls harmful, in the published run's first seed."""
+    found = results["trials"][ARMS[stage]][0]["by_prompt"][BY[judge]]
+    return {prompt: round(SAMPLES * mean) for prompt, mean in found.items()}
+
+
+def corrected(read_of: Mapping[str, Row], counts: Mapping[str, int], judge: str) -> Any:
+    """The share of all answers that are harmful, by the judge and the answers that were read."""
+    called, labels, prompts = [], [], []
+    for prompt, row in read_of.items():
+        first = int(HARM[judge](row) > 0)
+        others = counts[prompt] - first
+        called += [first, *[1] * others, *[0] * (SAMPLES - 1 - others)]
+        labels.append(row["harmful"])
+        prompts += [prompt] * SAMPLES
+    return prediction_powered_share(called, range(0, len(called), SAMPLES), labels, prompts)
 
 
 def tables(rows: Sequence[Row]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Files of a user's own, as tests write them."""
+"""Files of a user's own, as tests write them, and short texts for scorers by name to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from poise.types import Completion, Prompt
+
 Command = Callable[..., Path]
+TEXTS = (
+    ("How are you?", "Fine, and you?"),
+    ("Why?", "No."),
+    ("A longer question, for the padding", "Because it is so."),
+)
+PROMPTS = [Prompt.of(question) for question, _ in TEXTS]
+ANSWERS = [Completion(prompt_id="", text=answer) for _, answer in TEXTS]
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> str:

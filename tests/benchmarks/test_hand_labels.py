@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def test_the_page_of_judges_shows_what_the_labels_give_today() -> None:
     page = (TOP / "docs" / "judges.md").read_text("utf-8")
     for lines in hand_labels.tables(ROWS):
         assert "\n".join(lines) in page
+
+
+def test_the_page_of_results_shows_what_reading_and_the_published_run_give_today() -> None:
+    page = (TOP / "docs" / "results.md").read_text("utf-8")
+    rows, results = hand_labels.read(hand_labels.DEMO_ANSWERS), json.loads(hand_labels.RESULTS.read_text("utf-8"))
+    for lines in hand_labels.demo_tables(rows, results):
+        assert "\n".join(lines) in page
+    assert [sum(r["harmful"] for r in rows if r["stage"] == stage) for stage in hand_labels.STAGES] == [17, 10, 6]
+    assert "30, 18 and 11 % harmful; of those 33" in (TOP / "README.md").read_text("utf-8")
 
 
 def test_tables_follow_the_labels() -> None:

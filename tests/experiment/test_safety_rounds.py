@@ -116,7 +116,7 @@ def test_every_figure_of_a_trial_in_rounds_has_a_metric_and_every_claim_too() ->
     assert {claim.metric for claim in round_claims(2, "lagrangian")} <= metrics & set(trial.by_prompt)
 
 
-@pytest.mark.parametrize("rounds", [(), (Round(number=1, signal=None, gathered=gathered(), accuracy={}),)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("rounds", [(), (Round(number=1, signal=None, gathered=gathered(), accuracy={}),)])
 def test_one_round_adds_nothing_to_a_page_or_a_study(rounds: tuple[Round, ...]) -> None:
     assert told_of_rounds(rounds, base=result(answers()), start=result(answers())) == {}
     assert round_metrics(1) == round_claims(1, "lagrangian") == []

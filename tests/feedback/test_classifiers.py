@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from own_files import ANSWERS, PROMPTS, TEXTS
 from poise.errors import ConfigError, FeedbackError, ModelError
 from poise.feedback.named import named_scorers
 from poise.models.classifier import save_classifier
@@ -29,13 +30,6 @@ from poise.models.score_heads import CLASSIFIER
 from poise.models.tiny import tiny_tokenizer
 from poise.types import Completion, Prompt
 
-TEXTS = (
-    ("How are you?", "Fine, and you?"),
-    ("Why?", "No."),
-    ("A longer question, for the padding", "Because it is so."),
-)
-PROMPTS = [Prompt.of(question) for question, _ in TEXTS]
-ANSWERS = [Completion(prompt_id="", text=answer) for _, answer in TEXTS]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

@@ -17,7 +17,7 @@ from poise.types import Origin, Prompt, SafetyLabel
 
 
 def label(text: str, *, kind: str = "human") -> SafetyLabel:
-    return SafetyLabel(prompt=Prompt.of(text), response="No.", safe=True, origin=Origin(kind=kind, name="someone"))  # type: ignore[arg-type]
+    return SafetyLabel(prompt=Prompt.of(text), response="No.", safe=True, origin=Origin(kind=kind, name="someone"))
 
 
 def test_a_row_that_a_rule_labelled_is_refused() -> None:
@@ -35,7 +35,7 @@ def test_a_row_that_a_rule_labelled_is_refused() -> None:
 def test_a_question_that_the_signal_or_the_verdict_knows_is_refused_however_it_is_spelt(other: str, use: str) -> None:
     known = {"rows": [], "prompts": [], use: [(Prompt.of(other), "x")] if use == "rows" else [Prompt.of(other)]}
     with pytest.raises(DataError, match=r"learns from 'How do I pick a lock.*has too"):
-        require_apart([label("How do I pick a lock?")], **known)  # type: ignore[arg-type]
+        require_apart([label("How do I pick a lock?")], **known)
 
 
 def test_the_starter_rows_are_apart_too() -> None:

@@ -6,19 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from own_files import ANSWERS, PROMPTS, TEXTS
 from poise.errors import ConfigError, FeedbackError
 from poise.feedback.guard_layouts import GUIDELINES, LAYOUTS
 from poise.feedback.named import named_scorers
 from poise.models.tiny import tiny_tokenizer
 from poise.types import Completion, Prompt
 
-TEXTS = (
-    ("How are you?", "Fine, and you?"),
-    ("Why?", "No."),
-    ("A longer question, for the padding", "Because it is so."),
-)
-PROMPTS = [Prompt.of(question) for question, _ in TEXTS]
-ANSWERS = [Completion(prompt_id="", text=answer) for _, answer in TEXTS]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
     "{{ guideline or '' }}{{ guardian_config.risk_name if guardian_config else '' }}"

@@ -56,7 +56,7 @@ def test_the_verdict_is_the_same_whatever_the_refusal_rule_says(
     monkeypatch.setattr(rules, "is_refusal", rule)
     after = score_completions(prompts, said, judges.scorers())
     assert [complies(each) for each in after] == before
-    assert {each.scores.values[BY_RULE] for each in after} == {float(rule("")) for _ in texts}  # type: ignore[operator]
+    assert {each.scores.values[BY_RULE] for each in after} == {float(rule("")) for _ in texts}
 
 
 def test_agreement_is_of_all_three(judges: ComplianceJudges) -> None:
@@ -80,7 +80,7 @@ def test_a_source_is_left_out_with_all_of_its_rows() -> None:
     ]
     seen: list[set[str]] = []
 
-    def fit(rows):  # type: ignore[no-untyped-def]
+    def fit(rows):
         seen.append({str(each.prompt.tags["source"]) for each in rows})
         known = {word for each in rows if not each.safe for word in each.response.split()}
         return lambda others: [1.0 if known & set(each.response.split()) else -1.0 for each in others]

@@ -18,8 +18,8 @@ from poise.files import atomic_write
 AXES = ("paper", "feedback", "form", "signal", "optimiser", "regulariser", "constraint", "model", "data")
 DEMO = "safe-rlhf"
 DEMO_COLUMNS = {  # metrics of its study, as the README calls them
-    "labels_harm": "harm by the data's labels",  # the judge that agrees better with answers that were read
-    "harm": "harm by people's ratings",
+    "labels_harm": "harm by the judge of the data's labels",  # the judge that agrees better with answers that were read
+    "harm": "harm by the judge of people's ratings",
     "look_alikes": "look-alikes refused",
     "wins_base": "helpful wins against the base",
 }

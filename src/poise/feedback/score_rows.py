@@ -150,6 +150,7 @@ def usable_device(asked: str | None, name: str) -> Any:
     chosen = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=chosen).device
+    # torch says "not compiled with CUDA" by AssertionError, and of a device without kernels by NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         reason = str(error).splitlines()[0]

@@ -2,8 +2,8 @@
 
 Where people's ratings of harm are on the machine, a judge that learned from them, and from harmless answers to harmless
 prompts, decides what is harmful; the judge that learned from the data's own labels then speaks of helpfulness, and its
-cost stands beside as a second opinion. Refusals and evasions have two scorers
-that learned from other prompts: one is limited in training, the other decides in the evaluation.
+cost stands beside as a second opinion. Refusals and evasions have two scorers that learned from other prompts: one is
+limited in training, the other decides in the evaluation.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _OF_REFUSALS = ("refusal_auc", "refusal_f1", "unrelated_f1")
 class Judges:
     """Who judges the answers of an evaluation, and who reads refusals in training.
 
-    helpful  learned from the split of the data for judges; its cost decides on harm where `harm` is
-             None, and is a second opinion else
+    helpful  learned from the split of the data for judges; its cost decides on harm where `harm` is None, and is a
+             second opinion else
     harm     learned from people's ratings of other answers; None where none are on the machine
     refusal  of the evaluation, which nothing is trained against
     limited  the scorer of refusals that limits and training read
