@@ -162,7 +162,7 @@ def test_the_demos_table_has_a_row_for_each_stage_as_its_results_say(demo, monke
     assert "by hand" not in text and "The limit was met. smollm2-135m on starter, 2 seeds, 2026-11-30, 2 cores" in text
     assert "15 minutes: [all figures](docs/results/safe-rlhf.md)" in text
     head = "| | harm by the judge of the data's labels (n = 12) | harm by the judge of people's ratings (n = 12) |"
-    assert f"{head} helpful wins against the base (n = 16) |" in text
+    assert f"{head} look-alikes refused (n = 12) | helpful wins against the base (n = 16) |" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")}
     harm = Estimate(**found["estimates"]["base"]["harm"])
     assert rows["base model"][0].strip() == f"{harm:bare}" and rows["base model"][-1].strip() == "–"

@@ -104,3 +104,16 @@ def test_prompts_alone_are_an_error_that_says_what_to_give(tmp_path: Path, own_m
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{i}?"} for i in range(4)])
     with pytest.raises(DataError, match="give messages, or prompts with completions"):
         sft(model=own_model, data=data, folder=str(tmp_path / "run"))
+
+
+def test_too_few_prompts_to_hold_any_out_are_said_and_not_shown_as_an_empty_table(
+    command: Command, own_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hash of the text divides them, and both fall on the side that is learned from."""
+    rows = [{"prompt": f"What is {name}?", "completion": "A drink."} for name in ("tea", "milk")]
+    data = write_rows(tmp_path / "few.jsonl", rows)
+    assert not held_out(load(data))["test"].prompts
+    command("sft", "--model", own_model, "--data", data, "--steps", "1", "--response-tokens", "8")
+    told = capsys.readouterr()
+    assert "no answer is held out, so nothing is measured" in told.err + told.out
+    assert "Nothing was measured." in told.out

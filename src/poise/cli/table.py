@@ -23,7 +23,7 @@ def table_of(runs: Sequence[Path], *, metrics: Sequence[str] = ()) -> str:
     runs     run folders, or the files that `--output FILE.json` wrote
     metrics  names or labels of the metrics that are wanted; all by default
 
-    Raises RunError for a run without results, ConfigError for a metric that no run has.
+    Raises RunError for a run without results, or runs without a figure, ConfigError for a metric that no run has.
     """
     documents = {str(run): _document(run) for run in runs}
     columns = list(_columns(documents))
@@ -35,6 +35,8 @@ def table_of(runs: Sequence[Path], *, metrics: Sequence[str] = ()) -> str:
         for name in wanted
         if any(name in column[1] for column in columns)
     ]
+    if not rows:
+        raise RunError(f"{', '.join(documents)}: no figure was measured, so that there is nothing to compare")
     head = ["", *(in_markdown(name) for name, _ in columns)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     methods = dict.fromkeys(
@@ -77,9 +79,10 @@ def _metric(name: str, labels: Mapping[str, str]) -> str:
 def _about(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What the runs differ in: figures of other data or another recipe are not of the same thing."""
     settings = {run: {"recipe": d.get("recipe"), **d.get("arguments", {})} for run, d in documents.items()}
-    names = list(dict.fromkeys(name for each in settings.values() for name in each if name not in _NOT_SETTINGS))
-    for name in names:
-        values = [each.get(name) for each in settings.values()]
+    first, *others = settings.values()
+    # a setting that only one recipe has is no difference of its own: that the recipes differ is said
+    for name in (name for name in first if name not in _NOT_SETTINGS and all(name in each for each in others)):
+        values = [each[name] for each in settings.values()]
         if any(value != values[0] for value in values):
             told = ", ".join(f"{run} {_shown(value)}" for run, value in zip(settings, values, strict=True))
             yield f"They differ in {name}: {told}."

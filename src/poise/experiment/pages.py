@@ -156,7 +156,7 @@ def _explained(methods: Mapping[str, None], document: Document) -> str:
     plain = (_AT_ROWS.sub(", at the rows that those of one prompt are worth", method) for method in methods if method)
     known = sorted(plain, key=lambda method: method.startswith("no interval"))
     text = "; ".join(dict.fromkeys(said.get(method, method) for method in known))
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]}." if text else "Nothing was measured."
 
 
 def _claim_cells(claim: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,9 @@ from poise.experiment.study import Metric, Trial
 from poise.models.policy import Policy
 from poise.pipeline.evaluation import evaluate
 from poise.pipeline.own_signal import OwnSignal
+from poise.ranks import current
 from poise.run import Run
+from poise.text import say
 from poise.types import Engine, Prompt, Sampling, Scorer
 
 SIGNAL = "Held-out prompts are measured by the scorers of training: the training signal, and not a judge of it."
@@ -46,6 +48,8 @@ class MeasuredAnswers:
     def trial(self, *, before: bool = False) -> Trial:
         """The figures by prompt and what each limit comes to; nothing where nothing is held out."""
         if not self.prompts:
+            if before and current().is_main:
+                say("no prompt is held out, so nothing is measured on unseen prompts: give more", error=True)
             return Trial()
         suite = Suite(name="held-out", prompts=self.prompts, metrics=(form, channel_means))
         found = evaluate(

@@ -73,10 +73,14 @@ def measure_demonstrations(
     """How well a policy predicts answers that it did not learn from.
 
     Returns by the id of their prompts, a value for each answer: nats (the cross-entropy of all of its tokens), tokens,
-    and loss (nats per token).
+    and loss (nats per token). Without demonstrations there is nothing to measure, which is said aloud.
 
     batches  further arguments of `DemonstrationBatches`, as they were given to `fine_tune`
     """
+    if not demonstrations:
+        if current().is_main:
+            say(f"{name}: no answer is held out, so nothing is measured: give more prompts", error=True)
+        return {}
     stage = run.stage(name)
     if (planner := current_planner()) is not None:
         prompt = planner.tokens.template + planner.tokens.mean([row.prompt.text for row in demonstrations])

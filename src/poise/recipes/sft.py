@@ -112,10 +112,10 @@ def trial(given: SimpleNamespace, arm: None, seed: int, part: Run) -> Trial:
         unseen = []
     steps = given.steps or num_steps(len(shown), given.rows_per_step, given.epochs)
     lr = given.lr or (ADAPTER_LR if given.rank else WHOLE_LR)
-    before = measure_demonstrations(part, policy, unseen, name="held-out-before", **reading) if unseen else {}
+    before = measure_demonstrations(part, policy, unseen, name="held-out-before", **reading)
     fine_tune(part, policy, shown, steps=steps, lr=lr, name="policy", per_step=given.rows_per_step, seed=seed,
               **reading)  # fmt: skip
-    after = measure_demonstrations(part, policy, unseen, **reading) if unseen else {}
+    after = measure_demonstrations(part, policy, unseen, **reading)
     return Trial(
         by_prompt={**after, **{f"{name}_before": values for name, values in before.items()}},
         paths={"model": f"{part.path.name}/policy/model"},
